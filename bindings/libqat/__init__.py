@@ -1,0 +1,10 @@
+"""libqat: quantization-aware training whose exported file holds exactly the trained numbers."""
+
+import torch as _torch  # noqa: F401  (loads LibTorch before the extension that links to it)
+
+from . import _core
+from ._core import ArgumentError, Error, FileError, NumericError, UnsupportedError
+
+__version__ = "0.1.0"
+
+__all__ = ["ArgumentError", "Error", "FileError", "NumericError", "UnsupportedError"]

@@ -1,0 +1,7 @@
+#include "module.hpp"
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The compiled part of libqat. Use the names in `libqat`; this module is its implementation.";
+  qat::python::bind_errors(module);
+  qat::python::bind_grid(module);
+}

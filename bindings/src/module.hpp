@@ -1,0 +1,12 @@
+#pragma once
+
+// One `bind_<topic>` per source file. Docstrings give shapes, dtypes and errors; long work releases the GIL.
+
+#include <pybind11/pybind11.h>
+
+namespace qat::python {
+
+void bind_errors(pybind11::module_& module);
+void bind_grid(pybind11::module_& module);
+
+}  // namespace qat::python

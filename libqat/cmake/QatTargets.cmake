@@ -1,0 +1,28 @@
+# What every compiled target of the project shares.
+
+# qat_configure(<target>): language level, warnings, and the floating-point contract of the grids.
+function(qat_configure target)
+  target_compile_features(${target} PRIVATE cxx_std_20)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF POSITION_INDEPENDENT_CODE ON)
+  # A fused x*id + 8.5 moves ties to another code than ggml's, so the compiler must not contract.
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -ffp-contract=off)
+  if(QAT_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+endfunction()
+
+# qat_link_torch(<target> <scope>): LibTorch with its headers as system headers (their warnings are not ours).
+function(qat_link_torch target scope)
+  target_link_libraries(${target} ${scope} ${TORCH_LIBRARIES})
+  target_include_directories(${target} SYSTEM ${scope} ${TORCH_INCLUDE_DIRS})
+endfunction()
+
+# qat_add_test(<name> SOURCES a.cpp ... [LIBRARIES lib ...]): one Catch2 program, registered with ctest.
+function(qat_add_test name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LIBRARIES" ${ARGN})
+  add_executable(test_${name} ${ARG_SOURCES})
+  qat_configure(test_${name})
+  target_include_directories(test_${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests/cpp")
+  target_link_libraries(test_${name} PRIVATE qat::qat qat_catch_main ${ARG_LIBRARIES})
+  add_test(NAME cpp.${name} COMMAND test_${name})
+endfunction()

@@ -1,0 +1,105 @@
+#pragma once
+
+// A grid is what a file can store: levels, blocks, the encoding of scales, and the rounding. This folder is
+// the only place that knows a number format; fake-quantization, checkpoints and every exporter call it.
+//
+// A grid is four functions on one row of float32 weights w[n] (n = everything after dimension 0):
+//
+//     choose(w)        -> s        the consumer's own scale rule, in unrounded float32
+//     store(s)         -> s'       what the file can hold of s (for example rounded to fp16)
+//     encode(w, s)     -> codes    the consumer's own rounding to integer codes
+//     decode(codes, s')-> w_hat    what the consumer computes from the file, in float32
+//
+// A learned scale replaces `choose` and passes through the other three. Whether codes are picked with s or
+// with s' is the grid's own business (Q4_0 encodes with s and decodes with s').
+//
+// Names used below: n weights in a row, B weights in a block, P scale parameters per block.
+//   w, w_hat: float32[n] | s, s': float32[n / B, P] | codes: int8[n]
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+namespace qat::grid {
+
+/// Storage type of one scale parameter, or of a float grid's values.
+enum class DType { kF32, kF16, kBF16, kU8 };
+
+/// `Info::block` of grids with one scale per row (per output channel).
+inline constexpr int64_t kWholeRow = 0;
+
+/// One named group of stored scale parameters of a block. A checkpoint holds it as `<tensor>.<name>`.
+struct Field {
+  std::string_view name;  ///< "scales", "mins", ...
+  int count;              ///< parameters of this name per block
+  DType dtype;            ///< the type in which the file stores them; every s' is exact in it
+};
+
+/// What a grid is, without its arithmetic.
+struct Info {
+  std::string_view name;          ///< the consumer's own name: "q4_0", "int4_channel", ...
+  int bits;                       ///< width of one stored code (or of one value, for float grids)
+  int64_t block;                  ///< weights that share their scale parameters, or kWholeRow
+  int code_min;                   ///< least legal code
+  int code_max;                   ///< greatest legal code
+  std::span<const Field> fields;  ///< stored scale parameters; empty for float grids
+  bool is_float;                  ///< f32, f16, bf16: no codes and no scales, values are rounded as they are
+  DType dtype;                    ///< float grids: the type of the stored value; otherwise unused
+};
+
+/// Outcome of a row function. A caller turns it into a NumericError that names tensor and row.
+enum class Status {
+  kOk,
+  kNotFinite,  ///< the row holds a NaN or an infinity
+  kOverflow,   ///< a scale (or a float grid's value) exceeds what its stored type can hold
+};
+
+/// "is not finite" or "has a scale beyond its stored type", for messages.
+std::string_view to_string(Status status) noexcept;
+
+/// A number format. Stateless, immutable and safe to share between threads; obtained from `find`.
+class Grid {
+ public:
+  virtual ~Grid() = default;
+
+  virtual const Info& info() const noexcept = 0;
+
+  /// B for a row of n weights: `info().block`, or n for kWholeRow.
+  int64_t block(int64_t n) const noexcept { return info().block == kWholeRow ? n : info().block; }
+  /// Blocks in a row of n weights; 0 for float grids. n must be divisible (see `divides`).
+  int64_t blocks(int64_t n) const noexcept { return info().is_float || n == 0 ? 0 : n / block(n); }
+  /// P, the scale parameters per block.
+  int params() const noexcept;
+  /// True when a row of n weights can be stored in this grid.
+  bool divides(int64_t n) const noexcept { return n > 0 && n % block(n) == 0; }
+
+  /// The consumer's scale rule. w: float32[n] -> s: float32[n / B, P].
+  virtual Status choose(const float* w, int64_t n, float* s) const = 0;
+  /// What the file holds of s. s, stored: float32[n / B, P]; may alias. kOverflow when out of range.
+  virtual Status store(const float* s, int64_t n, float* stored) const = 0;
+  /// The consumer's rounding. w: float32[n], s: the unstored scales -> codes: int8[n], all legal.
+  virtual void encode(const float* w, int64_t n, const float* s, int8_t* codes) const = 0;
+  /// What the consumer computes. codes: int8[n], stored: float32[n / B, P] -> w_hat: float32[n].
+  virtual void decode(const int8_t* codes, int64_t n, const float* stored, float* w_hat) const = 0;
+  /// mask[i] = 1 where w[i] lies inside the representable range of scales s (code_min <= w/s + z <= code_max,
+  /// before rounding), else 0. A scale of 0 puts everything inside. For clipped estimators.
+  virtual void in_range(const float* w, int64_t n, const float* s, uint8_t* mask) const = 0;
+
+  /// choose, store, encode and decode in one pass, equal to the four calls bit for bit; vectorised where the
+  /// CPU allows. w and w_hat: float32[n], may alias. On an error w_hat is unspecified.
+  virtual Status fake_quantize(const float* w, int64_t n, float* w_hat) const = 0;
+  /// The same, each w_hat then rounded to bfloat16 (nearest even) for a bf16 matmul; w_hat: bf16 bits[n].
+  virtual Status fake_quantize_bf16(const float* w, int64_t n, uint16_t* w_hat) const = 0;
+};
+
+/// The grid of that name. Throws ArgumentError that lists all names.
+const Grid& find(std::string_view name);
+
+/// Every grid's name, float grids first, in a fixed order.
+std::vector<std::string_view> names();
+
+/// Bytes that one row of n weights takes: packed codes (row padded to a byte) plus its stored scales.
+int64_t row_bytes(const Grid& grid, int64_t n) noexcept;
+
+}  // namespace qat::grid

@@ -1,0 +1,60 @@
+#include "qat/core/scheme.hpp"
+
+#include <array>
+#include <utility>
+
+#include "qat/core/error.hpp"
+
+namespace qat {
+namespace {
+
+constexpr std::array<std::pair<EstimatorKind, std::string_view>, 2> kEstimators{{
+    {EstimatorKind::kSte, "ste"},
+    {EstimatorKind::kClippedSte, "clipped_ste"},
+}};
+
+constexpr std::array<std::pair<SlotKind, std::string_view>, 4> kSlots{{
+    {SlotKind::kLinear, "linear"},
+    {SlotKind::kEmbedding, "embedding"},
+    {SlotKind::kConv, "conv"},
+    {SlotKind::kOther, "other"},
+}};
+
+template <class Table, class Key>
+std::string_view name_of(const Table& table, Key key) noexcept {
+  for (const auto& [value, name] : table) {
+    if (value == key) return name;
+  }
+  return "?";
+}
+
+template <class Table>
+auto value_of(const Table& table, std::string_view wanted, const char* what) {
+  std::string legal;
+  for (const auto& [value, name] : table) {
+    if (name == wanted) return value;
+    legal += legal.empty() ? "" : ", ";
+    legal += name;
+  }
+  throw ArgumentError(std::string(what) + ": expected one of " + legal + ", got \"" + std::string(wanted) + "\"");
+}
+
+}  // namespace
+
+std::string_view to_string(EstimatorKind kind) noexcept {
+  return name_of(kEstimators, kind);
+}
+
+EstimatorKind estimator_kind(std::string_view name) {
+  return value_of(kEstimators, name, "estimator");
+}
+
+std::string_view to_string(SlotKind kind) noexcept {
+  return name_of(kSlots, kind);
+}
+
+SlotKind slot_kind(std::string_view name) {
+  return value_of(kSlots, name, "kind");
+}
+
+}  // namespace qat
