@@ -8,11 +8,12 @@ namespace {
 
 /// A Python class `libqat.<name>` that is both a libqat.Error and the builtin a Python user would catch.
 void define(py::module_& module, const char* name, py::handle error, PyObject* builtin, const char* doc) {
-  py::object bases = builtin == nullptr ? py::object(py::make_tuple(py::reinterpret_borrow<py::object>(PyExc_Exception)))
-                                        : py::object(py::make_tuple(error, py::reinterpret_borrow<py::object>(builtin)));
+  py::object bases = builtin == nullptr
+                         ? py::object(py::make_tuple(py::reinterpret_borrow<py::object>(PyExc_Exception)))
+                         : py::object(py::make_tuple(error, py::reinterpret_borrow<py::object>(builtin)));
   const std::string qualified = std::string("libqat.") + name;
-  module.attr(name) =
-      py::reinterpret_steal<py::object>(PyErr_NewExceptionWithDoc(qualified.c_str(), doc, bases.ptr(), nullptr));
+  module.attr(name) = py::reinterpret_steal<py::object>(
+      PyErr_NewExceptionWithDoc(qualified.c_str(), doc, bases.ptr(), nullptr));
 }
 
 /// The Python class for a C++ exception: the most derived one first.
@@ -30,8 +31,10 @@ void bind_errors(py::module_& module) {
   define(module, "Error", {}, nullptr, "Base of every exception that libqat raises on purpose.");
   const py::object error = module.attr("Error");
   define(module, "ArgumentError", error, PyExc_ValueError, "A bad argument, policy or configuration.");
-  define(module, "FileError", error, PyExc_OSError, "A file that cannot be read, is malformed, or cannot be written.");
-  define(module, "UnsupportedError", error, PyExc_NotImplementedError, "Legal input that cannot be represented.");
+  define(module, "FileError", error, PyExc_OSError,
+         "A file that cannot be read, is malformed, or cannot be written.");
+  define(module, "UnsupportedError", error, PyExc_NotImplementedError,
+         "Legal input that cannot be represented.");
   define(module, "NumericError", error, PyExc_ArithmeticError, "A value that has no place on a grid.");
 
   static py::handle core = module;

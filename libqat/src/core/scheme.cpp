@@ -36,7 +36,8 @@ auto value_of(const Table& table, std::string_view wanted, const char* what) {
     legal += legal.empty() ? "" : ", ";
     legal += name;
   }
-  throw ArgumentError(std::string(what) + ": expected one of " + legal + ", got \"" + std::string(wanted) + "\"");
+  throw ArgumentError(std::string(what) + ": expected one of " + legal + ", got \"" + std::string(wanted) +
+                      "\"");
 }
 
 }  // namespace

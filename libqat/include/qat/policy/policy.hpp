@@ -1,0 +1,67 @@
+#pragma once
+
+// Which tensor goes to which grid: ordered rules, first match wins.
+//
+//   {"rules": [{"match": "model\\.layers\\.\\d+\\..*_proj", "weight": "q4_0"},
+//              {"match": "lm_head", "weight": "q8_0", "optional": true}],
+//    "estimator": {"kind": "ste"}}
+//
+// `match` is an ECMAScript regular expression that must match the whole parameter name without its trailing
+// ".weight". `kind` ("linear", "embedding", "conv") narrows a rule to one kind of layer. Tensors that no rule
+// matches stay float. Unknown keys, unknown grids and bad expressions are errors that name the JSON path.
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qat/core/scheme.hpp"
+
+namespace qat {
+
+/// One quantizable tensor, as a policy sees it.
+struct Target {
+  std::string name;  ///< parameter name; a trailing ".weight" is ignored for matching
+  SlotKind kind = SlotKind::kLinear;
+  std::vector<int64_t> shape;  ///< [R, ...]; a row is everything after dimension 0
+};
+
+struct Rule {
+  std::string match;             ///< ECMAScript expression, full match
+  std::optional<SlotKind> kind;  ///< JSON `kind`, optional
+  Scheme scheme;                 ///< JSON `weight`: grid name; "f32" keeps the tensor float
+  bool optional = false;         ///< a rule that matches nothing is an error unless optional
+};
+
+class Policy {
+ public:
+  /// Throws ArgumentError naming the JSON path ("policy: rules[2].weight: ...").
+  static Policy from_json(std::string_view json);
+  static Policy from_file(const std::string& path);
+  /// "gguf-q4_0", "gguf-q8_0", "int4-channel", "int2-channel". ArgumentError lists the names.
+  static Policy preset(std::string_view name);
+  /// A preset name, or the path of a JSON file (anything that contains '/' or ends in ".json").
+  static Policy load(const std::string& name_or_path);
+  static std::vector<std::string_view> presets();
+
+  /// Canonical JSON (sorted keys, defaults left out): from_json(to_json()) is the same policy.
+  std::string to_json() const;
+  const std::string& name() const noexcept {
+    return name_;
+  }  ///< preset or file name; "" when built from JSON
+  const std::vector<Rule>& rules() const noexcept { return rules_; }
+  const Estimator& estimator() const noexcept { return estimator_; }
+
+  /// One scheme per target, in order; "f32" where no rule matched. Throws ArgumentError for a rule that
+  /// matched nothing and is not optional, and for a width that the grid's block does not divide (naming the
+  /// tensor).
+  std::vector<Scheme> resolve(const std::vector<Target>& targets) const;
+
+ private:
+  std::string name_;
+  std::vector<Rule> rules_;
+  Estimator estimator_;
+};
+
+}  // namespace qat

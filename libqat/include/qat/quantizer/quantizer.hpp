@@ -1,0 +1,43 @@
+#pragma once
+
+// What one weight carries through training: where it ships (Scheme), how its gradient flows (Estimator), and
+// its name for messages. Stateless while every scale is dynamic; learned scales will live here as parameters.
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+
+#include "qat/core/scheme.hpp"
+
+namespace qat {
+
+class Quantizer {
+ public:
+  /// `tensor`: the weight's parameter name. Throws ArgumentError for an unknown grid.
+  Quantizer(std::string tensor, Scheme scheme, Estimator estimator);
+
+  /// float32[R, ...] latent -> float32 on the grid; see ops::fake_quantize. Returns the latent when disabled.
+  at::Tensor fake_quantize(const at::Tensor& latent) const;
+  /// See ops::quantized_linear; an ordinary linear when disabled.
+  at::Tensor linear(const at::Tensor& input, const at::Tensor& latent,
+                    const std::optional<at::Tensor>& bias) const;
+  /// See ops::quantized_embedding; an ordinary embedding when disabled.
+  at::Tensor embedding(const at::Tensor& indices, const at::Tensor& latent, int64_t padding_idx = -1) const;
+
+  const std::string& tensor() const noexcept { return tensor_; }
+  const Scheme& scheme() const noexcept { return scheme_; }
+  const Estimator& estimator() const noexcept { return estimator_; }
+
+  /// A disabled quantizer passes latents through: the float model, without unpreparing it.
+  bool enabled() const noexcept { return enabled_; }
+  void set_enabled(bool enabled) noexcept { enabled_ = enabled; }
+
+ private:
+  std::string tensor_;
+  Scheme scheme_;
+  Estimator estimator_;
+  bool enabled_ = true;
+};
+
+}  // namespace qat

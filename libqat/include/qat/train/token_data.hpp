@@ -1,0 +1,38 @@
+#pragma once
+
+// Token files and the order in which they are read. File format (`*.tokens`): 16-byte header "QATTOK1\0",
+// uint32 vocabulary size, uint32 reserved 0, then little-endian uint32 ids until the end. Memory-mapped.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace qat::train {
+
+class TokenData {
+ public:
+  /// Maps the file. FileError for a missing or malformed file, an empty one, or an id >= the vocabulary.
+  static TokenData open(const std::string& path);
+  /// tokens: int64[n] in memory. vocabulary: ids must be below it.
+  static TokenData from_tensor(const at::Tensor& tokens, int64_t vocabulary);
+
+  int64_t size() const noexcept;  ///< tokens
+  int64_t vocabulary() const noexcept;
+
+  /// The b-th micro-batch of a run: int64[batch_size, length], windows drawn without replacement in an order
+  /// that depends on `seed` and the epoch only, so that any step can be recomputed after a resume.
+  at::Tensor batch(int64_t index, int64_t batch_size, int64_t length, int64_t seed) const;
+  /// All tokens as int64[n].
+  at::Tensor tokens() const;
+
+ private:
+  struct Storage;
+  std::shared_ptr<const Storage> storage_;
+};
+
+/// Writes a token file atomically. tokens: int64[n].
+void write_tokens(const std::string& path, const at::Tensor& tokens, int64_t vocabulary);
+
+}  // namespace qat::train
