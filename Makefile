@@ -1,0 +1,57 @@
+# libqat from a clean clone: `make quickstart` is the main job, `make test` the proof. Both set themselves up.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build
+JOBS ?= $(shell nproc)
+CMAKE_FLAGS := -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DQAT_BUILD_PYTHON=ON -DQAT_BUILD_TESTS=ON -DQAT_BUILD_EXAMPLES=ON \
+  -DQAT_WERROR=$(if $(CI),ON,OFF)
+STAMP := $(VENV)/.ready-$(shell cat requirements.txt Makefile | sha256sum | cut -c1-12)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test quickstart bench format lint clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## create .venv with the pinned dependencies
+
+$(STAMP): requirements.txt Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "libqat needs Python 3.10 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps libggml-python==0.20.2.post1
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --ignore-requires-python comma-deps-catch2==2.13.10.post96
+	rm -f $(VENV)/.ready-*
+	touch $@
+
+# CMake first, for its progress; the editable install then finds everything compiled in the same folder.
+build: $(STAMP) ## compile the library, the extension, the examples and the tests; install libqat into .venv
+	@$(BIN)/cmake -S . -B $(BUILD) -G Ninja $(CMAKE_FLAGS) -Wno-dev --log-level=WARNING
+	@$(BIN)/cmake --build $(BUILD) --parallel $(JOBS)
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e . \
+	  -C build-dir=$(BUILD) $(foreach flag,$(CMAKE_FLAGS),-C cmake.args=$(flag))
+
+test: build ## ctest and pytest
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
+	$(BIN)/python -m pytest tests/python
+
+quickstart: build ## fine-tune SmolLM2-135M on the Q4_0 grid, export GGUF, run it in llama.cpp
+	$(BIN)/python examples/quickstart.py $(ARGS)
+
+bench: build ## measure libqat beside its peers; writes out/bench/*.json and docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py
+
+format: $(STAMP) ## rewrite the sources in the project's style
+	git ls-files '*.cpp' '*.hpp' | xargs -r $(BIN)/clang-format -i
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lint: $(STAMP) ## fail on sources that are not in the project's style
+	git ls-files '*.cpp' '*.hpp' | xargs -r $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+clean: ## remove what was built (keeps .venv and out/)
+	rm -rf $(BUILD)
