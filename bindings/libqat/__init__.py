@@ -2,7 +2,7 @@
 
 import torch as _torch  # noqa: F401  (loads LibTorch before the extension that links to it)
 
-from . import _core
+from . import _core as _core
 from ._core import ArgumentError, Error, FileError, NumericError, UnsupportedError
 
 __version__ = "0.1.0"
