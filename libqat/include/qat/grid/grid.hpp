@@ -55,7 +55,7 @@ enum class Status {
   kOverflow,   ///< a scale (or a float grid's value) exceeds what its stored type can hold
 };
 
-/// "is not finite" or "has a scale beyond its stored type", for messages.
+/// "is not finite" or "has a value or scale beyond its stored type", for messages.
 std::string_view to_string(Status status) noexcept;
 
 /// A number format. Stateless, immutable and safe to share between threads; obtained from `find`.
@@ -96,8 +96,14 @@ class Grid {
 /// The grid of that name. Throws ArgumentError that lists all names.
 const Grid& find(std::string_view name);
 
+/// The same grid, computed only by its scalar codec: what the vectorised path of `find` is tested against.
+const Grid& reference(std::string_view name);
+
 /// Every grid's name, float grids first, in a fixed order.
 std::vector<std::string_view> names();
+
+/// Bytes of one value of that type.
+int64_t dtype_bytes(DType dtype) noexcept;
 
 /// Bytes that one row of n weights takes: packed codes (row padded to a byte) plus its stored scales.
 int64_t row_bytes(const Grid& grid, int64_t n) noexcept;

@@ -1,0 +1,64 @@
+#include "qat/grid/ggml.hpp"
+
+#include "qat/grid/q4_0.hpp"
+#include "qat/grid/q4_1.hpp"
+#include "qat/grid/q8_0.hpp"
+
+namespace qat::grid {
+namespace {
+
+template <class Codec>
+constexpr int kParams = [] {
+  int total = 0;
+  for (const Field& field : Codec::kInfo.fields) total += field.count;
+  return total;
+}();
+
+template <class Codec>
+void pack(const int8_t* codes, const float* stored, int64_t n, uint8_t* bytes) {
+  for (int64_t b = 0; b < n / Codec::kInfo.block; ++b) {
+    Codec::pack_block(codes + b * Codec::kInfo.block, stored + b * kParams<Codec>,
+                      bytes + b * Codec::kBlockBytes);
+  }
+}
+
+template <class Codec>
+void unpack(const uint8_t* bytes, int64_t n, int8_t* codes, float* stored) {
+  for (int64_t b = 0; b < n / Codec::kInfo.block; ++b) {
+    Codec::unpack_block(bytes + b * Codec::kBlockBytes, codes + b * Codec::kInfo.block,
+                        stored + b * kParams<Codec>);
+  }
+}
+
+template <class Codec>
+constexpr GgmlType blocks(uint32_t id, std::string_view name, uint32_t file_type) {
+  return {id,        name,        Codec::kInfo.name, Codec::kInfo.block, Codec::kBlockBytes,
+          file_type, pack<Codec>, unpack<Codec>};
+}
+
+constexpr GgmlType kTypes[] = {
+    {0, "F32", "f32", 1, 4, 0, nullptr, nullptr},
+    {1, "F16", "f16", 1, 2, 1, nullptr, nullptr},
+    {30, "BF16", "bf16", 1, 2, 32, nullptr, nullptr},
+    blocks<Q4_0>(2, "Q4_0", 2),
+    blocks<Q4_1>(3, "Q4_1", 3),
+    blocks<Q8_0>(8, "Q8_0", 7),
+};
+
+}  // namespace
+
+const GgmlType* ggml_type(uint32_t id) noexcept {
+  for (const GgmlType& type : kTypes) {
+    if (type.id == id) return &type;
+  }
+  return nullptr;
+}
+
+const GgmlType* ggml_type_of_grid(std::string_view grid) noexcept {
+  for (const GgmlType& type : kTypes) {
+    if (type.grid == grid) return &type;
+  }
+  return nullptr;
+}
+
+}  // namespace qat::grid
