@@ -10,7 +10,6 @@
 // ".weight". `kind` ("linear", "embedding", "conv") narrows a rule to one kind of layer. Tensors that no rule
 // matches stay float. Unknown keys, unknown grids and bad expressions are errors that name the JSON path.
 
-#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -38,6 +37,7 @@ class Policy {
  public:
   /// Throws ArgumentError naming the JSON path ("policy: rules[2].weight: ...").
   static Policy from_json(std::string_view json);
+  /// The same, each message naming the file as well; FileError when it cannot be read.
   static Policy from_file(const std::string& path);
   /// "gguf-q4_0", "gguf-q8_0", "int4-channel", "int2-channel". ArgumentError lists the names.
   static Policy preset(std::string_view name);
@@ -47,18 +47,20 @@ class Policy {
 
   /// Canonical JSON (sorted keys, defaults left out): from_json(to_json()) is the same policy.
   std::string to_json() const;
-  const std::string& name() const noexcept {
-    return name_;
-  }  ///< preset or file name; "" when built from JSON
+  /// Preset name or file path; "" when built from JSON.
+  const std::string& name() const noexcept { return name_; }
   const std::vector<Rule>& rules() const noexcept { return rules_; }
   const Estimator& estimator() const noexcept { return estimator_; }
 
-  /// One scheme per target, in order; "f32" where no rule matched. Throws ArgumentError for a rule that
-  /// matched nothing and is not optional, and for a width that the grid's block does not divide (naming the
-  /// tensor).
+  /// One scheme per target, in order; "f32" where no rule matched. Throws ArgumentError for a rule that is
+  /// not optional and was the first to match no tensor, and for a width that the grid's block does not divide
+  /// (naming the tensor). Integer grids need 2 or more dimensions.
   std::vector<Scheme> resolve(const std::vector<Target>& targets) const;
 
  private:
+  /// `where` starts each message.
+  static Policy parse(std::string_view json, std::string name, const std::string& where);
+
   std::string name_;
   std::vector<Rule> rules_;
   Estimator estimator_;

@@ -1,0 +1,182 @@
+// Policy <-> JSON. Reading names the JSON path of whatever is wrong; writing is canonical.
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+#include <utility>
+
+#include "qat/core/error.hpp"
+#include "qat/grid/grid.hpp"
+#include "qat/policy/policy.hpp"
+
+namespace qat {
+namespace {
+
+using Json = nlohmann::json;
+
+// std::regex recurses while it compiles, so an expression's length bounds the stack it can take.
+constexpr size_t kMaxMatchLength = 4096;
+
+constexpr std::array kEstimatorKinds{EstimatorKind::kSte, EstimatorKind::kClippedSte};
+constexpr std::array kSlotKinds{SlotKind::kLinear, SlotKind::kEmbedding, SlotKind::kConv, SlotKind::kOther};
+
+/// A value of the document together with its path ("rules[2].weight"), for messages.
+struct Node {
+  const Json& json;
+  std::string where;  // "policy: " or "policy: FILE: "
+  std::string path;   // "" for the root
+
+  Node at(const std::string& key) const {
+    return {json.at(key), where, path.empty() ? key : path + "." + key};
+  }
+  Node at(size_t index) const { return {json.at(index), where, path + "[" + std::to_string(index) + "]"}; }
+  bool has(const char* key) const { return json.contains(key); }
+
+  [[noreturn]] void fail(const std::string& expected, const std::string& got) const {
+    const std::string subject = path.empty() ? where : where + path + ": ";
+    throw ArgumentError(subject + "expected " + expected + ", got " + got);
+  }
+};
+
+std::string joined(const std::vector<std::string_view>& names) {
+  std::string text;
+  for (std::string_view name : names) {
+    if (!text.empty()) text += ", ";
+    text += name;
+  }
+  return text;
+}
+
+std::string in_quotes(std::string_view text) {
+  return std::string("\"").append(text).append("\"");
+}
+
+void expect_object(const Node& node, const std::vector<std::string_view>& keys) {
+  if (!node.json.is_object()) node.fail("an object", node.json.type_name());
+  for (const auto& [key, value] : node.json.items()) {
+    if (std::find(keys.begin(), keys.end(), key) == keys.end()) {
+      node.fail("only the keys " + joined(keys), "unknown key " + in_quotes(key));
+    }
+  }
+}
+
+Node required(const Node& node, const char* key) {
+  if (!node.has(key)) node.fail("the key " + in_quotes(key), "none");
+  return node.at(key);
+}
+
+std::string string_of(const Node& node) {
+  if (!node.json.is_string()) node.fail("a string", node.json.type_name());
+  return node.json.get<std::string>();
+}
+
+std::string one_of(const Node& node, const std::vector<std::string_view>& names) {
+  std::string name = string_of(node);
+  if (std::find(names.begin(), names.end(), name) == names.end()) {
+    node.fail("one of " + joined(names), in_quotes(name));
+  }
+  return name;
+}
+
+template <class Kinds>
+std::vector<std::string_view> spellings(const Kinds& kinds) {
+  std::vector<std::string_view> names;
+  for (auto kind : kinds) names.push_back(to_string(kind));
+  return names;
+}
+
+std::string expression_of(const Node& node) {
+  std::string match = string_of(node);
+  if (match.size() > kMaxMatchLength) {
+    node.fail("at most " + std::to_string(kMaxMatchLength) + " characters", std::to_string(match.size()));
+  }
+  try {
+    std::regex compiled(match, std::regex::ECMAScript);
+  } catch (const std::regex_error& error) {
+    node.fail("an ECMAScript regular expression", in_quotes(match) + " (" + error.what() + ")");
+  }
+  return match;
+}
+
+Rule rule_of(const Node& node) {
+  expect_object(node, {"match", "kind", "weight", "optional"});
+  Rule rule;
+  rule.match = expression_of(required(node, "match"));
+  if (node.has("kind")) rule.kind = slot_kind(one_of(node.at("kind"), spellings(kSlotKinds)));
+  rule.scheme.weight = one_of(required(node, "weight"), grid::names());
+  if (node.has("optional")) {
+    const Node optional = node.at("optional");
+    if (!optional.json.is_boolean()) optional.fail("true or false", optional.json.type_name());
+    rule.optional = optional.json.get<bool>();
+  }
+  return rule;
+}
+
+Estimator estimator_of(const Node& node) {
+  expect_object(node, {"kind"});
+  return {estimator_kind(one_of(required(node, "kind"), spellings(kEstimatorKinds)))};
+}
+
+/// The parser's message without its error number, and in ASCII: it quotes the bytes it could not read.
+std::string readable(const std::string& message) {
+  const size_t end = message.find("] ");
+  std::string text = end == std::string::npos ? message : message.substr(end + 2);
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) > 0x7e) c = '?';
+  }
+  return text;
+}
+
+/// JSON in which no object has the same key twice: the parser alone would silently keep the last.
+Json document_of(std::string_view text, const std::string& where) {
+  std::vector<std::set<std::string>> open;
+  const auto check = [&](int, Json::parse_event_t event, Json& value) {
+    if (event == Json::parse_event_t::object_start) open.emplace_back();
+    if (event == Json::parse_event_t::object_end) open.pop_back();
+    if (event == Json::parse_event_t::key && !open.back().insert(value.get<std::string>()).second) {
+      throw ArgumentError(where + "expected each key once, got " + in_quotes(value.get<std::string>()) +
+                          " twice in one object");
+    }
+    return true;
+  };
+  try {
+    return Json::parse(text, check);
+  } catch (const Json::exception& error) {
+    throw ArgumentError(where + "expected JSON, got a " + readable(error.what()));
+  }
+}
+
+}  // namespace
+
+Policy Policy::parse(std::string_view json, std::string name, const std::string& where) {
+  const Json document = document_of(json, where);
+  const Node root{document, where, ""};
+  expect_object(root, {"rules", "estimator"});
+  Policy policy;
+  policy.name_ = std::move(name);
+  const Node rules = required(root, "rules");
+  if (!rules.json.is_array()) rules.fail("an array", rules.json.type_name());
+  for (size_t i = 0; i < rules.json.size(); ++i) policy.rules_.push_back(rule_of(rules.at(i)));
+  if (root.has("estimator")) policy.estimator_ = estimator_of(root.at("estimator"));
+  return policy;
+}
+
+Policy Policy::from_json(std::string_view json) {
+  return parse(json, "", "policy: ");
+}
+
+std::string Policy::to_json() const {
+  Json document = {{"rules", Json::array()}};
+  for (const Rule& rule : rules_) {
+    Json entry = {{"match", rule.match}, {"weight", rule.scheme.weight}};
+    if (rule.kind) entry["kind"] = to_string(*rule.kind);
+    if (rule.optional) entry["optional"] = true;
+    document["rules"].push_back(std::move(entry));
+  }
+  if (estimator_ != Estimator{}) document["estimator"] = {{"kind", to_string(estimator_.kind)}};
+  return document.dump();
+}
+
+}  // namespace qat
