@@ -8,6 +8,7 @@
 #include "qat/eval/eval.hpp"
 #include "qat/export/export.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/nn/embedding.hpp"
 #include "qat/nn/linear.hpp"
 #include "qat/ops/ops.hpp"
 #include "qat/policy/policy.hpp"

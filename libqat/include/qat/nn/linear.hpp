@@ -1,24 +1,26 @@
 #pragma once
 
-// Thin modules over the operators. Without a quantizer they are the ordinary float layers; `prepare` binds
-// one. The weight member is always the latent.
-
 #include <torch/nn/cloneable.h>
 #include <torch/nn/pimpl.h>
 
 #include <memory>
-#include <optional>
 
 #include "qat/quantizer/quantizer.hpp"
 
 namespace qat::nn {
 
-/// y = x @ W^T + b, W: float32[out_features, in_features]. When the input is bfloat16 the float weight is
-/// cast.
+/// y = x @ W^T + b, W: float32[out_features, in_features]. Without a quantizer it is the ordinary float
+/// layer, except that the weight is cast to the input's dtype; `prepare` binds one.
 class LinearImpl : public torch::nn::Cloneable<LinearImpl> {
  public:
   LinearImpl(int64_t in_features, int64_t out_features, bool bias = true);
+
+  /// Draws new parameters from U(-1/sqrt(in_features), 1/sqrt(in_features)), as torch::nn::Linear does.
   void reset() override;
+  /// A deep copy; its quantizer is a copy too, so that disabling one layer's leaves the other's alone.
+  std::shared_ptr<torch::nn::Module> clone(
+      const std::optional<torch::Device>& device = std::nullopt) const override;
+  /// input: [..., in_features] of float32, bfloat16 or float16 -> [..., out_features] of the same dtype.
   at::Tensor forward(const at::Tensor& input);
 
   at::Tensor weight;  ///< float32[out_features, in_features], the latent
@@ -30,20 +32,5 @@ class LinearImpl : public torch::nn::Cloneable<LinearImpl> {
   bool has_bias_;
 };
 TORCH_MODULE(Linear);
-
-/// y[t] = W[indices[t]], W: float32[num_embeddings, embedding_dim].
-class EmbeddingImpl : public torch::nn::Cloneable<EmbeddingImpl> {
- public:
-  EmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim);
-  void reset() override;
-  at::Tensor forward(const at::Tensor& indices);
-
-  at::Tensor weight;  ///< float32[num_embeddings, embedding_dim], the latent
-  std::shared_ptr<Quantizer> quantizer;
-
- private:
-  int64_t num_embeddings_, embedding_dim_;
-};
-TORCH_MODULE(Embedding);
 
 }  // namespace qat::nn

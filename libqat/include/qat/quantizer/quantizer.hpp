@@ -12,6 +12,12 @@
 
 namespace qat {
 
+/// The layers of a weight that stays float. Weight and bias are cast to input's dtype. Shapes as in
+/// ops::quantized_linear and ops::quantized_embedding.
+at::Tensor float_linear(const at::Tensor& input, const at::Tensor& weight,
+                        const std::optional<at::Tensor>& bias);
+at::Tensor float_embedding(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx = -1);
+
 class Quantizer {
  public:
   /// `tensor`: the weight's parameter name. Throws ArgumentError for an unknown grid.
@@ -19,10 +25,10 @@ class Quantizer {
 
   /// float32[R, ...] latent -> float32 on the grid; see ops::fake_quantize. Returns the latent when disabled.
   at::Tensor fake_quantize(const at::Tensor& latent) const;
-  /// See ops::quantized_linear; an ordinary linear when disabled.
+  /// See ops::quantized_linear; float_linear when disabled.
   at::Tensor linear(const at::Tensor& input, const at::Tensor& latent,
                     const std::optional<at::Tensor>& bias) const;
-  /// See ops::quantized_embedding; an ordinary embedding when disabled.
+  /// See ops::quantized_embedding; float_embedding when disabled.
   at::Tensor embedding(const at::Tensor& indices, const at::Tensor& latent, int64_t padding_idx = -1) const;
 
   const std::string& tensor() const noexcept { return tensor_; }

@@ -1,0 +1,84 @@
+"""Tensors in, tensors out: the operators of `torch.ops.libqat` with types and docstrings.
+
+Each is an ordinary dispatcher operator with a backward made of operators of its own, so autograd,
+`torch.autocast`, gradient checkpointing and `torch.compile` treat it like one of PyTorch's.
+
+Dimensions: R rows (dimension 0 of a weight), N weights in a row (everything after dimension 0), G grid blocks
+in a row, P scale parameters per block, I in and O out features.
+
+`tensor` is the weight's name and appears in messages only. `estimator` says how the gradient passes the
+rounding: "ste" (identity) or "clipped_ste" (zero where the grid clips the weight).
+
+Errors: `libqat.ArgumentError` for shapes, dtypes, unknown grids and widths that the block does not divide;
+`libqat.NumericError`, naming tensor and row, for NaN, infinity or a scale beyond its stored type.
+Differentiating twice raises `RuntimeError` ("derivative for libqat::... is not implemented").
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _core  # noqa: F401  (registers the operators)
+
+__all__ = ["dequantize", "fake_quantize", "quantize", "quantized_embedding", "quantized_linear"]
+
+
+def fake_quantize(weight: Tensor, grid: str, estimator: str = "ste", tensor: str = "") -> Tensor:
+    """The numbers that the deployed file will hold.
+
+    weight: float32 [R, ...] of any strides -> contiguous float32 of the same shape. The scale is a constant to
+    the gradient.
+    """
+    return torch.ops.libqat.fake_quantize(weight, grid, estimator, tensor)
+
+
+def quantized_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grid: str,
+    estimator: str = "ste",
+    tensor: str = "",
+) -> Tensor:
+    """`linear(input, fake_quantize(weight), bias)` that keeps only `input` and `weight` for backward.
+
+    input: [..., I] float32, bfloat16 or float16; weight: float32 [O, I], the latent; bias: [O] or None.
+    Returns [..., O] in input's dtype (under autocast: in the autocast dtype); the quantized weight is rounded
+    once to that dtype. Gradients: input's in its dtype, weight's in float32, bias's in the bias's dtype.
+    """
+    return torch.ops.libqat.quantized_linear(input, weight, bias, grid, estimator, tensor)
+
+
+def quantized_embedding(
+    indices: Tensor,
+    weight: Tensor,
+    padding_idx: int | None,
+    grid: str,
+    estimator: str = "ste",
+    tensor: str = "",
+) -> Tensor:
+    """`embedding(indices, fake_quantize(weight))` that quantizes only the rows that the batch touches.
+
+    indices: int64 [...]; weight: float32 [R, N], the latent. Returns float32 [..., N]. The gradient is dense
+    float32 [R, N]; rows equal to `padding_idx` (none when None or negative) receive none.
+    """
+    padding = -1 if padding_idx is None else padding_idx
+    return torch.ops.libqat.quantized_embedding(indices, weight, padding, grid, estimator, tensor)
+
+
+def quantize(weight: Tensor, grid: str, tensor: str = "") -> tuple[Tensor, Tensor]:
+    """The stored form: codes int8 [R, N] and scales float32 [R, G, P], without gradient.
+
+    weight: float32 [R, ...]. Grids with codes only. `dequantize` of the result equals `fake_quantize` bit for
+    bit.
+    """
+    return torch.ops.libqat.quantize(weight, grid, tensor)
+
+
+def dequantize(codes: Tensor, scales: Tensor, grid: str, tensor: str = "") -> Tensor:
+    """What the consumer of the file computes: float32 [R, N].
+
+    codes: int8 [R, N]; scales: float32 [R, G, P]. Raises `libqat.ArgumentError` for codes outside the grid.
+    """
+    return torch.ops.libqat.dequantize(codes, scales, grid, tensor)

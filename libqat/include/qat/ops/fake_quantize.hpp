@@ -1,0 +1,25 @@
+#pragma once
+
+// w -> w_hat: the numbers that the deployed file will hold. Legend in qat/ops/ops.hpp.
+
+#include <ATen/core/Tensor.h>
+
+#include <string_view>
+
+#include "qat/core/scheme.hpp"
+
+namespace qat::ops {
+
+/// w_hat = decode(encode(w), store(choose(w))) in float32; float grids round each value to their type.
+/// weight: float32[R, ...] of any strides -> contiguous float32 of the same shape.
+/// Gradient: by `estimator` (identity, or masked to the grid's range); the scale is treated as a constant.
+at::Tensor fake_quantize(const at::Tensor& weight, std::string_view grid,
+                         EstimatorKind estimator = EstimatorKind::kSte, std::string_view tensor = "");
+
+/// dL/dw from dL/dw_hat: `grad` itself (kSte), or zero where the grid clips w (kClippedSte, with the scales
+/// that `choose` gives for `weight`). grad, weight: float32[R, ...] -> float32 of the same shape.
+at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& weight, std::string_view grid,
+                                  EstimatorKind estimator = EstimatorKind::kSte,
+                                  std::string_view tensor = "");
+
+}  // namespace qat::ops

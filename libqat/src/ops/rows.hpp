@@ -1,0 +1,64 @@
+#pragma once
+
+// Row kernels over whole tensors: rows are independent, so they are split over the intra-op threads and the
+// result does not depend on how many there are.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <limits>
+
+#include "ops/check.hpp"
+#include "qat/grid/grid.hpp"
+
+namespace qat::ops {
+
+/// Remembers the lowest row that failed, from any thread.
+class FirstFailure {
+ public:
+  void record(int64_t row) noexcept {
+    int64_t seen = row_.load();
+    while (row < seen && !row_.compare_exchange_weak(seen, row)) {
+    }
+  }
+  /// -1 when no row failed.
+  int64_t row() const noexcept { return row_ == kNone ? -1 : row_.load(); }
+
+ private:
+  static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+  std::atomic<int64_t> row_{kNone};
+};
+
+/// Throws NumericError "op: tensor: row 7 is not finite".
+[[noreturn]] void fail_row(const Subject& subject, int64_t row, grid::Status status);
+
+/// Runs a function `Status (int64_t row)` on rows [0, rows) of n weights each. `make` returns that function;
+/// it is called once per range of rows, so the function may own buffers. Throws NumericError for the lowest
+/// row with a status other than kOk; `names[row]` (or row, when null) is the number in the message.
+template <class Make>
+void for_each_row(const Subject& subject, int64_t rows, int64_t n, const Make& make,
+                  const int64_t* names = nullptr) {
+  constexpr int64_t kWeightsPerTask = 16384;  // some 10 us of work, well above the cost of a task
+  FirstFailure failure;
+  at::parallel_for(0, rows, std::max<int64_t>(1, kWeightsPerTask / n), [&](int64_t begin, int64_t end) {
+    auto function = make();
+    for (int64_t row = begin; row < end; ++row) {
+      if (function(row) == grid::Status::kOk) continue;
+      failure.record(row);
+      return;
+    }
+  });
+  if (const int64_t row = failure.row(); row >= 0) {
+    fail_row(subject, names == nullptr ? row : names[row], make()(row));
+  }
+}
+
+/// w_hat[r] = fake_quantize(w[r]). latent: contiguous float32[R, ...]; w_hat: contiguous float32 or bfloat16
+/// of as many elements.
+void quantize_rows(const Subject& subject, const grid::Grid& grid, const at::Tensor& latent,
+                   const at::Tensor& w_hat);
+
+}  // namespace qat::ops
