@@ -69,11 +69,13 @@ QAT_HD int round_half_even(float value) {
   return static_cast<int>((value + kShift) - kShift);
 }
 
-/// Nearest integer, ties away from zero (C's roundf), for |value| < 2^22. The constant is the float below
-/// 1/2: with 1/2 itself, the float below 1/2 would round up to 1.
+/// The float below 1/2. Added before truncation it rounds ties up; 1/2 itself would also round this float up.
+inline constexpr float kAlmostHalf = 0.5F - 0x1p-25F;
+
+/// Nearest integer, ties away from zero (C's roundf), for |value| < 2^22.
 QAT_HD int round_half_away(float value) {
-  constexpr float kAlmostHalf = 0.5F - 0x1p-25F;
-  return static_cast<int>(value + (value < 0.0F ? -kAlmostHalf : kAlmostHalf));
+  const uint32_t sign = bits_of(value) & 0x80000000U;
+  return static_cast<int>(value + float_of(sign | bits_of(kAlmostHalf)));
 }
 
 /// 1 / scale as ggml computes it: 0 for a scale of 0. Infinite when |scale| <= 2^-128.

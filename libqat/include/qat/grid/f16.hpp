@@ -7,12 +7,16 @@
 
 namespace qat::grid {
 
-/// float32 -> IEEE half, nearest even, subnormals kept. From 65520 on the result is an infinity.
+/// float32 -> IEEE half, nearest even, subnormals kept. From 65520 on the result is an infinity. A NaN keeps
+/// the upper bits of its payload, so that every half survives the way through float32.
 QAT_HD uint16_t f16_bits(float value) {
   const uint32_t bits = bits_of(value);
   const uint32_t sign = (bits >> 16) & 0x8000U;
   const uint32_t magnitude = bits & 0x7fffffffU;
-  if (magnitude > kInfinityBits) return static_cast<uint16_t>(sign | 0x7e00U | ((magnitude >> 13) & 0x3ffU));
+  if (magnitude > kInfinityBits) {
+    const uint32_t payload = (magnitude >> 13) & 0x3ffU;
+    return static_cast<uint16_t>(sign | 0x7c00U | (payload != 0 ? payload : 0x200U));
+  }
   if (magnitude >= bits_of(65520.0F)) return static_cast<uint16_t>(sign | 0x7c00U);
   if (magnitude < bits_of(0x1p-14F)) {
     // In [0.5, 1) floats are 2^-24 apart, as half subnormals are: the addition rounds to them.

@@ -1,0 +1,242 @@
+// fake_quantize with AVX2 and F16C, equal to the scalar codecs bit for bit. Compiled with -mavx2 -mf16c and
+// without -mfma: a fused multiply-add would move ties. Everything here is forced inline or in the unnamed
+// namespace, so that no AVX2 copy of a shared function can reach other objects.
+
+#include "grid/kernels_avx2.hpp"
+
+#include <immintrin.h>
+
+#include "qat/grid/device.hpp"
+#include "qat/grid/int_channel.hpp"
+#include "qat/grid/q4_0.hpp"
+#include "qat/grid/q4_1.hpp"
+#include "qat/grid/q8_0.hpp"
+
+namespace qat::grid {
+namespace {
+
+QAT_HD __m256i magnitude_bits8(__m256 v) {
+  return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));
+}
+
+/// The largest of eight int32 lanes, in every lane.
+QAT_HD __m256i spread_max(__m256i v) {
+  v = _mm256_max_epi32(v, _mm256_permute2x128_si256(v, v, 1));
+  v = _mm256_max_epi32(v, _mm256_shuffle_epi32(v, 0x4e));
+  return _mm256_max_epi32(v, _mm256_shuffle_epi32(v, 0xb1));
+}
+
+QAT_HD uint32_t first_lane(__m256i v) {
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm256_castsi256_si128(v)));
+}
+
+QAT_HD float least_lane(__m256 v) {
+  __m128 m = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_min_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_min_ss(m, _mm_movehdup_ps(m)));
+}
+
+QAT_HD float greatest_lane(__m256 v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+QAT_HD float through_f16(float value) {
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtps_ph(_mm_set_ss(value), _MM_FROUND_TO_NEAREST_INT)));
+}
+
+QAT_HD void put8(float* out, __m256 v) {
+  _mm256_storeu_ps(out, v);
+}
+
+/// Finite values only.
+QAT_HD void put8(uint16_t* out, __m256 v) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i halves = _mm256_srli_epi32(sum, 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(halves, halves), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(packed));
+}
+
+QAT_HD void put1(float* out, float value) {
+  *out = value;
+}
+QAT_HD void put1(uint16_t* out, float value) {
+  *out = bf16_bits(value);
+}
+
+/// A block of 32 weights in registers.
+struct Block32 {
+  __m256 v[4];
+
+  static QAT_HD Block32 load(const float* w) {
+    return {{_mm256_loadu_ps(w), _mm256_loadu_ps(w + 8), _mm256_loadu_ps(w + 16), _mm256_loadu_ps(w + 24)}};
+  }
+
+  /// Bit patterns of the largest magnitudes, lane by lane; a NaN or an infinity beats every finite value.
+  QAT_HD __m256i largest_lanes() const {
+    const __m256i a = _mm256_max_epi32(magnitude_bits8(v[0]), magnitude_bits8(v[1]));
+    const __m256i b = _mm256_max_epi32(magnitude_bits8(v[2]), magnitude_bits8(v[3]));
+    return _mm256_max_epi32(a, b);
+  }
+
+  /// The largest of them, in every lane.
+  QAT_HD __m256i largest() const { return spread_max(largest_lanes()); }
+
+  /// Index of the first weight whose magnitude has that bit pattern.
+  QAT_HD int first_with(__m256i pattern) const {
+    uint32_t mask = 0;
+    for (int k = 0; k < 4; ++k) {
+      const __m256i equal = _mm256_cmpeq_epi32(magnitude_bits8(v[k]), pattern);
+      mask |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(equal))) << (8 * k);
+    }
+    return __builtin_ctz(mask);
+  }
+};
+
+/// What a row has shown so far. Kernels finish the row before they look at it: errors are rare.
+struct Seen {
+  __m256i largest = _mm256_setzero_si256();
+  bool overflow = false;
+
+  QAT_HD Status status() const {
+    if (first_lane(spread_max(largest)) >= kInfinityBits) return Status::kNotFinite;
+    return overflow ? Status::kOverflow : Status::kOk;
+  }
+};
+
+// In the three block kernels a dynamic scale bounds w / d, so that only the clamps written here can ever act;
+// codes pass through int32, which turns a -0 into the scalar path's +0.
+
+struct Q4_0Kernel {
+  template <class Out>
+  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
+    const Block32 block = Block32::load(w);
+    const __m256i largest = block.largest();
+    seen.largest = _mm256_max_epi32(seen.largest, largest);
+    const float d = (w[block.first_with(largest)] + 0.0F) * -0.125F;  // + 0: an all-zero block has m = +0
+    const Q4_0::Encoder e = Q4_0::encoder(&d);
+    const float stored = through_f16(d);
+    seen.overflow |= !is_finite(stored);
+    for (int k = 0; k < 4; ++k) {
+      const __m256 scaled = _mm256_mul_ps(block.v[k], _mm256_set1_ps(e.inverse));
+      const __m256 shifted =
+          _mm256_min_ps(_mm256_add_ps(scaled, _mm256_set1_ps(e.shift)), _mm256_set1_ps(15.0F));
+      const __m256i code = _mm256_sub_epi32(_mm256_cvttps_epi32(shifted), _mm256_set1_epi32(8));
+      put8(out + 8 * k, _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(stored)));
+    }
+  }
+};
+
+struct Q4_1Kernel {
+  template <class Out>
+  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
+    const Block32 block = Block32::load(w);
+    seen.largest = _mm256_max_epi32(seen.largest, block.largest_lanes());
+    const __m256 low =
+        _mm256_min_ps(_mm256_min_ps(block.v[0], block.v[1]), _mm256_min_ps(block.v[2], block.v[3]));
+    const __m256 high =
+        _mm256_max_ps(_mm256_max_ps(block.v[0], block.v[1]), _mm256_max_ps(block.v[2], block.v[3]));
+    const float minimum = least_lane(low);
+    // + 0: of zeros of both signs, either may come out as minimum or maximum.
+    const float s[2] = {(greatest_lane(high) - minimum + 0.0F) / 15.0F, minimum};
+    const Q4_1::Encoder e = Q4_1::encoder(s);
+    const float stored[2] = {through_f16(s[0]), through_f16(s[1])};
+    seen.overflow |= !is_finite(stored[0]) || !is_finite(stored[1]);
+    for (int k = 0; k < 4; ++k) {
+      const __m256 above = _mm256_sub_ps(block.v[k], _mm256_set1_ps(e.minimum));
+      const __m256 scaled = _mm256_mul_ps(above, _mm256_set1_ps(e.inverse));
+      const __m256 shifted =
+          _mm256_min_ps(_mm256_add_ps(scaled, _mm256_set1_ps(0.5F)), _mm256_set1_ps(15.0F));
+      const __m256 code = _mm256_cvtepi32_ps(_mm256_cvttps_epi32(shifted));
+      const __m256 product = _mm256_mul_ps(code, _mm256_set1_ps(stored[0]));
+      put8(out + 8 * k, _mm256_add_ps(product, _mm256_set1_ps(stored[1])));
+    }
+  }
+};
+
+struct Q8_0Kernel {
+  template <class Out>
+  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
+    const Block32 block = Block32::load(w);
+    const __m256i largest = block.largest();
+    seen.largest = _mm256_max_epi32(seen.largest, largest);
+    const float d = float_of(first_lane(largest)) / 127.0F;
+    const Q8_0::Encoder e = Q8_0::encoder(&d);
+    const float stored = through_f16(d);
+    seen.overflow |= !is_finite(stored);
+    for (int k = 0; k < 4; ++k) {
+      const __m256 scaled = _mm256_mul_ps(block.v[k], _mm256_set1_ps(e.inverse));
+      const __m256 sign = _mm256_and_ps(scaled, _mm256_set1_ps(-0.0F));
+      const __m256 nudge = _mm256_or_ps(sign, _mm256_set1_ps(kAlmostHalf));
+      const __m256 code = _mm256_cvtepi32_ps(_mm256_cvttps_epi32(_mm256_add_ps(scaled, nudge)));
+      put8(out + 8 * k, _mm256_mul_ps(code, _mm256_set1_ps(stored)));
+    }
+  }
+};
+
+/// Runs a kernel on every 32 weights of a row.
+template <class Kernel, class Out>
+Status block_row(const float* w, int64_t n, Out* out) {
+  Seen seen;
+  for (int64_t i = 0; i < n; i += 32) Kernel::run(w + i, out + i, seen);
+  return seen.status();
+}
+
+/// The largest |w| of a row as a bit pattern.
+QAT_HD uint32_t largest_of_row(const float* w, int64_t n) {
+  __m256i largest = _mm256_setzero_si256();
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) largest = _mm256_max_epi32(largest, Block32::load(w + i).largest_lanes());
+  for (; i + 8 <= n; i += 8) largest = _mm256_max_epi32(largest, magnitude_bits8(_mm256_loadu_ps(w + i)));
+  uint32_t bits = first_lane(spread_max(largest));
+  for (; i < n; ++i) bits = magnitude_bits(w[i]) > bits ? magnitude_bits(w[i]) : bits;
+  return bits;
+}
+
+template <class Codec, class Out>
+Status channel_row(const float* w, int64_t n, Out* out) {
+  const uint32_t largest = largest_of_row(w, n);
+  if (largest >= kInfinityBits) return Status::kNotFinite;
+  const float s = Codec::scale_of(float_of(largest));
+  float stored;
+  const Status status = Codec::store(&s, &stored);
+  if (status != Status::kOk) return status;
+  const typename Codec::Encoder e = Codec::encoder(&s);
+  const __m256 divisor = _mm256_set1_ps(e.divisor);
+  const __m256 low = _mm256_set1_ps(static_cast<float>(Codec::kCodeMin));
+  const __m256 high = _mm256_set1_ps(static_cast<float>(Codec::kCodeMax));
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 ratio = _mm256_div_ps(_mm256_loadu_ps(w + i), divisor);
+    const __m256i code = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(ratio, low), high));
+    put8(out + i, _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(stored)));
+  }
+  for (; i < n; ++i) put1(out + i, Codec::decode(Codec::encode(w[i], e), &stored));
+  return Status::kOk;
+}
+
+template <class Codec, class Kernel>
+constexpr NamedKernels blocks() {
+  return {Codec::kInfo.name, {block_row<Kernel, float>, block_row<Kernel, uint16_t>}};
+}
+
+template <class Codec>
+constexpr NamedKernels channel() {
+  return {Codec::kInfo.name, {channel_row<Codec, float>, channel_row<Codec, uint16_t>}};
+}
+
+}  // namespace
+
+constinit const std::array<NamedKernels, 6> kAvx2Kernels{{
+    blocks<Q4_0, Q4_0Kernel>(),
+    blocks<Q4_1, Q4_1Kernel>(),
+    blocks<Q8_0, Q8_0Kernel>(),
+    channel<IntChannel<8>>(),
+    channel<IntChannel<4>>(),
+    channel<IntChannel<2>>(),
+}};
+
+}  // namespace qat::grid
