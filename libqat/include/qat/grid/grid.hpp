@@ -74,16 +74,22 @@ class Grid {
   /// True when a row of n weights can be stored in this grid.
   bool divides(int64_t n) const noexcept { return n > 0 && n % block(n) == 0; }
 
+  // Float grids have no scales and no codes: their choose only checks w, in_range is 1 everywhere, and store,
+  // encode and decode do nothing; fake_quantize is what rounds.
+
   /// The consumer's scale rule. w: float32[n] -> s: float32[n / B, P].
   virtual Status choose(const float* w, int64_t n, float* s) const = 0;
-  /// What the file holds of s. s, stored: float32[n / B, P]; may alias. kOverflow when out of range.
+  /// What the file holds of s. s, stored: float32[n / B, P]; may alias. kOverflow when out of range,
+  /// kNotFinite for a NaN.
   virtual Status store(const float* s, int64_t n, float* stored) const = 0;
   /// The consumer's rounding. w: float32[n], s: the unstored scales -> codes: int8[n], all legal.
   virtual void encode(const float* w, int64_t n, const float* s, int8_t* codes) const = 0;
   /// What the consumer computes. codes: int8[n], stored: float32[n / B, P] -> w_hat: float32[n].
   virtual void decode(const int8_t* codes, int64_t n, const float* stored, float* w_hat) const = 0;
   /// mask[i] = 1 where w[i] lies inside the representable range of scales s (code_min <= w/s + z <= code_max,
-  /// before rounding), else 0. A scale of 0 puts everything inside. For clipped estimators.
+  /// before rounding), else 0. A scale of 0 puts everything inside. The borders are widened by 2^-20 of
+  /// themselves, so that rounding never puts the weight that a scale was chosen from outside. For clipped
+  /// estimators.
   virtual void in_range(const float* w, int64_t n, const float* s, uint8_t* mask) const = 0;
 
   /// choose, store, encode and decode in one pass, equal to the four calls bit for bit; vectorised where the

@@ -1,0 +1,159 @@
+#include "qat/grid/ggml.hpp"
+
+#include <cmath>
+#include <vector>
+
+#include "catch.hpp"
+#include "rows.hpp"
+
+namespace grid = qat::grid;
+using Bytes = std::vector<uint8_t>;
+
+namespace {
+
+/// One block of 32 weights as the grid writes it.
+Bytes packed(const std::string& name, const qat::test::Row& w) {
+  const grid::Grid& g = grid::find(name);
+  const grid::GgmlType& type = *grid::ggml_type_of_grid(name);
+  std::vector<float> s(static_cast<size_t>(g.params()));
+  std::vector<int8_t> codes(32);
+  REQUIRE(g.choose(w.data(), 32, s.data()) == grid::Status::kOk);
+  g.encode(w.data(), 32, s.data(), codes.data());
+  REQUIRE(g.store(s.data(), 32, s.data()) == grid::Status::kOk);
+  Bytes bytes(static_cast<size_t>(type.bytes));
+  type.pack(codes.data(), s.data(), 32, bytes.data());
+  return bytes;
+}
+
+/// A block: its first bytes, then `count` times byte(j).
+Bytes block(std::initializer_list<int> head, int count, auto byte) {
+  Bytes all(head.size() + static_cast<size_t>(count));
+  size_t at = 0;
+  for (const int value : head) all[at++] = static_cast<uint8_t>(value);
+  for (int j = 0; j < count; ++j) all[at++] = static_cast<uint8_t>(byte(j));
+  return all;
+}
+
+Bytes block(std::initializer_list<int> head, int count, int byte) {
+  return block(head, count, [byte](int) { return byte; });
+}
+
+/// 0, 1, ... 31, each times step and plus offset.
+qat::test::Row ramp(float step, float offset) {
+  qat::test::Row row(32);
+  for (size_t i = 0; i < row.size(); ++i) row[i] = static_cast<float>(i) * step + offset;
+  return row;
+}
+
+}  // namespace
+
+TEST_CASE("the table of types is ggml's") {
+  struct Expected {
+    uint32_t id;
+    const char* name;
+    const char* grid;
+    int64_t block;
+    int64_t bytes;
+    uint32_t file_type;
+  };
+  const Expected all[] = {{0, "F32", "f32", 1, 4, 0},     {1, "F16", "f16", 1, 2, 1},
+                          {30, "BF16", "bf16", 1, 2, 32}, {2, "Q4_0", "q4_0", 32, 18, 2},
+                          {3, "Q4_1", "q4_1", 32, 20, 3}, {8, "Q8_0", "q8_0", 32, 34, 7}};
+  for (const Expected& e : all) {
+    const grid::GgmlType* type = grid::ggml_type(e.id);
+    REQUIRE(type != nullptr);
+    REQUIRE(type == grid::ggml_type_of_grid(e.grid));
+    REQUIRE(type->name == e.name);
+    REQUIRE(type->block == e.block);
+    REQUIRE(type->bytes == e.bytes);
+    REQUIRE(type->file_type == e.file_type);
+    REQUIRE((type->pack == nullptr) == grid::find(e.grid).info().is_float);
+    REQUIRE(type->bytes == grid::row_bytes(grid::find(e.grid), type->block));
+  }
+  REQUIRE(grid::ggml_type(4) == nullptr);
+  REQUIRE(grid::ggml_type(12) == nullptr);
+  REQUIRE(grid::ggml_type_of_grid("int4_channel") == nullptr);
+}
+
+TEST_CASE("a q4_0 block by hand") {
+  // -16 is the largest magnitude: d = 2, codes (w / 2) + 8 rounded half up, element j beside element j + 16.
+  const auto pair = [](int j) {
+    const int low = static_cast<int>(std::floor((j - 16) / 2.0 + 8.5));
+    const int high = std::min(15, static_cast<int>(std::floor(j / 2.0 + 8.5)));
+    return low | (high << 4);
+  };
+  REQUIRE(packed("q4_0", ramp(1.0F, -16.0F)) == block({0x00, 0x40}, 16, pair));  // 0x4000 is 2 in half
+  // All zero: ggml's m / -8 is -0, and every code is 8.
+  REQUIRE(packed("q4_0", qat::test::filled(32, -0.0F)) == block({0x00, 0x80}, 16, 0x88));
+}
+
+TEST_CASE("of equal magnitudes, the first decides the sign of q4_0's scale") {
+  qat::test::Row row = qat::test::filled(32, 0.0F);
+  row[3] = 8.0F;
+  row[20] = -8.0F;
+  Bytes bytes = packed("q4_0", row);
+  REQUIRE(bytes[1] == 0xbc);  // d = -1
+  REQUIRE(bytes[2 + 3] == 0x80);
+  REQUIRE(bytes[2 + 4] == 0xf8);  // -8 / -1 = 8, held at 7
+  std::swap(row[3], row[20]);
+  bytes = packed("q4_0", row);
+  REQUIRE(bytes[1] == 0x3c);
+  REQUIRE(bytes[2 + 3] == 0x80);
+  REQUIRE(bytes[2 + 4] == 0xf8);
+}
+
+TEST_CASE("a q4_1 block by hand") {
+  qat::test::Row row = ramp(0.5F, 0.0F);
+  row[31] = 15.0F;  // 0, 0.5, ... 15, 15: d = 1, m = 0
+  const auto pair = [](int j) { return (j + 1) / 2 | (std::min(15, (j + 17) / 2) << 4); };  // halves go up
+  REQUIRE(packed("q4_1", row) == block({0x00, 0x3c, 0x00, 0x00}, 16, pair));
+  // Constant: d = 0, m = -2.
+  REQUIRE(packed("q4_1", qat::test::filled(32, -2.0F)) == block({0x00, 0x00, 0x00, 0xc0}, 16, 0x00));
+  // Of zeros of both signs ggml keeps the first as the minimum.
+  qat::test::Row zeros = qat::test::filled(32, 0.0F);
+  zeros[0] = -0.0F;
+  REQUIRE(packed("q4_1", zeros)[3] == 0x80);
+  zeros[0] = 0.0F;
+  zeros[5] = -0.0F;
+  REQUIRE(packed("q4_1", zeros)[3] == 0x00);
+}
+
+TEST_CASE("a q8_0 block by hand") {
+  qat::test::Row row = ramp(0.5F, -8.0F);  // ties away from zero
+  row[31] = 127.0F;                        // d = 1
+  const auto code = [&row](int j) { return std::lround(row[static_cast<size_t>(j)]); };
+  REQUIRE(packed("q8_0", row) == block({0x00, 0x3c}, 32, code));
+  REQUIRE(packed("q8_0", qat::test::filled(32, -0.0F)) == block({0x00, 0x00}, 32, 0x00));
+}
+
+TEST_CASE("where 1/d overflows, every raw code is 0 as in ggml") {
+  qat::test::Row row = qat::test::filled(32, 0.0F);
+  row[0] = 0x1p-140F;
+  row[1] = -0x1p-141F;
+  REQUIRE(packed("q4_0", row) == block({0x00, 0x80}, 16, 0x00));  // -2^-143 is -0 in half
+  REQUIRE(packed("q4_1", row) == block({0x00, 0x00, 0x00, 0x80}, 16, 0x00));
+  REQUIRE(packed("q8_0", row) == block({0x00, 0x00}, 32, 0x00));
+}
+
+TEST_CASE("unpacking and packing give every bit pattern back") {
+  std::mt19937 generator(3);
+  for (const char* name : {"q4_0", "q4_1", "q8_0"}) {
+    const grid::GgmlType& type = *grid::ggml_type_of_grid(name);
+    const auto params = static_cast<size_t>(grid::find(name).params());
+    int wrong = 0;
+    for (int half = 0; half < 0x10000; ++half) {
+      Bytes bytes(static_cast<size_t>(2 * type.bytes));
+      for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator());
+      bytes[0] = static_cast<uint8_t>(half & 255);
+      bytes[1] = static_cast<uint8_t>(half >> 8);
+      std::vector<int8_t> codes(64);
+      std::vector<float> stored(2 * params);
+      type.unpack(bytes.data(), 64, codes.data(), stored.data());
+      Bytes back(bytes.size());
+      type.pack(codes.data(), stored.data(), 64, back.data());
+      wrong += back != bytes ? 1 : 0;
+    }
+    INFO(name);
+    REQUIRE(wrong == 0);
+  }
+}

@@ -1,0 +1,82 @@
+#pragma once
+
+// Rows of weights that tests share: random ones over all magnitudes, and ones built to break a quantizer.
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+namespace qat::test {
+
+using Row = std::vector<float>;
+
+inline constexpr float kInf = std::numeric_limits<float>::infinity();
+inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+inline constexpr float kTiny = std::numeric_limits<float>::denorm_min();
+inline constexpr float kHuge = std::numeric_limits<float>::max();
+
+/// Normal values times 2^exponent; every 7th value is a zero of either sign, and every 11th repeats an
+/// earlier magnitude with the other sign.
+inline Row random_row(std::mt19937& generator, int64_t n, int exponent) {
+  std::normal_distribution<float> normal;
+  Row row(static_cast<size_t>(n));
+  for (size_t i = 0; i < row.size(); ++i) {
+    row[i] = std::ldexp(normal(generator), exponent);
+    if (i % 7 == 3) row[i] = generator() % 2 == 0 ? 0.0F : -0.0F;
+    if (i % 11 == 10) row[i] = -row[generator() % i];
+  }
+  return row;
+}
+
+inline Row filled(int64_t n, float value) {
+  return Row(static_cast<size_t>(n), value);
+}
+
+/// Rows of n weights that no random draw finds. Some are beyond fp16, or not finite at all.
+inline std::vector<Row> adversarial_rows(int64_t n) {
+  std::vector<Row> rows;
+  for (const float value : {0.0F,
+                            -0.0F,
+                            1.0F,
+                            -1.0F,
+                            kTiny,
+                            -kTiny,
+                            0x1p-126F,
+                            0x1p-128F,
+                            0x1p-125F,
+                            65504.0F,
+                            -65504.0F,
+                            65519.0F,
+                            65520.0F,
+                            8.0F * 65519.0F,
+                            8.0F * 65520.0F,
+                            127.0F * 65519.0F,
+                            127.0F * 65520.0F,
+                            kHuge,
+                            -kHuge,
+                            kInf,
+                            kNan}) {
+    rows.push_back(filled(n, value));
+    Row one = filled(n, 0.0F);  // alone at the end, where a vector's tail is
+    one.back() = value;
+    rows.push_back(one);
+    Row both = filled(n, value);  // equal magnitudes of both signs
+    for (size_t i = 0; i < both.size(); i += 2) both[i] = -value;
+    rows.push_back(both);
+    Row mixed = filled(n, -0.0F);
+    for (size_t i = 0; i < mixed.size(); ++i)
+      mixed[i] = value * static_cast<float>(static_cast<int>(i % 33) - 16) / 16.0F;
+    rows.push_back(mixed);
+  }
+  for (const float step :
+       {1.0F, 0.5F, 0.25F, 0x1p-149F, 0x1p-140F, 0x1.8p-3F}) {  // ties: halves of every step
+    Row ties = filled(n, 0.0F);
+    for (size_t i = 0; i < ties.size(); ++i) ties[i] = step * (static_cast<float>(i % 32) - 16.0F) * 0.5F;
+    rows.push_back(ties);
+  }
+  return rows;
+}
+
+}  // namespace qat::test
