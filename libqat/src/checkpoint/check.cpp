@@ -1,0 +1,144 @@
+#include "check.hpp"
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "dtype.hpp"
+#include "qat/core/error.hpp"
+
+namespace qat::checkpoint {
+namespace {
+
+// Far beyond any model, and small enough that bits * width and rows * width stay within int64.
+constexpr int64_t kMaxElements = int64_t{1} << 48;
+
+std::string describe(const at::Tensor& tensor) {
+  if (!tensor.defined()) return "none";
+  return std::string(c10::toString(tensor.scalar_type())) + shape_text(tensor.sizes());
+}
+
+void expect(const Subject& subject, const std::string& key, const char* part, const at::Tensor& tensor,
+            at::ScalarType dtype, at::IntArrayRef shape) {
+  if (tensor.defined() && tensor.scalar_type() == dtype && tensor.sizes() == shape) return;
+  subject.fail(key, std::string(part) + " " + c10::toString(dtype) + shape_text(shape), describe(tensor));
+}
+
+void check_codes(const Subject& subject, const std::string& key, const Sizes& sizes,
+                 const at::Tensor& tensor) {
+  expect(subject, key, "codes", tensor, at::kChar, {sizes.rows, sizes.width});
+  const at::Tensor codes = tensor.cpu().contiguous();
+  const int8_t* begin = codes.const_data_ptr<int8_t>();
+  const auto [least, greatest] = std::minmax_element(begin, begin + codes.numel());
+  const grid::Info& info = sizes.grid.info();
+  if (*least >= info.code_min && *greatest <= info.code_max) return;
+  subject.fail(key,
+               "codes from " + std::to_string(info.code_min) + " to " + std::to_string(info.code_max) + " (" +
+                   std::string(info.name) + ")",
+               std::to_string(*least < info.code_min ? *least : *greatest));
+}
+
+void check_scales(const Subject& subject, const std::string& key, const Sizes& sizes,
+                  const at::Tensor& tensor) {
+  const int64_t blocks = sizes.rows * sizes.grid.blocks(sizes.width);
+  expect(subject, key, "scales", tensor, at::kFloat,
+         {sizes.rows, sizes.grid.blocks(sizes.width), sizes.grid.params()});
+  const at::Tensor scales = tensor.cpu().contiguous();
+  const float* value = scales.const_data_ptr<float>();
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (const grid::Field& field : sizes.grid.info().fields) {
+      for (int i = 0; i < field.count; ++i, ++value) {
+        if (is_exact(*value, field.dtype)) continue;
+        const int64_t row = block / sizes.grid.blocks(sizes.width);
+        subject.fail(key,
+                     "finite " + std::string(field.name) + " that their stored type (" +
+                         std::string(name_of(field.dtype)) + ") holds",
+                     std::to_string(*value) + " in row " + std::to_string(row));
+      }
+    }
+  }
+}
+
+void check_aliases(const Subject& subject, const QuantizedCheckpoint& checkpoint) {
+  const auto holds = [&](const std::string& key) {
+    return checkpoint.quantized.contains(key) || checkpoint.floats.contains(key);
+  };
+  for (const auto& [key, target] : checkpoint.aliases) {
+    if (holds(key)) subject.fail(key, "an alias or a tensor", "both");
+    if (!holds(target)) subject.fail(key, "an alias of a tensor", "\"" + target + "\", which is none");
+  }
+}
+
+}  // namespace
+
+void Subject::fail(const std::string& key, const std::string& expected, const std::string& got) const {
+  std::string message = where;
+  if (!key.empty()) message.append(key).append(": ");
+  message.append("expected ").append(expected).append(", got ").append(got);
+  if (is_file) throw FileError(message);
+  throw ArgumentError(message);
+}
+
+std::string shape_text(at::IntArrayRef shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text.append(i == 0 ? "" : ", ").append(std::to_string(shape[i]));
+  return text + "]";
+}
+
+Sizes sizes_of(const Subject& subject, const std::string& key, const Scheme& scheme,
+               const std::vector<int64_t>& shape) {
+  const auto names = grid::names();
+  if (std::find(names.begin(), names.end(), scheme.weight) == names.end()) {
+    subject.fail(key, "a grid of this version", "\"" + scheme.weight + "\"");
+  }
+  const grid::Grid& grid = grid::find(scheme.weight);
+  if (grid.info().is_float) subject.fail(key, "an integer grid", "\"" + scheme.weight + "\"");
+  int64_t width = shape.size() < 2 ? 0 : 1;
+  int64_t elements = 1;
+  for (size_t i = 0; i < shape.size() && width > 0; ++i) {
+    const bool legal = shape[i] > 0 && shape[i] <= kMaxElements / elements;
+    elements *= legal ? shape[i] : 1;
+    if (i > 0 || !legal) width = legal ? width * shape[i] : 0;
+  }
+  if (width == 0 || !grid.divides(width)) {
+    subject.fail(key,
+                 "a shape [R, ...] with rows of a multiple of " + std::to_string(grid.block(1)) +
+                     " weights (" + scheme.weight + ")",
+                 shape_text(shape));
+  }
+  return {grid, shape[0], width};
+}
+
+bool is_exact(float value, grid::DType dtype) noexcept {
+  if (!std::isfinite(value)) return false;
+  switch (dtype) {
+    case grid::DType::kF32:
+      return true;
+    case grid::DType::kF16:
+      return static_cast<float>(c10::Half(value)) == value;
+    case grid::DType::kBF16:
+      return static_cast<float>(c10::BFloat16(value)) == value;
+    case grid::DType::kU8:
+      return value >= 0.0F && value <= 255.0F && std::trunc(value) == value;
+  }
+  return false;
+}
+
+void check(const Subject& subject, const QuantizedCheckpoint& checkpoint) {
+  for (const auto& [key, tensor] : checkpoint.quantized) {
+    const Sizes sizes = sizes_of(subject, key, tensor.scheme, tensor.shape);
+    check_codes(subject, key, sizes, tensor.codes);
+    check_scales(subject, key, sizes, tensor.scales);
+  }
+  for (const auto& [key, tensor] : checkpoint.floats) {
+    if (!tensor.defined() || !file_dtype(tensor.scalar_type())) {
+      subject.fail(key, "a tensor of floats, integers or bools", describe(tensor));
+    }
+    if (checkpoint.quantized.contains(key)) subject.fail(key, "a quantized or a float tensor", "both");
+  }
+  check_aliases(subject, checkpoint);
+}
+
+}  // namespace qat::checkpoint
