@@ -4,4 +4,5 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled part of libqat. Use the names in `libqat`; this module is its implementation.";
   qat::python::bind_errors(module);
   qat::python::bind_grid(module);
+  qat::python::bind_io(module);
 }

@@ -42,6 +42,8 @@ class TemporaryFolder {
 };
 
 inline void put_file(const std::filesystem::path& path, std::string_view bytes) {
+  // Some file systems flush a file that was cut to nothing and written again; a new one they keep in memory.
+  std::filesystem::remove(path);
   std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
