@@ -1,0 +1,82 @@
+"""Tiny random models and tokenizers, made here so that no test needs the network."""
+
+import pytest
+import torch
+
+VOCABULARY = 320
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """The machine that runs the tests may be shared; more threads than that make tiny models slower."""
+    torch.set_num_threads(2)
+
+
+def make_llama(tied: bool = True, seed: int = 0, **changes):
+    """A two-layer LlamaForCausalLM in float32 whose widths every grid of the presets divides."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**(settings | changes))).float()
+
+
+def make_tokenizer():
+    """A byte-level BPE of SmolLM2's kind with VOCABULARY tokens, trained on Python's own documentation."""
+    import pydoc_data.topics
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(list(pydoc_data.topics.topics.values())[:5], trainer)
+    return tokenizer
+
+
+@pytest.fixture
+def llama():
+    """A tied two-layer Llama."""
+    return make_llama()
+
+
+@pytest.fixture(scope="session")
+def hf_folder(tmp_path_factory):
+    """A Hugging Face folder: config.json, model.safetensors, tokenizer.json. Tests must not write into it."""
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("hf") / "tiny-llama"
+    make_llama().save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=make_tokenizer(), eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """Some English text."""
+    import pydoc_data.topics
+
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(list(pydoc_data.topics.topics.values())[5:8]), encoding="utf-8")
+    return path
