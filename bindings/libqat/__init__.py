@@ -4,6 +4,10 @@ import torch as _torch  # noqa: F401  (loads LibTorch before the extension that 
 
 from . import _core as _core
 from ._core import ArgumentError, Error, FileError, NumericError, UnsupportedError
+from ._core import export as export
+from ._core import export_targets as export_targets
+from ._core import verify as verify
+from .tokenizer import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
 

@@ -5,4 +5,5 @@ PYBIND11_MODULE(_core, module) {
   qat::python::bind_errors(module);
   qat::python::bind_grid(module);
   qat::python::bind_io(module);
+  qat::python::bind_export(module);
 }

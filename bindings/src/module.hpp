@@ -9,5 +9,6 @@ namespace qat::python {
 void bind_errors(pybind11::module_& module);
 void bind_grid(pybind11::module_& module);
 void bind_io(pybind11::module_& module);
+void bind_export(pybind11::module_& module);
 
 }  // namespace qat::python

@@ -14,8 +14,8 @@
 namespace qat {
 
 struct ExportOptions {
-  /// Where tokenizer metadata comes from: a GGUF, a tokenizer.json, or an HF directory. "" = the checkpoint's
-  /// reference.
+  /// Where tokenizer metadata comes from: a GGUF, a tokenizer.json, or an HF directory. "none" writes a file
+  /// without vocabulary, which llama.cpp runs on token ids. "" = the checkpoint's reference.
   std::string tokenizer_from;
   std::string name;  ///< `general.name`; "" = taken from the configuration or left out
   /// Called with bytes written and in all.
@@ -33,13 +33,16 @@ void export_checkpoint(const QuantizedCheckpoint& checkpoint, const std::string&
 
 /// One difference between a file and the checkpoint it should hold.
 struct Difference {
-  std::string tensor;
-  std::string what;   ///< "codes", "scales", "values", "missing", "extra", "type", "shape"
-  int64_t count;      ///< how many differ
+  std::string tensor;  ///< state_dict key; the file's name for "extra", the metadata key for "metadata"
+  std::string
+      what;       ///< "codes", "scales", "values", "missing", "extra", "type", "shape", "alias", "metadata"
+  int64_t count;  ///< how many differ
   std::string first;  ///< the first difference in words
 };
 
-/// Reads the file back by the consumer's decoding rule and compares bit for bit; empty when nothing differs.
+/// Reads a GGUF or a checkpoint file back by its consumer's decoding rule and compares it bit for bit: every
+/// tensor, and the configuration in the metadata. Empty when nothing differs. FileError for a malformed file,
+/// and the errors of export_checkpoint for a checkpoint that the format cannot hold.
 std::vector<Difference> verify(const std::string& path, const QuantizedCheckpoint& checkpoint);
 
 }  // namespace qat

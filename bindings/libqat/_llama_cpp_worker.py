@@ -1,0 +1,109 @@
+"""The process behind ``libqat.llama_cpp``: llama.cpp apart from torch, whose OpenMP threads it would fight.
+
+Reads one JSON request a line from standard input, answers with JSON lines on standard output:
+``{"progress": [done, total]}`` any number of times, then ``{"result": ...}`` or ``{"error": "..."}``.
+"""
+
+import sys
+
+sys.path.pop(0)  # this file's folder: its modules must not stand in for installed ones of the same name
+
+import json
+import os
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+# With this much added, greedy decoding picks the token whatever the model says. The log-probability that the
+# server returns is the one before the addition.
+_FORCE = 1000.0
+
+Send = Callable[[dict[str, Any]], None]
+
+
+def open_server(settings: dict[str, Any]) -> Any:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["gguf"]
+    params.n_ctx = settings["context"]
+    params.n_parallel = 1
+    params.n_gpu_layers = 0
+    params.cpuparams.n_threads = settings["threads"]
+    params.cpuparams_batch.n_threads = settings["threads"]
+    params.warmup = False
+    params.cache_ram_mib = 0
+    return xllamacpp.Server(params)
+
+
+def complete(server: Any, **request: Any) -> dict[str, Any]:
+    answer = server.handle_completions(request)
+    if "choices" not in answer:
+        raise RuntimeError(f"llama.cpp answered {answer}")
+    return answer["choices"][0]
+
+
+def generate(server: Any, request: dict[str, Any], send: Send) -> str:
+    del send
+    choice = complete(server, prompt=request["prompt"], max_tokens=request["n_tokens"], temperature=0)
+    return choice["text"]
+
+
+def score(server: Any, request: dict[str, Any], send: Send) -> list[float]:
+    tokens = request["tokens"]
+    scores = []
+    for index in range(1, len(tokens)):
+        choice = complete(
+            server,
+            prompt=tokens[:index],
+            max_tokens=1,
+            temperature=0,
+            logprobs=1,
+            logit_bias=[[tokens[index], _FORCE]],
+            cache_prompt=True,
+        )
+        chosen = choice["logprobs"]["content"][0]
+        if chosen["id"] != tokens[index]:
+            raise RuntimeError(f"expected token {tokens[index]}, llama.cpp chose {chosen['id']}")
+        scores.append(chosen["logprob"])
+        send({"progress": [index, len(tokens) - 1]})
+    return scores
+
+
+def tokenize(server: Any, request: dict[str, Any], send: Send) -> list[int]:
+    del send
+    body = {"content": request["text"], "add_special": request["add_special"], "parse_special": True}
+    call = urllib.request.Request(
+        server.listening_address + "/tokenize",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(call) as answer:
+        return json.load(answer)["tokens"]
+
+
+def main() -> None:
+    # llama.cpp may write to standard output; the answers get a descriptor of their own.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    actions = {"generate": generate, "score": score, "tokenize": tokenize}
+    server = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["action"] == "open":
+                server = open_server(request)
+                send({"result": True})
+            else:
+                send({"result": actions[request["action"]](server, request, send)})
+        except Exception as error:
+            send({"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    main()

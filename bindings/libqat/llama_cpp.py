@@ -1,0 +1,172 @@
+"""llama.cpp as the judge of an exported GGUF: does it load, what does it write, how does it score tokens.
+
+Needs the package ``xllamacpp`` (a prebuilt llama.cpp). It runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ._core import ArgumentError, Error, FileError, UnsupportedError
+
+_PACKAGE = "xllamacpp"
+_WORKER = Path(__file__).with_name("_llama_cpp_worker.py")
+_LOG_LINES = 8
+
+
+def available() -> bool:
+    """Whether the package that brings llama.cpp is installed."""
+    return importlib.util.find_spec(_PACKAGE) is not None
+
+
+def version() -> str:
+    """Version of the package that brings llama.cpp."""
+    _require_package()
+    return f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)}"
+
+
+class LlamaCpp:
+    """A GGUF file opened by llama.cpp on the CPU. Use as a context manager, or call ``close``.
+
+    Args:
+        gguf: the file.
+        threads: CPU threads.
+        context: tokens of context to reserve.
+
+    Raises:
+        FileError: llama.cpp refuses the file; the message has the end of its log.
+        UnsupportedError: ``xllamacpp`` is not installed.
+    """
+
+    def __init__(self, gguf: str | Path, threads: int = 2, context: int = 2048) -> None:
+        _require_package()
+        if not Path(gguf).is_file():
+            raise FileError(f"llama_cpp: expected a GGUF file, got no file at {gguf}")
+        self._gguf = str(gguf)
+        self._context = context
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
+        self._process = subprocess.Popen(
+            [sys.executable, str(_WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+        )
+        try:
+            self._call("open", gguf=self._gguf, threads=threads, context=context)
+        except BaseException:
+            self.close()
+            raise
+
+    def generate(self, prompt: str | Sequence[int], n_tokens: int = 32) -> str:
+        """The text that follows `prompt`, always taking the likeliest token."""
+        return self._call("generate", prompt=_plain(prompt), n_tokens=n_tokens)
+
+    def score(
+        self, token_ids: Sequence[int], progress: Callable[[int, int], None] | None = None
+    ) -> list[float]:
+        """Log-probabilities (nats) of ``token_ids[1:]``, each given all tokens before it.
+
+        The server returns no log-probabilities of a prompt, so every position is a request of its own for one
+        forced token; what was evaluated before is reused, and a token costs about one decoding step.
+        `progress` is called with positions done and in all.
+        """
+        tokens = _plain(token_ids)
+        if not 2 <= len(tokens) <= self._context:
+            raise ArgumentError(
+                f"llama_cpp.score: token_ids: expected 2 to {self._context} ids (the context), "
+                f"got {len(tokens)}"
+            )
+        return self._call("score", progress, tokens=tokens)
+
+    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
+        """Token ids of `text`; special tokens written in it are recognised.
+
+        `add_special` adds the tokens that the file asks for at the beginning and end.
+        """
+        return self._call("tokenize", text=text, add_special=add_special)
+
+    def close(self) -> None:
+        """Ends llama.cpp's process."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):  # the process is gone, which is what is wanted
+                self._process.stdin.close()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._log.close()
+
+    def __enter__(self) -> LlamaCpp:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, action: str, progress: Callable[[int, int], None] | None = None, **request: Any) -> Any:
+        try:
+            self._process.stdin.write(json.dumps({"action": action, **request}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._died(action) from None
+        for line in self._process.stdout:
+            message = json.loads(line)
+            if "result" in message:
+                return message["result"]
+            if "error" in message:
+                kind = FileError if action == "open" else Error
+                raise kind(f"llama_cpp: {self._gguf}: {message['error']}; its log ends:\n{self._log_tail()}")
+            if progress is not None:
+                progress(*message["progress"])
+        raise self._died(action)
+
+    def _died(self, action: str) -> Error:
+        code = self._process.wait()
+        return FileError(
+            f"llama_cpp: {self._gguf}: llama.cpp ended with code {code} during {action}; its log ends:\n"
+            f"{self._log_tail()}"
+        )
+
+    def _log_tail(self) -> str:
+        self._log.seek(0)
+        return "\n".join(self._log.read().decode("utf-8", "replace").splitlines()[-_LOG_LINES:])
+
+
+def generate(gguf: str | Path, prompt: str | Sequence[int], n_tokens: int = 32, threads: int = 2) -> str:
+    """The text that llama.cpp writes after `prompt`, always taking the likeliest token."""
+    with LlamaCpp(gguf, threads) as llama:
+        return llama.generate(prompt, n_tokens)
+
+
+def score(
+    gguf: str | Path,
+    token_ids: Sequence[int],
+    threads: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[float]:
+    """llama.cpp's log-probabilities (nats) of ``token_ids[1:]``, each given all tokens before it."""
+    with LlamaCpp(gguf, threads, context=max(len(token_ids) + 1, 32)) as llama:
+        return llama.score(token_ids, progress)
+
+
+def _plain(tokens: str | Sequence[int]) -> str | list[int]:
+    return tokens if isinstance(tokens, str) else [int(token) for token in tokens]
+
+
+def _require_package() -> None:
+    if not available():
+        raise UnsupportedError(
+            f"llama_cpp: expected the package {_PACKAGE} (pip install {_PACKAGE}), got none"
+        )

@@ -1,0 +1,118 @@
+"""Tokenizers from GGUF files and Hugging Face directories, giving the token ids that llama.cpp gives.
+
+``transformers`` builds its GGUF tokenizers with rules of its own (for SmolLM2 it puts id 1 before every text),
+so libqat reads the vocabulary itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from . import _core
+from ._core import FileError, UnsupportedError
+
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CONTROL, _USER_DEFINED = 3, 4  # llama.h, llama_token_type
+
+
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer of a GGUF file, a ``tokenizer.json``, or a directory that holds one.
+
+    ``encode(text).ids`` adds no beginning or end token; special tokens written out in the text are
+    recognised.
+
+    Args:
+        source: path. From a GGUF the byte-level BPE kinds ``gpt-2``, ``smollm``, ``llama-bpe`` and ``qwen2``
+            can be rebuilt; of a ``tokenizer.json`` everything but its post-processor is kept as it is.
+
+    Raises:
+        FileError: the file is missing or malformed, or holds no tokenizer.
+        UnsupportedError: a GGUF tokenizer of another kind.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise FileError(f"load_tokenizer: expected a GGUF or a tokenizer.json, got no file at {path}")
+    with path.open("rb") as file:
+        is_gguf = file.read(4) == b"GGUF"
+    return _from_gguf(path) if is_gguf else _from_json(path)
+
+
+def _from_json(path: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises the bare Exception
+        raise FileError(f"load_tokenizer: {path}: expected a tokenizer.json, got {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.post_processor = None
+    return tokenizer
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    keys = _core.read_gguf_header(path, full=True)["metadata"]
+    kind = (_require(keys, "tokenizer.ggml.model", str, path), keys.get("tokenizer.ggml.pre", ""))
+    pre_tokenizer = _pre_tokenizer(kind[1]) if kind[0] == "gpt2" else None
+    if pre_tokenizer is None:
+        raise UnsupportedError(
+            f"load_tokenizer: {path}: expected byte-level BPE (gpt2) of the kind gpt-2, smollm, llama-bpe or "
+            f"qwen2, got {kind[0]} {kind[1]}".rstrip()
+        )
+    tokens = _require(keys, "tokenizer.ggml.tokens", list, path)
+    merges = [tuple(merge.split(" ", 1)) for merge in _require(keys, "tokenizer.ggml.merges", list, path)]
+    try:
+        model = models.BPE(
+            vocab={token: index for index, token in enumerate(tokens)},
+            merges=merges,
+            ignore_merges=kind[1] == "llama-bpe",
+        )
+    except Exception as error:  # the package raises the bare Exception
+        raise FileError(f"load_tokenizer: {path}: tokenizer.ggml.merges: {error}") from error
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_tokens(tokenizer, tokens, keys.get("tokenizer.ggml.token_type", []))
+    return tokenizer
+
+
+def _add_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+    marked = [
+        (token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (_CONTROL, _USER_DEFINED)
+    ]
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token, kind in marked if kind == _CONTROL]
+    )
+    tokenizer.add_tokens(
+        [AddedToken(token, normalized=False) for token, kind in marked if kind == _USER_DEFINED]
+    )
+
+
+def _pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer | None:
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if pre == "gpt-2":
+        return words
+    if pre == "smollm":
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    numbers = {"llama-bpe": r"\p{N}{1,3}", "qwen2": r"\p{N}"}.get(pre)
+    if numbers is None:
+        return None
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT % numbers), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _require(keys: dict[str, Any], key: str, kind: type, path: Path) -> Any:
+    value = keys.get(key)
+    if not isinstance(value, kind):
+        raise FileError(f"load_tokenizer: {path}: {key}: expected a {kind.__name__}, got {value!r:.80}")
+    return value

@@ -1,0 +1,188 @@
+#include "export/gguf_plan.hpp"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "export/comparison.hpp"
+#include "qat/core/error.hpp"
+
+namespace qat {
+namespace {
+
+constexpr const char* kEmbedding = "token_embd.weight";
+constexpr const char* kHead = "output.weight";
+
+/// A tensor with the key under which the model knows it (an alias points to the tensor of another key).
+struct Source {
+  std::string holder;
+  const QuantizedTensor* quantized = nullptr;
+  const at::Tensor* values = nullptr;
+};
+
+using Sources = std::map<std::string, Source>;
+
+[[noreturn]] void fail(const std::string& key, const std::string& expected, const std::string& got) {
+  throw ArgumentError("export_checkpoint: " + key + ": expected " + expected + ", got " + got);
+}
+
+Sources sources_of(const QuantizedCheckpoint& checkpoint) {
+  Sources sources;
+  for (const auto& [key, tensor] : checkpoint.quantized) sources[key] = {key, &tensor, nullptr};
+  for (const auto& [key, tensor] : checkpoint.floats) sources[key] = {key, nullptr, &tensor};
+  for (const auto& [alias, holder] : checkpoint.aliases) {
+    const auto found = sources.find(holder);
+    if (found == sources.end())
+      fail(alias, "an alias of a tensor", "an alias of " + holder + ", which is none");
+    sources[alias] = found->second;
+  }
+  return sources;
+}
+
+/// Every tensor that the family says a complete model has.
+void require_complete(const ModelConfig& config, const Sources& sources) {
+  std::string missing;
+  for (const arch::TensorRule& rule : config.family().tensors) {
+    if (rule.optional) continue;
+    const std::size_t hole = rule.hf.find("{i}");
+    const int64_t count = hole == std::string_view::npos ? 1 : config.layers();
+    for (int64_t layer = 0; layer < count; ++layer) {
+      std::string key(rule.hf);
+      if (hole != std::string_view::npos) key.replace(hole, 3, std::to_string(layer));
+      if (!sources.contains(key)) missing += (missing.empty() ? "" : ", ") + key;
+    }
+  }
+  if (!missing.empty()) fail("checkpoint", "every tensor of the model", "none for " + missing);
+}
+
+std::string grids_of_ggml() {
+  std::string list;
+  for (const std::string_view name : grid::names()) {
+    if (grid::find(name).info().is_float || grid::ggml_type_of_grid(name) == nullptr) continue;
+    list += (list.empty() ? "" : ", ") + std::string(name);
+  }
+  return list;
+}
+
+void take_quantized(PlannedTensor& planned, const QuantizedTensor& tensor) {
+  planned.type = grid::ggml_type_of_grid(tensor.scheme.weight);
+  if (planned.type == nullptr || planned.type->pack == nullptr) {
+    throw UnsupportedError("export_checkpoint: " + planned.key + ": expected a grid that GGUF files hold (" +
+                           grids_of_ggml() + "), got " + tensor.scheme.weight +
+                           "; prepare the model with the preset gguf-q4_0 or gguf-q8_0");
+  }
+  const grid::Grid& grid = grid::find(tensor.scheme.weight);
+  if (tensor.shape.size() != 2 || !grid.divides(tensor.shape[1])) {
+    throw UnsupportedError("export_checkpoint: " + planned.key +
+                           ": expected a matrix with rows of whole blocks of " +
+                           std::to_string(planned.type->block) + ", got " + shape_text(tensor.shape));
+  }
+  const std::vector<int64_t> scales{tensor.shape[0], grid.blocks(tensor.shape[1]), grid.params()};
+  const bool fits = tensor.codes.sizes() == at::IntArrayRef(tensor.shape) &&
+                    tensor.codes.dtype() == at::kChar && tensor.scales.sizes() == at::IntArrayRef(scales) &&
+                    tensor.scales.dtype() == at::kFloat;
+  if (!fits) {
+    fail(planned.key, "codes int8" + shape_text(tensor.shape) + " and scales float32" + shape_text(scales),
+         "codes " + shape_text(tensor.codes.sizes().vec()) + " and scales " +
+             shape_text(tensor.scales.sizes().vec()) + " or another dtype");
+  }
+  planned.shape = tensor.shape;
+  planned.codes = tensor.codes.cpu().contiguous();
+  planned.scales = tensor.scales.cpu().contiguous();
+}
+
+/// llama.cpp wants vectors and norms in float32; matrices keep their type.
+void take_floats(PlannedTensor& planned, const at::Tensor& tensor, std::optional<double> offset) {
+  const bool known = tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kHalf ||
+                     tensor.scalar_type() == at::kBFloat16;
+  if (!known) fail(planned.key, "float32, float16 or bfloat16", std::string(tensor.dtype().name()));
+  if (tensor.dim() < 1 || tensor.numel() == 0)
+    fail(planned.key, "a tensor with values", shape_text(tensor.sizes().vec()));
+  planned.shape = tensor.sizes().vec();
+  planned.values = tensor.detach().cpu().contiguous();
+  if (offset || planned.shape.size() == 1) planned.values = planned.values.to(at::kFloat);
+  if (offset && *offset != 0.0) planned.values = planned.values.add(*offset);
+  const at::ScalarType type = planned.values.scalar_type();
+  planned.type = grid::ggml_type_of_grid(type == at::kFloat ? "f32" : type == at::kHalf ? "f16" : "bf16");
+}
+
+PlannedTensor plan_tensor(const ModelConfig& config, const std::string& key, const Source& source,
+                          const arch::Mapped& mapped) {
+  PlannedTensor planned;
+  planned.name = mapped.name;
+  planned.key = key;
+  const bool norm = mapped.rule->kind == arch::TensorKind::kNorm;
+  if (source.quantized != nullptr) {
+    if (norm)
+      throw UnsupportedError("export_checkpoint: " + key + ": expected a float norm, got a quantized one");
+    take_quantized(planned, *source.quantized);
+  } else {
+    take_floats(planned, *source.values, norm ? std::optional(config.family().norm_offset) : std::nullopt);
+  }
+  planned.rows = planned.shape[0];
+  planned.width = 1;
+  for (std::size_t i = 1; i < planned.shape.size(); ++i) planned.width *= planned.shape[i];
+  if (mapped.rule->rows != arch::RowOrder::kSame) {
+    const bool query = mapped.rule->rows == arch::RowOrder::kRopeQueryHeads;
+    planned.order = arch::rope_permutation(planned.rows, query ? config.query_heads() : config.key_heads());
+  }
+  return planned;
+}
+
+PlannedTensor plan_rope_divisors(const std::vector<float>& divisors) {
+  PlannedTensor planned;
+  planned.name = planned.key = "rope_freqs.weight";
+  planned.type = grid::ggml_type_of_grid("f32");
+  planned.rows = static_cast<int64_t>(divisors.size());
+  planned.width = 1;
+  planned.shape = {planned.rows};
+  planned.values = at::empty(planned.shape, at::kFloat);
+  std::copy(divisors.begin(), divisors.end(), planned.values.data_ptr<float>());
+  return planned;
+}
+
+}  // namespace
+
+int64_t GgufPlan::bytes() const noexcept {
+  int64_t sum = 0;
+  for (const PlannedTensor& tensor : tensors) sum += tensor.rows * tensor.row_bytes();
+  return sum;
+}
+
+GgufPlan plan_gguf(const QuantizedCheckpoint& checkpoint) {
+  GgufPlan plan{ModelConfig(checkpoint.config), {}};
+  const arch::Family& family = plan.config.family();
+  const Sources sources = sources_of(checkpoint);
+  require_complete(plan.config, sources);
+
+  // Sorted by layer, then by the family's table: the order in which people read a model.
+  std::map<std::pair<int64_t, const arch::TensorRule*>, PlannedTensor> sorted;
+  std::map<std::string, std::string> holders;
+  for (const auto& [key, source] : sources) {
+    if (arch::matches_any(family.hf_only, key)) continue;
+    const auto mapped = arch::hf_to_gguf(family, key);
+    if (!mapped || mapped->layer.value_or(0) >= plan.config.layers()) {
+      throw UnsupportedError("export_checkpoint: " + key + ": expected a tensor of a " +
+                             std::string(family.name) + " model with " +
+                             std::to_string(plan.config.layers()) + " layers, got one that it does not have");
+    }
+    holders[mapped->name] = source.holder;
+    sorted[{mapped->layer.value_or(-1), mapped->rule}] = plan_tensor(plan.config, key, source, *mapped);
+  }
+  const bool tied = holders.contains(kHead) && holders[kHead] == holders[kEmbedding];
+  for (auto& [place, tensor] : sorted) {
+    if (tensor.name == kEmbedding && tensor.rows != plan.config.vocab_size()) {
+      fail(tensor.key, std::to_string(plan.config.vocab_size()) + " rows (the configuration's vocab_size)",
+           std::to_string(tensor.rows));
+    }
+    if (!tied || tensor.name != kHead) plan.tensors.push_back(std::move(tensor));
+  }
+  const std::vector<float> divisors = plan.config.rope_divisors();
+  if (!divisors.empty()) plan.tensors.push_back(plan_rope_divisors(divisors));
+  return plan;
+}
+
+}  // namespace qat

@@ -1,0 +1,53 @@
+#include "export/tokenizer_metadata.hpp"
+
+#include "export/input_file.hpp"
+#include "qat/core/error.hpp"
+
+namespace qat {
+namespace {
+
+using std::filesystem::path;
+
+constexpr std::string_view kPrefix = "tokenizer.";
+constexpr const char* kTokens = "tokenizer.ggml.tokens";
+
+io::GgufMetadata copy_from_gguf(const path& source, int64_t vocab_size) {
+  const io::GgufFile file(source);
+  const auto tokens = static_cast<int64_t>(file.get<std::vector<std::string>>(kTokens).size());
+  if (tokens != vocab_size) {
+    throw ArgumentError("export_checkpoint: tokenizer_from: " + source.string() + ": expected " +
+                        std::to_string(vocab_size) + " tokens, one per row of the model's embedding, got " +
+                        std::to_string(tokens));
+  }
+  io::GgufMetadata copied;
+  for (const auto& [key, value] : file.metadata()) {
+    if (key.starts_with(kPrefix)) copied.set(key, value);
+  }
+  return copied;
+}
+
+}  // namespace
+
+io::GgufMetadata tokenizer_metadata(const std::string& source, const std::string& config,
+                                    int64_t vocab_size) {
+  if (source.empty()) {
+    throw ArgumentError(
+        "export_checkpoint: tokenizer_from: expected a GGUF, a tokenizer.json, a Hugging Face directory or "
+        "\"none\" (--tokenizer-from FILE), got nothing, and the checkpoint names no tokenizer");
+  }
+  if (source == "none") {
+    io::GgufMetadata none;
+    none.set("tokenizer.ggml.model", std::string("none"));
+    return none;
+  }
+  const bool directory = std::filesystem::is_directory(source);
+  const path file = directory ? path(source) / "tokenizer.json" : path(source);
+  if (!std::filesystem::is_regular_file(file)) {
+    throw FileError("export_checkpoint: tokenizer_from: expected a GGUF or a tokenizer.json" +
+                    std::string(directory ? " in the directory" : "") + ", got no file at " + file.string() +
+                    "; name another with tokenizer_from (--tokenizer-from FILE)");
+  }
+  return is_gguf(file) ? copy_from_gguf(file, vocab_size) : hf_tokenizer_metadata(file, config, vocab_size);
+}
+
+}  // namespace qat

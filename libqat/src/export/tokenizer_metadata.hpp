@@ -1,0 +1,25 @@
+#pragma once
+
+// The `tokenizer.*` keys of a GGUF file, from wherever the tokenizer is.
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include "qat/io/gguf.hpp"
+
+namespace qat {
+
+/// `source`: a GGUF (its keys are copied unchanged), a tokenizer.json or a directory that holds one, or
+/// "none" (a file without vocabulary: llama.cpp then takes token ids only). `config`: the model's
+/// configuration, for special ids that the tokenizer's own files do not name. `vocab_size`: rows of the
+/// embedding; every token list has that length. ArgumentError for "" (naming the option) and for lists of
+/// another length, FileError for missing and malformed files, UnsupportedError for kinds of tokenizer that
+/// are not known.
+io::GgufMetadata tokenizer_metadata(const std::string& source, const std::string& config, int64_t vocab_size);
+
+/// The part for tokenizer.json (`path`) and the files beside it.
+io::GgufMetadata hf_tokenizer_metadata(const std::filesystem::path& path, const std::string& config,
+                                       int64_t vocab_size);
+
+}  // namespace qat
