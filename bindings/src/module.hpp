@@ -10,5 +10,6 @@ void bind_errors(pybind11::module_& module);
 void bind_grid(pybind11::module_& module);
 void bind_io(pybind11::module_& module);
 void bind_export(pybind11::module_& module);
+void bind_models(pybind11::module_& module);
 
 }  // namespace qat::python

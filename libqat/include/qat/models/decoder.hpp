@@ -5,41 +5,33 @@
 // heads, D head dimension.
 
 #include <torch/nn/module.h>
-#include <torch/nn/pimpl.h>
 
 #include <memory>
-#include <string>
+
+#include "qat/models/config.hpp"
 
 namespace qat::models {
 
-/// The fields of a Hugging Face config.json that the decoder reads.
-struct DecoderConfig {
-  std::string model_type = "llama";
-  int64_t vocab_size = 0;
-  int64_t hidden_size = 0;
-  int64_t intermediate_size = 0;
-  int64_t num_hidden_layers = 0;
-  int64_t num_attention_heads = 0;
-  int64_t num_key_value_heads = 0;
-  int64_t head_dim = 0;
-  double rms_norm_eps = 1e-6;
-  double rope_theta = 10000.0;
-  int64_t max_position_embeddings = 2048;
-  bool tie_word_embeddings = false;
-};
-
-/// Reads both spellings (rope_theta, rope_parameters). ArgumentError naming the key; UnsupportedError for
-/// rope scaling, biases, activations or model types that the decoder does not implement.
-DecoderConfig config_from_json(const std::string& json);
-
 class Decoder : public torch::nn::Module {
  public:
+  /// A decoder with random weights. Parameters are float32 and named as in Hugging Face's state_dict
+  /// ("model.layers.0.self_attn.q_proj.weight", ...); "lm_head.weight" exists only when untied.
   explicit Decoder(const DecoderConfig& config);
   ~Decoder() override;
 
-  /// tokens: int64[B, T] -> logits [B, T, V]. Runs in the autocast dtype when autocast is on, else in
-  /// float32. ArgumentError for ids outside the vocabulary.
+  /// tokens: int64[B, T] -> logits [B, T, V] in the compute dtype: autocast's when autocast is on, else the
+  /// dtype of the weights. ArgumentError for another shape or dtype and for ids outside the vocabulary.
   at::Tensor forward(const at::Tensor& tokens);
+
+  /// The two halves of `forward`, for losses that take the vocabulary in pieces.
+  /// tokens: int64[B, T] -> [B, T, h] in the compute dtype, after the final norm.
+  at::Tensor hidden(const at::Tensor& tokens);
+  /// hidden: [..., h] -> logits [..., V].
+  at::Tensor head(const at::Tensor& hidden);
+
+  /// A second decoder with a copy of the weights, without gradients and quantizers: a teacher. Matrices are
+  /// stored in `dtype` (no cast per forward pass, half the memory in bfloat16), norm gains stay float32.
+  std::shared_ptr<Decoder> frozen_copy(at::ScalarType dtype);
 
   const DecoderConfig& config() const noexcept { return config_; }
 
@@ -48,19 +40,5 @@ class Decoder : public torch::nn::Module {
   struct Parts;
   std::unique_ptr<Parts> parts_;
 };
-
-/// A model as it was found on disk.
-struct LoadedModel {
-  std::shared_ptr<Decoder> decoder;  ///< float32 latents
-  std::string config;                ///< JSON in Hugging Face's spelling (made from the metadata for a GGUF)
-  std::string tokenizer;  ///< path to take the tokenizer from: the GGUF itself, or the HF directory
-};
-
-/// `path`: an HF directory (config.json and safetensors) or a GGUF file. A missing, extra or misshapen tensor
-/// is a FileError naming it; all missing ones are listed at once.
-LoadedModel load_model(const std::string& path);
-
-/// The decoder with the numbers of a checkpoint (dequantized), for scoring what ships.
-LoadedModel load_checkpoint(const std::string& path);
 
 }  // namespace qat::models

@@ -1,0 +1,66 @@
+#include "module.hpp"
+
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "qat/models/load.hpp"
+
+namespace py = pybind11;
+
+namespace qat::python {
+namespace {
+
+using models::Decoder;
+using models::LoadedModel;
+
+py::dict parameters(Decoder& decoder) {
+  py::dict result;
+  for (const auto& item : decoder.named_parameters()) result[py::str(item.key())] = item.value();
+  return result;
+}
+
+void set_trainable(Decoder& decoder, bool trainable) {
+  for (at::Tensor& parameter : decoder.parameters()) parameter.set_requires_grad(trainable);
+}
+
+void bind_decoder(py::module_& module) {
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  py::class_<Decoder, std::shared_ptr<Decoder>>(module, "Decoder",
+                                                "libqat's own decoder (llama family). Runs in autocast's "
+                                                "dtype when autocast is on, else in the weights'.")
+      .def("__call__", &Decoder::forward, py::arg("tokens"), unlocked)
+      .def("forward", &Decoder::forward, py::arg("tokens"), unlocked,
+           "tokens: int64[B, T] -> logits [B, T, V]. ArgumentError for ids outside the vocabulary.")
+      .def("hidden", &Decoder::hidden, py::arg("tokens"), unlocked,
+           "tokens: int64[B, T] -> [B, T, h] after the final norm; `head` makes logits of it.")
+      .def("head", &Decoder::head, py::arg("hidden"), unlocked, "hidden: [..., h] -> logits [..., V].")
+      .def("frozen_copy", &Decoder::frozen_copy, py::arg("dtype"), unlocked,
+           "A copy without gradients and quantizers, matrices stored in `dtype`: a teacher.")
+      .def(
+          "parameters", &parameters,
+          "name -> parameter, with Hugging Face's names. The tensors are the latents themselves, not copies.")
+      .def("set_trainable", &set_trainable, py::arg("trainable"),
+           "Whether every parameter asks for a gradient; single ones by "
+           "`parameters()[name].requires_grad_()`.");
+}
+
+}  // namespace
+
+void bind_models(py::module_& module) {
+  bind_decoder(module);
+  py::class_<LoadedModel>(module, "LoadedModel", "A model as it was found on disk.")
+      .def_readonly("decoder", &LoadedModel::decoder, "The Decoder, with float32 latents.")
+      .def_readonly("config", &LoadedModel::config, "JSON in Hugging Face's spelling.")
+      .def_readonly("tokenizer", &LoadedModel::tokenizer,
+                    "Path to take the tokenizer from: the GGUF itself, or the Hugging Face folder.");
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  module.def(
+      "load_model", &models::load_model, py::arg("path"), unlocked,
+      "Reads a Hugging Face folder (config.json and safetensors) or a GGUF file into a LoadedModel. "
+      "FileError "
+      "listing every missing, unknown or misshapen tensor; UnsupportedError for what the decoder lacks.");
+  module.def("load_checkpoint", &models::load_checkpoint, py::arg("path"), unlocked,
+             "The decoder with the dequantized numbers of a *.qat.safetensors, for scoring what ships.");
+}
+
+}  // namespace qat::python

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <torch/nn/module.h>
+
+#include "attention.hpp"
+#include "mlp.hpp"
+#include "rms_norm.hpp"
+
+namespace qat::models {
+
+/// One layer: x + attention(norm(x)), then x + mlp(norm(x)).
+class BlockImpl : public torch::nn::Module {
+ public:
+  explicit BlockImpl(const DecoderConfig& config);
+  /// x: the residual stream, float32[B, T, h] -> the same. The branches run in `compute`.
+  at::Tensor forward(const at::Tensor& x, const Rope& rope, at::ScalarType compute);
+
+ private:
+  Attention self_attn_;
+  Mlp mlp_;
+  RmsNorm input_layernorm_, post_attention_layernorm_;
+};
+TORCH_MODULE(Block);
+
+}  // namespace qat::models

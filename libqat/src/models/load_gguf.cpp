@@ -1,0 +1,167 @@
+#include <algorithm>
+#include <charconv>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "qat/arch/family.hpp"
+#include "qat/core/error.hpp"
+#include "qat/io/gguf.hpp"
+#include "stored_model.hpp"
+#include "values.hpp"
+
+namespace qat::models {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string where(const io::GgufFile& file) {
+  return "load_model: " + file.path().string() + ": ";
+}
+
+/// The double with the shortest decimal form of this float: 1e-05 for the float next to it, as in
+/// config.json.
+double shortest(float value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
+  double result = value;
+  std::from_chars(text, end, result);
+  return result;
+}
+
+Json value_of(const io::GgufFile& file, const arch::ConfigKey& key) {
+  const std::string name(key.gguf);
+  switch (key.type) {
+    case arch::ValueType::kU32:
+      return file.get_integer(name);
+    case arch::ValueType::kF32:
+      return shortest(static_cast<float>(file.get_number(name)));
+    case arch::ValueType::kBool:
+      return file.get<bool>(name);
+    case arch::ValueType::kString:
+      return file.get<std::string>(name);
+  }
+  return nullptr;
+}
+
+/// "a.b" -> "/a/b"
+Json::json_pointer pointer(std::string_view dotted) {
+  std::string path = "/" + std::string(dotted);
+  std::replace(path.begin(), path.end(), '.', '/');
+  return Json::json_pointer(path);
+}
+
+bool is_scaled(const io::GgufFile& file, const arch::Family& family) {
+  const io::GgufValue* type =
+      file.metadata().find(std::string(family.gguf_architecture) + ".rope.scaling.type");
+  const std::string* name = type == nullptr ? nullptr : std::get_if<std::string>(type);
+  return type != nullptr && (name == nullptr || *name != "none");
+}
+
+void copy_keys(const io::GgufFile& file, const arch::Family& family, Json& config) {
+  const bool scaled = is_scaled(file, family);
+  for (const arch::ConfigKey& key : family.config) {
+    if (key.condition == arch::Condition::kScaledRope && !scaled) continue;
+    if (file.metadata().find(key.gguf) == nullptr) continue;
+    const Json value = value_of(file, key);
+    const Json::json_pointer place = pointer(key.hf.front());
+    if (config.contains(place) && config[place] != value) {
+      throw UnsupportedError(where(file) + std::string(key.gguf) + ": expected " + config[place].dump() +
+                             " as the other keys of " + std::string(key.hf.front()) + " say, got " +
+                             value.dump());
+    }
+    config[place] = value;
+  }
+}
+
+/// Metadata that changes what the model computes and that Hugging Face's Llama configuration cannot say.
+void refuse_what_is_missing(const io::GgufFile& file, const arch::Family& family) {
+  const std::string prefix(family.gguf_architecture);
+  for (const auto& [key, neutral] : {std::pair(".expert_count", 0.0), std::pair(".rope.scale_linear", 1.0)}) {
+    const std::string name = prefix + key;
+    if (file.metadata().find(name) == nullptr || file.get_number(name) == neutral) continue;
+    throw UnsupportedError(where(file) + name + ": expected " + std::to_string(static_cast<int>(neutral)) +
+                           " or no such key, got " + std::to_string(file.get_number(name)));
+  }
+  const io::GgufTensor* divisors = file.find_tensor("rope_freqs.weight");
+  if (divisors == nullptr) return;
+  const grid::GgmlType* type = grid::ggml_type(divisors->type);
+  const bool plain = type != nullptr && type->unpack == nullptr && divisors->dims.size() == 1;
+  if (!plain || !(read_ggml(divisors->data, *type, divisors->shape(), {}) == 1).all().item<bool>()) {
+    throw UnsupportedError(
+        where(file) + "rope_freqs.weight: expected divisors of 1 (unscaled rotary positions), got others");
+  }
+}
+
+Json make_config(const io::GgufFile& file, const arch::Family& family) {
+  Json config;
+  config["architectures"] = {family.hf_class};
+  config["model_type"] = family.model_types.front();
+  config["hidden_act"] = family.activation;
+  config["attention_bias"] = false;
+  config["mlp_bias"] = false;
+  copy_keys(file, family, config);
+  if (!config.contains("vocab_size")) {
+    // Older files leave it to the embedding's rows.
+    if (const io::GgufTensor* embedding = file.find_tensor("token_embd.weight")) {
+      config["vocab_size"] = embedding->shape().front();
+    }
+  }
+  config["rope_parameters"]["rope_type"] = config["rope_parameters"].value("rope_type", "default");
+  if (config["rope_parameters"].contains("rope_theta")) {
+    config["rope_theta"] = config["rope_parameters"]["rope_theta"];  // what transformers 4 reads
+  }
+  config["tie_word_embeddings"] = file.find_tensor("output.weight") == nullptr;
+  for (const auto& [gguf, hf] : {std::pair("bos", "bos_token_id"), std::pair("eos", "eos_token_id"),
+                                 std::pair("padding", "pad_token_id")}) {
+    const std::string key = "tokenizer.ggml." + std::string(gguf) + "_token_id";
+    if (file.metadata().find(key) != nullptr) config[hf] = file.get_integer(key);
+  }
+  return config;
+}
+
+/// The row of the Hugging Face tensor that each row of the GGUF tensor is; empty when they are the same.
+std::vector<int64_t> row_order(arch::RowOrder rows, int64_t count, const DecoderConfig& config) {
+  switch (rows) {
+    case arch::RowOrder::kSame:
+      return {};
+    case arch::RowOrder::kRopeQueryHeads:
+      return arch::rope_permutation(count, config.num_attention_heads);
+    case arch::RowOrder::kRopeKeyHeads:
+      return arch::rope_permutation(count, config.num_key_value_heads);
+  }
+  return {};
+}
+
+StoredTensor open_tensor(const std::shared_ptr<const io::GgufFile>& file, const io::GgufTensor& tensor,
+                         arch::RowOrder rows, const DecoderConfig& config) {
+  const grid::GgmlType* type = grid::ggml_type(tensor.type);
+  if (type == nullptr) {
+    throw UnsupportedError(where(*file) + tensor.name + ": expected a type that libqat has a grid for, got " +
+                           std::string(io::ggml_type_size(tensor.type)->name));
+  }
+  // The permutation is made when the tensor is read: by then its shape has been checked.
+  return {tensor.shape(), [file, &tensor, type, rows, config] {
+            return read_ggml(tensor.data, *type, tensor.shape(),
+                             row_order(rows, tensor.shape().front(), config));
+          }};
+}
+
+}  // namespace
+
+StoredModel open_gguf(const std::string& path) {
+  const auto file = std::make_shared<const io::GgufFile>(path);
+  const arch::Family& family =
+      arch::find_by_gguf_architecture(file->get<std::string>("general.architecture"));
+  refuse_what_is_missing(*file, family);
+  StoredModel stored{path, make_config(*file, family).dump(2), path, {}};
+  const DecoderConfig config = config_of_file("load_model", path, stored.config);
+  for (const io::GgufTensor& tensor : file->tensors()) {
+    if (arch::matches_any(family.gguf_only, tensor.name)) continue;
+    const auto mapped = arch::gguf_to_hf(family, tensor.name);
+    const arch::RowOrder rows = mapped ? mapped->rule->rows : arch::RowOrder::kSame;
+    stored.tensors[mapped ? mapped->name : tensor.name] = open_tensor(file, tensor, rows, config);
+  }
+  return stored;
+}
+
+}  // namespace qat::models

@@ -1,0 +1,20 @@
+#include "mlp.hpp"
+
+#include "fused.hpp"
+
+namespace qat::models {
+
+MlpImpl::MlpImpl(const DecoderConfig& config)
+    : gate_proj_(config.hidden_size, config.intermediate_size, /*bias=*/false),
+      up_proj_(config.hidden_size, config.intermediate_size, /*bias=*/false),
+      down_proj_(config.intermediate_size, config.hidden_size, /*bias=*/false) {
+  register_module("gate_proj", gate_proj_);
+  register_module("up_proj", up_proj_);
+  register_module("down_proj", down_proj_);
+}
+
+at::Tensor MlpImpl::forward(const at::Tensor& x) {
+  return down_proj_(silu_mul(gate_proj_(x), up_proj_(x)));
+}
+
+}  // namespace qat::models

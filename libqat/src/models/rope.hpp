@@ -1,0 +1,17 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace qat::models {
+
+/// The angles of rotary positions: position t turns the pair i of a head of D by t * theta^(-2i/D).
+/// (Su et al. 2021, arXiv:2104.09864; pairs are half-split, as in Hugging Face.)
+struct Rope {
+  at::Tensor cos;  ///< float32[T, D/2]
+  at::Tensor sin;  ///< float32[T, D/2]
+};
+
+/// For positions 0 .. tokens - 1.
+Rope make_rope(int64_t tokens, int64_t head_dim, double theta, at::Device device);
+
+}  // namespace qat::models
