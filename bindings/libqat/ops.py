@@ -27,8 +27,8 @@ __all__ = ["dequantize", "fake_quantize", "quantize", "quantized_embedding", "qu
 def fake_quantize(weight: Tensor, grid: str, estimator: str = "ste", tensor: str = "") -> Tensor:
     """The numbers that the deployed file will hold.
 
-    weight: float32 [R, ...] of any strides -> contiguous float32 of the same shape. The scale is a constant to
-    the gradient.
+    weight: float32 [R, ...] of any strides -> contiguous float32 of the same shape. The scale is a constant
+    to the gradient.
     """
     return torch.ops.libqat.fake_quantize(weight, grid, estimator, tensor)
 
