@@ -1,0 +1,99 @@
+"""The grids as Python sees them: the table, shapes and errors."""
+
+import numpy as np
+import pytest
+import torch
+from libqat.grids import Grid, grids
+
+import libqat
+from libqat import _core
+
+NAMES = ["f32", "f16", "bf16", "q4_0", "q4_1", "q8_0", "int8_channel", "int4_channel", "int2_channel"]
+CODED = NAMES[3:]
+
+
+def test_the_table_of_grids():
+    table = grids()
+    assert list(table) == NAMES
+    assert table["q4_1"] == Grid("q4_1", 4, 32, (0, 15), (("scales", 1, "float16"), ("mins", 1, "float16")))
+    assert table["int2_channel"] == Grid("int2_channel", 2, None, (-2, 1), (("scales", 1, "float32"),))
+    assert table["bf16"] == Grid("bf16", 16, 1, None, ())
+    assert table["q4_0"].bits_per_weight(576) == 4.5
+    assert table["q8_0"].bits_per_weight(576) == 8.5
+    assert table["int4_channel"].bits_per_weight(64) == 4.5
+
+
+def test_an_unknown_grid_names_the_legal_ones():
+    with pytest.raises(libqat.ArgumentError, match=r'grid: expected one of f32, .*int2_channel, got "q4_2"'):
+        _core.grid_info("q4_2")
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_the_functions_fit_together(name):
+    w = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    s = _core.grid_choose(name, w)
+    stored = _core.grid_store(name, s, 64)
+    codes = _core.grid_encode(name, w, s)
+    w_hat = _core.grid_decode(name, codes, stored)
+    block = grids()[name].block or 64
+    assert s.shape == stored.shape == (5, 64 // block, 2 if name == "q4_1" else 1)
+    np.testing.assert_array_equal(w_hat, _core.grid_fake_quantize(name, w))
+    np.testing.assert_array_equal(w_hat, _core.grid_fake_quantize(name, w, reference=True))
+    bf16 = torch.from_numpy(w_hat).bfloat16().view(torch.uint16).numpy()
+    np.testing.assert_array_equal(bf16, _core.grid_fake_quantize_bf16(name, w))
+    mask = _core.grid_in_range(name, w, s)
+    assert mask.shape == w.shape
+    assert set(np.unique(mask)) <= {0, 1}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])
+def test_float_grids_round_as_torch_does(name, dtype):
+    bits = np.random.default_rng(1).integers(0, 2**32, (64, 4096), np.uint32)
+    w = bits.view(np.float32)
+    limit = torch.finfo(dtype).max
+    w = np.where(np.isfinite(w) & (np.abs(w) <= limit), w, np.float32(0.1)).astype(np.float32)
+    expected = torch.from_numpy(w).to(dtype).float().numpy()
+    np.testing.assert_array_equal(_core.grid_fake_quantize(name, w).view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named_by_its_row(name, bad):
+    w = np.ones((4, 32), np.float32)
+    w[2, 31] = bad
+    for call in (_core.grid_choose, _core.grid_fake_quantize, _core.grid_fake_quantize_bf16):
+        with pytest.raises(
+            libqat.NumericError, match=rf"row 2: expected values that {name} can hold, got .*finite"
+        ):
+            call(name, w)
+
+
+@pytest.mark.parametrize("name", ["f16", "q4_0", "q4_1", "q8_0"])
+def test_a_scale_beyond_fp16_is_named_by_its_row(name):
+    w = np.ones((4, 32), np.float32)
+    w[3, 0] = 1e9
+    with pytest.raises(libqat.NumericError, match=r"row 3: .*beyond its stored type"):
+        _core.grid_fake_quantize(name, w)
+
+
+def test_shapes_are_checked():
+    w = np.ones((2, 48), np.float32)
+    with pytest.raises(libqat.ArgumentError, match="rows of a multiple of 32 weights for q4_0, got 48"):
+        _core.grid_choose("q4_0", w)
+    with pytest.raises(libqat.ArgumentError, match="multiple of 32 weights for q8_0, got 48"):
+        _core.grid_row_bytes("q8_0", 48)
+    with pytest.raises(libqat.ArgumentError, match=r"a matrix \[rows, n\], got shape \[48\]"):
+        _core.grid_choose("int4_channel", w[0])
+    with pytest.raises(libqat.ArgumentError, match=r"expected scales \[2, 1, 1\], got \[2, 2, 1\]"):
+        _core.grid_encode("int4_channel", w, np.ones((2, 2, 1), np.float32))
+    with pytest.raises(libqat.ArgumentError, match=r"expected bytes \[rows, multiple of 18\], got \[1, 20\]"):
+        _core.ggml_unpack("q4_0", np.zeros((1, 20), np.uint8))
+    with pytest.raises(libqat.ArgumentError, match='expected a grid of ggml blocks, got "int4_channel"'):
+        _core.ggml_unpack("int4_channel", np.zeros((1, 20), np.uint8))
+
+
+def test_other_dtypes_and_strides_are_refused_rather_than_converted():
+    with pytest.raises(TypeError):
+        _core.grid_choose("q8_0", np.ones((1, 32)))
+    with pytest.raises(TypeError):
+        _core.grid_choose("q8_0", np.ones((32, 2), np.float32).T)
