@@ -140,7 +140,8 @@ struct Q4_1Kernel {
     const __m256 high =
         _mm256_max_ps(_mm256_max_ps(block.v[0], block.v[1]), _mm256_max_ps(block.v[2], block.v[3]));
     const float minimum = least_lane(low);
-    // + 0: of zeros of both signs, either may come out as minimum or maximum.
+    // + 0: a difference of zeros of opposite signs would be -0, while ggml subtracts the first zero from
+    // itself.
     const float s[2] = {(greatest_lane(high) - minimum + 0.0F) / 15.0F, minimum};
     const Q4_1::Encoder e = Q4_1::encoder(s);
     const float stored[2] = {through_f16(s[0]), through_f16(s[1])};
