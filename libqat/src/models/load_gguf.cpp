@@ -57,12 +57,18 @@ bool is_scaled(const io::GgufFile& file, const arch::Family& family) {
   return type != nullptr && (name == nullptr || *name != "none");
 }
 
+/// Older files lack it: the embedding's rows say the same.
+std::string vocabulary_key(const arch::Family& family) {
+  return std::string(family.gguf_architecture) + ".vocab_size";
+}
+
 void copy_keys(const io::GgufFile& file, const arch::Family& family, Json& config) {
   const bool scaled = is_scaled(file, family);
   for (const arch::ConfigKey& key : family.config) {
     if (key.condition == arch::Condition::kScaledRope && !scaled) continue;
-    if (file.metadata().find(key.gguf) == nullptr) continue;
-    const Json value = value_of(file, key);
+    const bool may_lack = key.absent != arch::Absent::kError || key.gguf == vocabulary_key(family);
+    if (may_lack && file.metadata().find(key.gguf) == nullptr) continue;
+    const Json value = value_of(file, key);  // names the key when it is missing
     const Json::json_pointer place = pointer(key.hf.front());
     if (config.contains(place) && config[place] != value) {
       throw UnsupportedError(where(file) + std::string(key.gguf) + ": expected " + config[place].dump() +
@@ -101,15 +107,15 @@ Json make_config(const io::GgufFile& file, const arch::Family& family) {
   config["mlp_bias"] = false;
   copy_keys(file, family, config);
   if (!config.contains("vocab_size")) {
-    // Older files leave it to the embedding's rows.
     if (const io::GgufTensor* embedding = file.find_tensor("token_embd.weight")) {
       config["vocab_size"] = embedding->shape().front();
     }
   }
-  config["rope_parameters"]["rope_type"] = config["rope_parameters"].value("rope_type", "default");
-  if (config["rope_parameters"].contains("rope_theta")) {
-    config["rope_theta"] = config["rope_parameters"]["rope_theta"];  // what transformers 4 reads
-  }
+  Json& rope = config["rope_parameters"];
+  if (rope.is_null()) rope = Json::object();
+  rope["rope_type"] = rope.value("rope_type", "default");
+  rope["rope_theta"] = rope.value("rope_theta", DecoderConfig().rope_theta);
+  config["rope_theta"] = rope["rope_theta"];  // what transformers 4 reads
   config["tie_word_embeddings"] = file.find_tensor("output.weight") == nullptr;
   for (const auto& [gguf, hf] : {std::pair("bos", "bos_token_id"), std::pair("eos", "eos_token_id"),
                                  std::pair("padding", "pad_token_id")}) {
@@ -146,14 +152,24 @@ StoredTensor open_tensor(const std::shared_ptr<const io::GgufFile>& file, const 
           }};
 }
 
+const arch::Family& family_of(const io::GgufFile& file) {
+  try {
+    return arch::find_by_gguf_architecture(file.get<std::string>("general.architecture"));
+  } catch (const UnsupportedError& error) {
+    throw UnsupportedError(where(file) + error.what());
+  }
+}
+
 }  // namespace
 
 StoredModel open_gguf(const std::string& path) {
   const auto file = std::make_shared<const io::GgufFile>(path);
-  const arch::Family& family =
-      arch::find_by_gguf_architecture(file->get<std::string>("general.architecture"));
+  const arch::Family& family = family_of(*file);
   refuse_what_is_missing(*file, family);
-  StoredModel stored{path, make_config(*file, family).dump(2), path, {}};
+  // A string of the metadata may not be UTF-8.
+  const std::string config_text =
+      make_config(*file, family).dump(2, ' ', false, Json::error_handler_t::replace);
+  StoredModel stored{path, config_text, path, {}};
   const DecoderConfig config = config_of_file("load_model", path, stored.config);
   for (const io::GgufTensor& tensor : file->tensors()) {
     if (arch::matches_any(family.gguf_only, tensor.name)) continue;
