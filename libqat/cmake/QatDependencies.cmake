@@ -13,6 +13,10 @@ list(APPEND CMAKE_PREFIX_PATH "${QAT_SITE_PACKAGES}/torch/share/cmake" "${QAT_SI
 
 find_package(Torch REQUIRED)
 
+# at::parallel_for is inline code: compiled without OpenMP it silently runs on one thread. The runtime is the libgomp
+# that LibTorch has loaded already (same soname).
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+
 find_package(nlohmann_json 3.11 QUIET)
 if(NOT TARGET nlohmann_json::nlohmann_json)
   find_path(QAT_JSON_INCLUDE nlohmann/json.hpp
