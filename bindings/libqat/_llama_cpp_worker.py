@@ -17,6 +17,7 @@ from typing import Any
 # With this much added, greedy decoding picks the token whatever the model says. The log-probability that the
 # server returns is the one before the addition.
 _FORCE = 1000.0
+_LISTED = (100, 3000, 1 << 20)  # the last is more than any vocabulary
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -49,28 +50,51 @@ def generate(server: Any, request: dict[str, Any], send: Send) -> str:
     return choice["text"]
 
 
+def forced(server: Any, prompt: list[int], token: int, listed: int = 1) -> list[dict[str, Any]] | None:
+    """Makes the server choose `token`; what it reports of it, then of the `listed` likeliest tokens.
+
+    None when the token's bytes are not whole characters: the server then reports nothing.
+    """
+    choice = complete(
+        server,
+        prompt=prompt,
+        max_tokens=1,
+        temperature=0,
+        logprobs=listed,
+        logit_bias=[[token, _FORCE]],
+        cache_prompt=True,
+    )
+    if choice["logprobs"] is None:
+        return None
+    [chosen] = choice["logprobs"]["content"]
+    if chosen["id"] != token:
+        raise RuntimeError(f"expected token {token}, llama.cpp chose {chosen['id']}")
+    return [chosen, *chosen["top_logprobs"]]
+
+
+def log_probability(server: Any, prompt: list[int], token: int) -> float:
+    reported = forced(server, prompt, token)
+    if reported is not None:
+        return reported[0]["logprob"]
+    # Part of a character: force a whole one and look the token up among the likeliest. Long lists are slow.
+    [letter] = tokenize(server, {"text": "a", "add_special": False})
+    for listed in _LISTED:
+        for entry in forced(server, prompt, letter, listed):
+            if entry["id"] == token:
+                return entry["logprob"]
+    raise RuntimeError(f"llama.cpp reports no log-probability of token {token}")
+
+
 def score(server: Any, request: dict[str, Any], send: Send) -> list[float]:
     tokens = request["tokens"]
     scores = []
     for index in range(1, len(tokens)):
-        choice = complete(
-            server,
-            prompt=tokens[:index],
-            max_tokens=1,
-            temperature=0,
-            logprobs=1,
-            logit_bias=[[tokens[index], _FORCE]],
-            cache_prompt=True,
-        )
-        chosen = choice["logprobs"]["content"][0]
-        if chosen["id"] != tokens[index]:
-            raise RuntimeError(f"expected token {tokens[index]}, llama.cpp chose {chosen['id']}")
-        scores.append(chosen["logprob"])
+        scores.append(log_probability(server, tokens[:index], tokens[index]))
         send({"progress": [index, len(tokens) - 1]})
     return scores
 
 
-def tokenize(server: Any, request: dict[str, Any], send: Send) -> list[int]:
+def tokenize(server: Any, request: dict[str, Any], send: Send | None = None) -> list[int]:
     del send
     body = {"content": request["text"], "add_special": request["add_special"], "parse_special": True}
     call = urllib.request.Request(

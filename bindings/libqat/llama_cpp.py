@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,7 @@ class LlamaCpp:
             stderr=self._log,
             text=True,
             encoding="utf-8",
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # a debugger at every crash is slow
         )
         try:
             self._call("open", gguf=self._gguf, threads=threads, context=context)

@@ -1,7 +1,7 @@
 """Tokenizers from GGUF files and Hugging Face directories, giving the token ids that llama.cpp gives.
 
-``transformers`` builds its GGUF tokenizers with rules of its own (for SmolLM2 it puts id 1 before every text),
-so libqat reads the vocabulary itself.
+``transformers`` builds its GGUF tokenizers with rules of its own (for SmolLM2 it puts id 1 before every
+text), so libqat reads the vocabulary itself.
 """
 
 from __future__ import annotations

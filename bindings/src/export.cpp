@@ -59,7 +59,7 @@ Args:
     path: the file to write.
     target: "gguf".
     tokenizer_from: a GGUF, a tokenizer.json, a Hugging Face directory, or "none" for a file without
-        vocabulary; by default the checkpoint's own reference.
+        vocabulary (llama.cpp loads it, but its server needs one); by default the checkpoint's reference.
     name: the name that the file gives the model; by default the configuration's.
     progress: called with bytes written and bytes in all.
 

@@ -11,7 +11,7 @@
 namespace qat {
 
 /// `source`: a GGUF (its keys are copied unchanged), a tokenizer.json or a directory that holds one, or
-/// "none" (a file without vocabulary: llama.cpp then takes token ids only). `config`: the model's
+/// "none" (a file without vocabulary). `config`: the model's
 /// configuration, for special ids that the tokenizer's own files do not name. `vocab_size`: rows of the
 /// embedding; every token list has that length. ArgumentError for "" (naming the option) and for lists of
 /// another length, FileError for missing and malformed files, UnsupportedError for kinds of tokenizer that

@@ -15,7 +15,8 @@ namespace qat {
 
 struct ExportOptions {
   /// Where tokenizer metadata comes from: a GGUF, a tokenizer.json, or an HF directory. "none" writes a file
-  /// without vocabulary, which llama.cpp runs on token ids. "" = the checkpoint's reference.
+  /// without vocabulary, for programs that take token ids and give logits (llama.cpp loads it, but its server
+  /// needs a vocabulary). "" = the checkpoint's reference.
   std::string tokenizer_from;
   std::string name;  ///< `general.name`; "" = taken from the configuration or left out
   /// Called with bytes written and in all.
