@@ -4,8 +4,12 @@ import torch as _torch  # noqa: F401  (loads LibTorch before the extension that 
 
 from . import _core as _core
 from ._core import ArgumentError, Error, FileError, NumericError, UnsupportedError
+from ._core import Decoder as Decoder
+from ._core import LoadedModel as LoadedModel
 from ._core import export as export
 from ._core import export_targets as export_targets
+from ._core import load_checkpoint as load_checkpoint
+from ._core import load_model as load_model
 from ._core import verify as verify
 from .tokenizer import load_tokenizer as load_tokenizer
 

@@ -1,7 +1,9 @@
 #include "module.hpp"
 
-#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <filesystem>
 
 #include "qat/models/load.hpp"
 
@@ -54,13 +56,17 @@ void bind_models(py::module_& module) {
       .def_readonly("tokenizer", &LoadedModel::tokenizer,
                     "Path to take the tokenizer from: the GGUF itself, or the Hugging Face folder.");
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  using Path = std::filesystem::path;
   module.def(
-      "load_model", &models::load_model, py::arg("path"), unlocked,
+      "load_model", [](const Path& path) { return models::load_model(path.string()); }, py::arg("path"),
+      unlocked,
       "Reads a Hugging Face folder (config.json and safetensors) or a GGUF file into a LoadedModel. "
       "FileError "
       "listing every missing, unknown or misshapen tensor; UnsupportedError for what the decoder lacks.");
-  module.def("load_checkpoint", &models::load_checkpoint, py::arg("path"), unlocked,
-             "The decoder with the dequantized numbers of a *.qat.safetensors, for scoring what ships.");
+  module.def(
+      "load_checkpoint", [](const Path& path) { return models::load_checkpoint(path.string()); },
+      py::arg("path"), unlocked,
+      "The decoder with the dequantized numbers of a *.qat.safetensors, for scoring what ships.");
 }
 
 }  // namespace qat::python

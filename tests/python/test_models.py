@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import libqat
-from libqat import _core
 
 # Two float32 implementations of the same sums in another order: observed differences are below 1e-5 for
 # logits of size 1 to 10. The bound leaves a factor of ten.
@@ -69,7 +68,7 @@ def edit_tensors(folder, edit):
 def test_logits_equal_transformers(changes, tmp_path):
     reference = make(**changes)
     reference.save_pretrained(tmp_path)
-    loaded = _core.load_model(str(tmp_path))
+    loaded = libqat.load_model(str(tmp_path))
     tokens = tokens_for(reference)
     with torch.no_grad():
         expected = reference(tokens).logits
@@ -85,7 +84,7 @@ def test_old_spelling_of_the_config(tmp_path):
     edit_config(tmp_path, drop=["rope_parameters", "head_dim"], rope_theta=500.0, rope_scaling=None)
     tokens = tokens_for(reference)
     with torch.no_grad():
-        logits = _core.load_model(str(tmp_path)).decoder(tokens)
+        logits = libqat.load_model(str(tmp_path)).decoder(tokens)
         torch.testing.assert_close(logits, reference(tokens).logits, **LOGITS)
 
 
@@ -94,7 +93,7 @@ def test_shards_and_half_precision_files(tmp_path, dtype):
     reference = make(tie_word_embeddings=False).to(dtype)
     reference.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    decoder = _core.load_model(str(tmp_path)).decoder
+    decoder = libqat.load_model(str(tmp_path)).decoder
     for name, parameter in reference.named_parameters():
         assert decoder.parameters()[name].dtype == torch.float32
         assert torch.equal(decoder.parameters()[name], parameter.float())
@@ -103,7 +102,7 @@ def test_shards_and_half_precision_files(tmp_path, dtype):
 def test_gradients_equal_transformers(tmp_path):
     reference = make(tie_word_embeddings=True)
     reference.save_pretrained(tmp_path)
-    decoder = _core.load_model(str(tmp_path)).decoder
+    decoder = libqat.load_model(str(tmp_path)).decoder
     tokens = tokens_for(reference)
     for logits in (reference(tokens).logits, decoder(tokens)):
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
@@ -119,7 +118,7 @@ def test_gradients_equal_transformers(tmp_path):
 def test_autocast_multiplies_in_bfloat16_only(tmp_path):
     reference = make(tie_word_embeddings=True)
     reference.save_pretrained(tmp_path)
-    decoder = _core.load_model(str(tmp_path)).decoder
+    decoder = libqat.load_model(str(tmp_path)).decoder
     tokens = tokens_for(reference)
     products = []
 
@@ -146,7 +145,7 @@ def test_autocast_multiplies_in_bfloat16_only(tmp_path):
 
 
 def test_frozen_copy_is_a_teacher_of_its_own(folder):
-    decoder = _core.load_model(str(folder)).decoder
+    decoder = libqat.load_model(folder).decoder
     tokens = tokens_for(make())
     teacher = decoder.frozen_copy(torch.bfloat16)
     for name, parameter in teacher.parameters().items():
@@ -163,7 +162,7 @@ def test_frozen_copy_is_a_teacher_of_its_own(folder):
 
 
 def test_hidden_and_head_are_the_halves_of_forward(folder):
-    decoder = _core.load_model(str(folder)).decoder
+    decoder = libqat.load_model(folder).decoder
     tokens = tokens_for(make())
     hidden = decoder.hidden(tokens)
     assert hidden.shape == (2, 40, 96)
@@ -173,7 +172,7 @@ def test_hidden_and_head_are_the_halves_of_forward(folder):
 
 
 def test_set_trainable(folder):
-    decoder = _core.load_model(str(folder)).decoder
+    decoder = libqat.load_model(folder).decoder
     decoder.set_trainable(False)
     assert not decoder(tokens_for(make())).requires_grad
     decoder.set_trainable(True)
@@ -192,11 +191,11 @@ def test_set_trainable(folder):
 )
 def test_bad_tokens(folder, tokens, message):
     with pytest.raises(libqat.ArgumentError, match=message):
-        _core.load_model(str(folder)).decoder(tokens)
+        libqat.load_model(folder).decoder(tokens)
 
 
 def test_double_backward_raises(folder):
-    decoder = _core.load_model(str(folder)).decoder
+    decoder = libqat.load_model(folder).decoder
     loss = decoder(tokens_for(make())).square().mean()
     # The engine passes every exception of a C++ node on as a RuntimeError.
     with pytest.raises(RuntimeError, match="expected a first derivative, got a second"):
@@ -205,7 +204,7 @@ def test_double_backward_raises(folder):
 
 def test_equal_stored_head_stays_tied(folder):
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
-    loaded = _core.load_model(str(folder))
+    loaded = libqat.load_model(folder)
     assert "lm_head.weight" not in loaded.decoder.parameters()
     assert json.loads(loaded.config)["tie_word_embeddings"] is True
 
@@ -214,7 +213,7 @@ def test_different_stored_head_unties_as_in_transformers(folder):
     edit_tensors(
         folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].flip(0).contiguous()})
     )
-    loaded = _core.load_model(str(folder))
+    loaded = libqat.load_model(folder)
     assert json.loads(loaded.config)["tie_word_embeddings"] is False
     reference = LlamaForCausalLM.from_pretrained(folder)
     tokens = tokens_for(reference)
@@ -224,7 +223,7 @@ def test_different_stored_head_unties_as_in_transformers(folder):
 
 def test_known_derived_tensors_are_passed_over(folder):
     edit_tensors(folder, lambda t: t.update({"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
-    _core.load_model(str(folder))
+    libqat.load_model(folder)
 
 
 def test_every_tensor_that_does_not_fit_is_listed(folder):
@@ -235,7 +234,7 @@ def test_every_tensor_that_does_not_fit_is_listed(folder):
 
     edit_tensors(folder, damage)
     with pytest.raises(libqat.FileError) as caught:
-        _core.load_model(str(folder))
+        libqat.load_model(folder)
     message = str(caught.value)
     assert "missing model.layers.0.mlp.up_proj.weight, model.norm.weight;" in message
     assert "misshapen model.layers.1.self_attn.k_proj.weight [32, 95] instead of [32, 96];" in message
@@ -248,7 +247,7 @@ def test_integer_weights_are_refused(folder):
     with pytest.raises(
         libqat.UnsupportedError, match=r"model\.norm\.weight: expected F32, F16 or BF16, got I32"
     ):
-        _core.load_model(str(folder))
+        libqat.load_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +264,7 @@ def test_integer_weights_are_refused(folder):
 def test_missing_config_key_is_named(folder, key):
     edit_config(folder, drop=[key])
     with pytest.raises(libqat.FileError, match=f'config.json: config: "{key}": expected .*, got nothing'):
-        _core.load_model(str(folder))
+        libqat.load_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -298,14 +297,14 @@ def test_missing_config_key_is_named(folder, key):
 def test_config_values_that_cannot_be_computed(folder, changes, error, message):
     edit_config(folder, **changes)
     with pytest.raises(error, match=message) as caught:
-        _core.load_model(str(folder))
+        libqat.load_model(folder)
     assert str(folder) in str(caught.value)
 
 
 def test_head_dim_must_divide_when_absent(folder):
     edit_config(folder, drop=["head_dim"], hidden_size=97)
     with pytest.raises(libqat.FileError, match='"hidden_size": expected a multiple of num_attention_heads'):
-        _core.load_model(str(folder))
+        libqat.load_model(folder)
 
 
 def test_files_that_are_not_models(folder, tmp_path_factory):
@@ -316,17 +315,17 @@ def test_files_that_are_not_models(folder, tmp_path_factory):
         (folder / "model.safetensors", "expected a Hugging Face directory or a .gguf file"),
     ]:
         with pytest.raises(libqat.FileError, match=message):
-            _core.load_model(str(path))
+            libqat.load_model(path)
     (empty / "config.json").write_text("{")
     with pytest.raises(libqat.FileError, match="expected JSON"):
-        _core.load_model(str(empty))
+        libqat.load_model(empty)
     shutil.copy(folder / "config.json", empty)
     with pytest.raises(libqat.FileError, match="safetensors"):
-        _core.load_model(str(empty))
+        libqat.load_model(empty)
 
 
 def test_truncated_weights(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(libqat.FileError, match=r"model\.safetensors"):
-        _core.load_model(str(folder))
+        libqat.load_model(folder)

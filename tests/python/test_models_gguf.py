@@ -12,7 +12,6 @@ from gguf import GGMLQuantizationType as Type
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import libqat
-from libqat import _core
 
 LAYERS, HEADS, KV_HEADS, HIDDEN, FF, VOCAB = 2, 4, 2, 64, 96, 50
 HEAD_DIM = 16
@@ -117,7 +116,7 @@ def reference_of(config, weights):
 def test_weights_and_logits(tmp_path, tied):
     path = tmp_path / "model.gguf"
     weights = write(path, tied)
-    loaded = _core.load_model(str(path))
+    loaded = libqat.load_model(path)
     parameters = loaded.decoder.parameters()
     assert parameters.keys() == weights.keys()
     for name, weight in weights.items():
@@ -133,7 +132,7 @@ def test_weights_and_logits(tmp_path, tied):
 def test_config_is_what_hugging_face_would_have_written(tmp_path):
     path = tmp_path / "model.gguf"
     write(path)
-    config = LlamaConfig(**json.loads(_core.load_model(str(path)).config))
+    config = LlamaConfig(**json.loads(libqat.load_model(path).config))
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 5000.0}
     assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (HIDDEN, FF, LAYERS)
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (
@@ -149,7 +148,7 @@ def test_config_is_what_hugging_face_would_have_written(tmp_path):
 def test_keys_that_older_files_lack(tmp_path, key):
     path = tmp_path / "model.gguf"
     write(path, drop=[key])
-    loaded = json.loads(_core.load_model(str(path)).config)
+    loaded = json.loads(libqat.load_model(path).config)
     assert loaded["vocab_size"] == VOCAB
     assert LlamaConfig(**loaded).rope_parameters["rope_theta"] == (10000.0 if "freq" in key else 5000.0)
 
@@ -157,7 +156,7 @@ def test_keys_that_older_files_lack(tmp_path, key):
 def test_rope_divisors_of_one_are_passed_over(tmp_path):
     path = tmp_path / "model.gguf"
     write(path, extra={"rope_freqs.weight": (np.ones(HEAD_DIM // 2, np.float32), Type.F32)})
-    _core.load_model(str(path))
+    libqat.load_model(path)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +209,7 @@ def test_files_that_cannot_be_loaded(tmp_path, changes, error, message):
     path = tmp_path / "model.gguf"
     write(path, **changes)
     with pytest.raises(error, match=message) as caught:
-        _core.load_model(str(path))
+        libqat.load_model(path)
     assert str(path) in str(caught.value)
 
 
@@ -221,7 +220,7 @@ def test_truncated_and_foreign_files(tmp_path):
     for content in (b"", b"GGUF", whole[: len(whole) // 2], b"not a model" * 100):
         path.write_bytes(content)
         with pytest.raises(libqat.FileError, match=r"model\.gguf"):
-            _core.load_model(str(path))
+            libqat.load_model(path)
 
 
 def smollm2():
@@ -237,7 +236,7 @@ def smollm2():
 
 def test_real_smollm2_equals_transformers():
     path = smollm2()
-    loaded = _core.load_model(str(path))
+    loaded = libqat.load_model(path)
     heads = {"attn_q": 9, "attn_k": 3}
     names = {gguf_name: hf for gguf_name, (hf, _, _) in shapes(True).items()}
     weights = {}

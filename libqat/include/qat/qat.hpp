@@ -1,6 +1,6 @@
 #pragma once
 
-// The whole of libqat except `qat/models/` (link qat::models and include qat/models/decoder.hpp for that).
+// The whole of libqat except `qat/models/` (link qat::models and include qat/models/load.hpp for that).
 
 #include "qat/checkpoint/checkpoint.hpp"
 #include "qat/core/error.hpp"

@@ -6,7 +6,7 @@
 
 // Bodies are forced inline so that each clone is compiled for its own instruction set.
 #define QAT_INLINE inline __attribute__((always_inline))
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
 #define QAT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define QAT_CLONES
