@@ -3,6 +3,7 @@
 import torch as _torch  # noqa: F401  (loads LibTorch before the extension that links to it)
 
 from . import _core as _core
+from . import ops as ops
 from ._core import ArgumentError, Error, FileError, NumericError, UnsupportedError
 from ._core import Decoder as Decoder
 from ._core import LoadedModel as LoadedModel

@@ -207,6 +207,17 @@ def test_inductor_equals_eager():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_a_compiled_graph_raises_the_same_error():
+    torch._dynamo.reset()
+    net = Net("q4_0", "ste")
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    compiled(TOKENS)
+    with torch.no_grad():
+        net.up[3, 4] = float("nan")
+    with pytest.raises(libqat.NumericError, match=r"^quantized_linear: up: row 3 is not finite$"):
+        compiled(TOKENS)
+
+
 def test_double_backward_is_refused():
     x, weight = leaf(2, 64), leaf(48, 64)
     functions = {
