@@ -2,6 +2,7 @@
 // tokenizer.json and the files beside it; the first file that speaks wins, in the order that llama.cpp's own
 // converter uses: tokenizer_config.json, config.json, generation_config.json, the model's configuration.
 
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "export/hf_vocabulary.hpp"

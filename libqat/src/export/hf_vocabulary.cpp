@@ -1,5 +1,6 @@
 #include "export/hf_vocabulary.hpp"
 
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "export/input_file.hpp"

@@ -1,6 +1,7 @@
 #include "export/input_file.hpp"
 
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "qat/core/error.hpp"
 #include "qat/io/mapped_file.hpp"

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <numbers>
 
 #include "export/input_file.hpp"
@@ -48,8 +49,8 @@ io::GgufValue to_gguf(std::string_view path, ValueType type, const json& value) 
 
 }  // namespace
 
-ModelConfig::ModelConfig(const std::string& text) : root_(json::parse(text, nullptr, false)) {
-  if (text.empty() || !root_.is_object()) {
+ModelConfig::ModelConfig(const std::string& text) : root_(std::make_shared<json>(json::parse(text, nullptr, false))) {
+  if (text.empty() || !root_->is_object()) {
     throw ArgumentError(
         "export_checkpoint: config: expected the model's configuration as a JSON object, got " +
         std::string(text.empty() ? "none" : "something else"));
@@ -60,7 +61,7 @@ ModelConfig::ModelConfig(const std::string& text) : root_(json::parse(text, null
 }
 
 const json& ModelConfig::find(std::string_view path) const {
-  const json* node = &root_;
+  const json* node = root_.get();
   for (std::size_t dot = path.find('.'); dot != std::string_view::npos; dot = path.find('.')) {
     node = &field(*node, path.substr(0, dot));
     path.remove_prefix(dot + 1);

@@ -2,7 +2,8 @@
 
 // A checkpoint's configuration, read through the family's table.
 
-#include <nlohmann/json.hpp>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -42,7 +43,7 @@ class ModelConfig {
   std::string rope_type() const;
   nlohmann::json value_of(const arch::ConfigKey& key) const;
 
-  nlohmann::json root_;
+  std::shared_ptr<const nlohmann::json> root_;
   const arch::Family* family_ = nullptr;
 };
 

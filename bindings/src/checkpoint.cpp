@@ -1,0 +1,93 @@
+#include "qat/checkpoint/checkpoint.hpp"
+
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <filesystem>
+#include <tuple>
+
+#include "module.hpp"
+
+namespace py = pybind11;
+
+namespace qat::python {
+namespace {
+
+using Path = std::filesystem::path;
+using Named = std::pair<std::string, at::Tensor>;
+
+/// Two names of one tensor: same memory, read in the same way.
+auto identity(const at::Tensor& tensor) {
+  return std::tuple(tensor.const_data_ptr(), tensor.scalar_type(), tensor.sizes().vec(),
+                    tensor.strides().vec());
+}
+
+QuantizedCheckpoint freeze(const std::vector<Named>& tensors, const std::map<std::string, std::string>& grids,
+                           const std::string& config, const std::string& tokenizer,
+                           const std::string& policy) {
+  const py::gil_scoped_release unlocked;
+  std::vector<Latent> latents;
+  std::map<std::string, std::string> aliases;
+  std::map<decltype(identity({})), std::string> first_names;
+  for (const auto& [key, value] : tensors) {
+    const auto [place, is_new] = first_names.emplace(identity(value), key);
+    if (!is_new && value.numel() > 0) {
+      aliases[key] = place->second;
+      continue;
+    }
+    const auto grid = grids.find(key);
+    latents.push_back({key, value, {grid == grids.end() ? "f32" : grid->second}});
+  }
+  return freeze_tensors(latents, std::move(aliases), config, tokenizer, policy);
+}
+
+std::map<std::string, std::string> grids_of(const QuantizedCheckpoint& checkpoint) {
+  std::map<std::string, std::string> grids;
+  for (const auto& [key, tensor] : checkpoint.quantized) grids[key] = tensor.scheme.weight;
+  return grids;
+}
+
+std::map<std::string, at::Tensor> weights_of(const QuantizedCheckpoint& checkpoint) {
+  const py::gil_scoped_release unlocked;
+  std::map<std::string, at::Tensor> weights;
+  for (NamedTensor& tensor : dequantize(checkpoint)) weights[tensor.name] = std::move(tensor.value);
+  return weights;
+}
+
+}  // namespace
+
+void bind_checkpoint(py::module_& module) {
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  py::class_<QuantizedCheckpoint>(module, "QuantizedCheckpoint",
+                                  "What ships: codes, scales and grid of each quantized tensor, all other "
+                                  "tensors as they are, and the model's configuration.")
+      .def_property_readonly("grids", &grids_of, "state_dict key -> grid, of the quantized tensors.")
+      .def_readonly("aliases", &QuantizedCheckpoint::aliases, "Tied key -> the key that holds the data.")
+      .def_readonly("config", &QuantizedCheckpoint::config, "The model's configuration as JSON, or ''.")
+      .def_readonly("tokenizer", &QuantizedCheckpoint::tokenizer,
+                    "Path of a tokenizer.json, a Hugging Face folder or a GGUF, or ''.")
+      .def_readonly("policy", &QuantizedCheckpoint::policy, "The policy as JSON, or ''.");
+
+  module.def("freeze_tensors", &freeze, py::arg("tensors"), py::arg("grids"), py::kw_only(),
+             py::arg("config") = "", py::arg("tokenizer") = "", py::arg("policy") = "",
+             R"(A checkpoint of latent tensors.
+
+Args:
+    tensors: (state_dict key, tensor) pairs; a tensor given under several names is stored once, under the first.
+    grids: key -> grid; tensors without one stay as they are. Latents on a grid are float32 [R, ...].
+    config, tokenizer, policy: see QuantizedCheckpoint.)");
+  module.def("dequantize", &weights_of, py::arg("checkpoint"),
+             "state_dict key -> float32 tensor: what the consumer of the file computes, aliases included.");
+  module.def(
+      "save",
+      [](const QuantizedCheckpoint& checkpoint, const Path& path) { save(checkpoint, path.string()); },
+      py::arg("checkpoint"), py::arg("path"), unlocked,
+      "Writes a *.qat.safetensors file; it appears whole or not at all. The same checkpoint gives the same "
+      "bytes.");
+  module.def(
+      "load", [](const Path& path) { return load(path.string()); }, py::arg("path"), unlocked,
+      "Reads and validates a *.qat.safetensors file. FileError naming file and tensor.");
+}
+
+}  // namespace qat::python
