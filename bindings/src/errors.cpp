@@ -1,3 +1,5 @@
+#include <string_view>
+
 #include "module.hpp"
 #include "qat/core/error.hpp"
 
@@ -42,7 +44,11 @@ void bind_errors(py::module_& module) {
     try {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const Error& caught) {
-      PyErr_SetString(core.attr(python_name(caught)).ptr(), caught.what());
+      // A message may quote bytes of a broken file that are no UTF-8.
+      const std::string_view text = caught.what();
+      const auto message = py::reinterpret_steal<py::object>(
+          PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+      PyErr_SetObject(core.attr(python_name(caught)).ptr(), message.ptr());
     }
   });
 }

@@ -223,6 +223,14 @@ def test_truncated_and_foreign_files(tmp_path):
             libqat.load_model(path)
 
 
+def test_names_that_are_no_text(tmp_path):
+    path = tmp_path / "model.gguf"
+    write(path)
+    path.write_bytes(path.read_bytes().replace(b"blk.0.ffn_up", b"blk.0.ff\xff_up"))
+    with pytest.raises(libqat.FileError, match=r"missing .*up_proj.* unknown blk\.0\.ff\ufffd_up"):
+        libqat.load_model(path)
+
+
 def smollm2():
     """The real model's file, or a reason to skip."""
     root = Path(__file__).resolve().parents[2]

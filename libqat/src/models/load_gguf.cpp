@@ -111,11 +111,10 @@ Json make_config(const io::GgufFile& file, const arch::Family& family) {
       config["vocab_size"] = embedding->shape().front();
     }
   }
-  Json& rope = config["rope_parameters"];
-  if (rope.is_null()) rope = Json::object();
-  rope["rope_type"] = rope.value("rope_type", "default");
-  rope["rope_theta"] = rope.value("rope_theta", DecoderConfig().rope_theta);
-  config["rope_theta"] = rope["rope_theta"];  // what transformers 4 reads
+  const Json rope = config.value("rope_parameters", Json::object());
+  const double theta = rope.value("rope_theta", DecoderConfig().rope_theta);
+  config["rope_parameters"] = {{"rope_type", rope.value("rope_type", "default")}, {"rope_theta", theta}};
+  config["rope_theta"] = theta;  // what transformers 4 reads
   config["tie_word_embeddings"] = file.find_tensor("output.weight") == nullptr;
   for (const auto& [gguf, hf] : {std::pair("bos", "bos_token_id"), std::pair("eos", "eos_token_id"),
                                  std::pair("padding", "pad_token_id")}) {
