@@ -23,6 +23,8 @@ from ._core import ArgumentError, Error, FileError, UnsupportedError
 _PACKAGE = "xllamacpp"
 _WORKER = Path(__file__).with_name("_llama_cpp_worker.py")
 _LOG_LINES = 8
+_PATIENCE = 10.0
+"""Seconds that the process may take to end."""
 
 
 def available() -> bool:
@@ -101,12 +103,14 @@ class LlamaCpp:
 
     def close(self) -> None:
         """Ends llama.cpp's process."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
+        for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(BrokenPipeError):  # the process is gone, which is what is wanted
-                self._process.stdin.close()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+                pipe.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._log.close()
 
     def __enter__(self) -> LlamaCpp:
@@ -118,21 +122,36 @@ class LlamaCpp:
         self.close()
 
     def _call(self, action: str, progress: Callable[[int, int], None] | None = None, **request: Any) -> Any:
+        if self._process.stdin.closed:
+            raise ArgumentError(f"llama_cpp.{action}: {self._gguf}: expected an open model, got a closed one")
         try:
-            self._process.stdin.write(json.dumps({"action": action, **request}) + "\n")
+            message = self._ask({"action": action, **request}, progress)
+        except BaseException:  # an answer may be under way, and the next one would be taken for it
+            self.close()
+            raise
+        if message is None:
+            raise self._died(action)
+        if "error" in message:
+            kind = FileError if action == "open" else Error
+            raise kind(f"llama_cpp: {self._gguf}: {message['error']}; its log ends:\n{self._log_tail()}")
+        return message["result"]
+
+    def _ask(
+        self, request: dict[str, Any], progress: Callable[[int, int], None] | None
+    ) -> dict[str, Any] | None:
+        """The last message of the answer, or None when the process is gone."""
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise self._died(action) from None
+            return None
         for line in self._process.stdout:
             message = json.loads(line)
-            if "result" in message:
-                return message["result"]
-            if "error" in message:
-                kind = FileError if action == "open" else Error
-                raise kind(f"llama_cpp: {self._gguf}: {message['error']}; its log ends:\n{self._log_tail()}")
+            if "progress" not in message:
+                return message
             if progress is not None:
                 progress(*message["progress"])
-        raise self._died(action)
+        return None
 
     def _died(self, action: str) -> Error:
         code = self._process.wait()

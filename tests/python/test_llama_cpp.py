@@ -136,6 +136,21 @@ def test_progress_counts_positions(tmp_path, tokenizer_folder):
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+def test_an_interrupted_score_closes_the_model(tmp_path, tokenizer_folder):
+    checkpoint = checkpoint_of(make_llama(vocab_size=VOCAB_SIZE), tokenizer=tokenizer_folder)
+    libqat.export(checkpoint, tmp_path / "a.gguf")
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    llama = llama_cpp.LlamaCpp(tmp_path / "a.gguf")
+    with pytest.raises(KeyboardInterrupt):
+        llama.score(some_ids(), interrupt)
+    with pytest.raises(libqat.ArgumentError, match="got a closed one"):
+        llama.score(some_ids())
+    llama.close()  # again: nothing to do
+
+
 def test_nothing_is_printed(tmp_path, tokenizer_folder, capfd):
     checkpoint = checkpoint_of(make_llama(vocab_size=VOCAB_SIZE), tokenizer=tokenizer_folder)
     libqat.export(checkpoint, tmp_path / "a.gguf")

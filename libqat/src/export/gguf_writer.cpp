@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 #include <map>
-#include <set>
 
 #include "export/gguf_plan.hpp"
 #include "export/tokenizer_metadata.hpp"

@@ -45,15 +45,36 @@ std::string spell_step(const json& step) {
   return "unknown " + type;
 }
 
-void append_steps(const json& node, std::vector<std::string>& steps) {
-  if (text_of(field(node, "type")) != "Sequence") {
+using Steps = std::vector<std::string>;
+
+/// Sequences may be nested, though nobody nests them deeply.
+void append_steps(const json& node, Steps& steps, int depth = 4) {
+  const json& parts = field(node, "pretokenizers");
+  if (text_of(field(node, "type")) != "Sequence" || !parts.is_array() || depth == 0) {
     steps.push_back(spell_step(node));
     return;
   }
-  const json& parts = field(node, "pretokenizers");
-  if (parts.is_array()) {
-    for (const json& part : parts) append_steps(part, steps);
+  for (const json& part : parts) append_steps(part, steps, depth - 1);
+}
+
+/// The name of llama.cpp for a `pre_tokenizer`, or "" when it is none that llama.cpp knows.
+std::string pre_tokenizer_name(const Steps& steps) {
+  const std::pair<const char*, Steps> known[] = {
+      {"gpt-2", {"words"}},
+      {"smollm", {"digit", "words"}},
+      {"llama-bpe", {std::string("split ") + kLlama3Split, "bytes"}},
+      {"qwen2", {std::string("split ") + kQwen2Split, "bytes"}},
+  };
+  for (const auto& [name, wanted] : known) {
+    if (steps == wanted) return name;
   }
+  return "";
+}
+
+std::string joined(const Steps& steps) {
+  std::string text;
+  for (const std::string& step : steps) text += (text.empty() ? "\"" : "\", \"") + step;
+  return text + "\"";
 }
 
 [[noreturn]] void unsupported(const path& file, const std::string& what) {
@@ -89,12 +110,13 @@ std::string recognise(const json& root, const path& file) {
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (!is_blank(field(model, key))) unsupported(file, std::string("BPE with ") + key);
   }
-  const std::string pre = pre_tokenizer_name(field(root, "pre_tokenizer"));
-  if (pre.empty()) {
-    unsupported(file, "the pre_tokenizer " + field(root, "pre_tokenizer").dump().substr(0, 200));
-  }
-  if (!normalizer_is_fine(field(root, "normalizer"), pre)) {
-    unsupported(file, "the normalizer " + field(root, "normalizer").dump().substr(0, 200));
+  Steps steps;
+  append_steps(field(root, "pre_tokenizer"), steps);
+  const std::string pre = pre_tokenizer_name(steps);
+  if (pre.empty()) unsupported(file, "a pre_tokenizer of the steps " + joined(steps));
+  const json& normalizer = field(root, "normalizer");
+  if (!normalizer_is_fine(normalizer, pre)) {
+    unsupported(file, "the normalizer " + text_of(field(normalizer, "type")) + " with " + pre);
   }
   // llama.cpp takes a whole word that is a token without merging only for llama-bpe.
   if (flag(model, "ignore_merges", false) && pre != "llama-bpe")
@@ -150,22 +172,6 @@ std::string merge_text(const json& merge, const path& file, std::size_t index) {
 }
 
 }  // namespace
-
-std::string pre_tokenizer_name(const json& pre_tokenizer) {
-  std::vector<std::string> steps;
-  append_steps(pre_tokenizer, steps);
-  using Steps = std::vector<std::string>;
-  const std::pair<const char*, Steps> known[] = {
-      {"gpt-2", {"words"}},
-      {"smollm", {"digit", "words"}},
-      {"llama-bpe", {std::string("split ") + kLlama3Split, "bytes"}},
-      {"qwen2", {std::string("split ") + kQwen2Split, "bytes"}},
-  };
-  for (const auto& [name, wanted] : known) {
-    if (steps == wanted) return name;
-  }
-  return "";
-}
 
 Vocabulary read_vocabulary(const json& root, const path& file, int64_t vocab_size) {
   Vocabulary vocabulary;

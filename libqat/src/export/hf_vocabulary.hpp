@@ -28,7 +28,4 @@ struct Vocabulary {
 /// ArgumentError when the tokenizer has ids beyond the model's vocabulary, FileError for malformed ones.
 Vocabulary read_vocabulary(const nlohmann::json& root, const std::filesystem::path& path, int64_t vocab_size);
 
-/// The name of llama.cpp for a `pre_tokenizer` object, or "" when it is none that llama.cpp knows.
-std::string pre_tokenizer_name(const nlohmann::json& pre_tokenizer);
-
 }  // namespace qat

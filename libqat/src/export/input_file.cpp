@@ -45,13 +45,19 @@ bool flag(const json& object, std::string_view key, bool fallback) {
   return value.is_boolean() ? value.get<bool>() : fallback;
 }
 
+std::string shown(const json& value) {
+  constexpr std::size_t kShown = 120;
+  if (value.is_null()) return "none";
+  if (value.is_structured()) return std::string("an ") + value.type_name();  // may be deep: not to be dumped
+  // ASCII only, so that cutting it splits no character.
+  const std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
+  return text.size() > kShown ? text.substr(0, kShown) + "..." : text;
+}
+
 void fail_json(const std::filesystem::path& path, const std::string& where, const char* expected,
                const json& value) {
-  constexpr std::size_t kShown = 120;
-  std::string got = value.dump(-1, ' ', false, json::error_handler_t::replace);
-  if (got.size() > kShown) got = got.substr(0, kShown) + "...";
   throw FileError("export_checkpoint: " + path.string() + ": " + where + ": expected " + expected + ", got " +
-                  got);
+                  shown(value));
 }
 
 }  // namespace qat

@@ -28,6 +28,9 @@ const nlohmann::json& field(const nlohmann::json& object, std::string_view key);
 /// `object[key]` when it is a bool, else `fallback`.
 bool flag(const nlohmann::json& object, std::string_view key, bool fallback);
 
+/// A value in a message: a scalar as JSON (cut when long), of others only their type.
+std::string shown(const nlohmann::json& value);
+
 /// Throws FileError: "export_checkpoint: <path>: <where>: expected <expected>, got <value>".
 [[noreturn]] void fail_json(const std::filesystem::path& path, const std::string& where, const char* expected,
                             const nlohmann::json& value);

@@ -25,7 +25,7 @@ constexpr double kDefaultRopeTheta = 10000.0;
 
 [[noreturn]] void fail(std::string_view key, const std::string& expected, const json& got) {
   throw ArgumentError("export_checkpoint: config: " + std::string(key) + ": expected " + expected + ", got " +
-                      (got.is_null() ? "none" : got.dump()));
+                      shown(got));
 }
 
 io::GgufValue to_gguf(std::string_view path, ValueType type, const json& value) {
@@ -49,7 +49,8 @@ io::GgufValue to_gguf(std::string_view path, ValueType type, const json& value) 
 
 }  // namespace
 
-ModelConfig::ModelConfig(const std::string& text) : root_(std::make_shared<json>(json::parse(text, nullptr, false))) {
+ModelConfig::ModelConfig(const std::string& text)
+    : root_(std::make_shared<json>(json::parse(text, nullptr, false))) {
   if (text.empty() || !root_->is_object()) {
     throw ArgumentError(
         "export_checkpoint: config: expected the model's configuration as a JSON object, got " +

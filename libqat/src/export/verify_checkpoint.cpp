@@ -1,7 +1,5 @@
 #include <ATen/core/Tensor.h>
 
-#include <set>
-
 #include "export/comparison.hpp"
 
 namespace qat {

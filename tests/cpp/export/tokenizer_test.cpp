@@ -119,9 +119,10 @@ TEST_CASE("tokenizers of other kinds are refused with the way out") {
   refuse(refusal_of([](Tokenizer& t) { t.pre = "null"; }), "pre_tokenizer");
   refuse(refusal_of([](Tokenizer& t) { t.pre = R"({"type": "Whitespace"})"; }), "Whitespace");
   refuse(refusal_of([](Tokenizer& t) { t.pre = sequence(split("\\\\d"), kBytes); }), "pre_tokenizer");
-  refuse(refusal_of([](Tokenizer& t) { t.pre = sequence(split("\\\\p{N}", "Removed"), kBytes); }), "Removed");
+  refuse(refusal_of([](Tokenizer& t) { t.pre = sequence(split("\\\\p{N}", "Removed"), kBytes); }),
+         "split otherwise");
   refuse(refusal_of([](Tokenizer& t) { t.pre = sequence(split("\\\\p{N}"), kGpt2); }), "pre_tokenizer");
-  refuse(refusal_of([](Tokenizer& t) { t.pre = sequence(R"({"type": "Digits"})", kGpt2); }), "Digits");
+  refuse(refusal_of([](Tokenizer& t) { t.pre = sequence(R"({"type": "Digits"})", kGpt2); }), "digits");
   refuse(refusal_of([](Tokenizer& t) { t.normalizer = R"({"type": "NFC"})"; }), "NFC");
   refuse(refusal_of([](Tokenizer& t) { t.type = "WordPiece"; }), "WordPiece");
   refuse(refusal_of([](Tokenizer& t) { t.options = R"(, "byte_fallback": true)"; }), "byte_fallback");
@@ -263,4 +264,17 @@ TEST_CASE("a GGUF's tokenizer is taken over unchanged") {
                       Contains("expected 4 tokens") && Contains("got 3"));
   REQUIRE_THROWS_AS(qat::export_checkpoint(checkpoint, folder.file("a"), "gguf", options),
                     qat::ArgumentError);
+}
+
+TEST_CASE("deeply nested JSON is refused like any other") {
+  std::string deep;
+  for (int i = 0; i < 200000; ++i) deep += R"({"type": "Sequence", "pretokenizers": [)";
+  deep += "null";
+  for (int i = 0; i < 200000; ++i) deep += "]}";
+  Tokenizer tokenizer;
+  tokenizer.pre = deep;
+  REQUIRE_THAT(Exported(tokenizer).refusal(), Contains("pre_tokenizer"));
+  tokenizer.pre = kGpt2;
+  tokenizer.merges = "[" + deep + "]";
+  REQUIRE_THAT(Exported(tokenizer).refusal(), Contains("model.merges[0]") && Contains("got an object"));
 }
