@@ -1,8 +1,8 @@
 #pragma once
 
 // Attaching a policy to a model. A slot is one quantizable weight; `prepare` finds the slots of a module,
-// asks the policy for a scheme each, and binds quantizers. The parameters themselves are untouched: they are
-// the latents.
+// asks the policy for a scheme each, and binds quantizers. The parameters themselves are the latents and stay
+// what they are: optimizers, `named_parameters()` and gradients go on as before.
 
 #include <torch/nn/module.h>
 
@@ -13,32 +13,24 @@
 
 #include "qat/checkpoint/checkpoint.hpp"
 #include "qat/policy/policy.hpp"
+#include "qat/prepare/report.hpp"
 #include "qat/quantizer/quantizer.hpp"
 
 namespace qat {
 
-/// One quantizable weight of a model.
+/// One quantizable weight of a model. The functions borrow the module: they are valid as long as it lives.
 struct Slot {
   std::string name;  ///< parameter name in the module: "conv1.weight"
   SlotKind kind = SlotKind::kOther;
   std::function<at::Tensor()> get;      ///< the latent, float32[R, ...]
   std::function<void(at::Tensor)> set;  ///< puts a tensor where forward reads it (torch::nn layers)
-  /// Layers that call the operators themselves (qat::nn) take the quantizer instead of `set`.
+  /// Layers that call the operators themselves (qat::nn) take the quantizer instead of `set`; null unbinds.
   std::function<void(std::shared_ptr<Quantizer>)> bind;
+  std::vector<std::string> aliases = {};  ///< further names of the same tensor (tied weights)
 };
 
-/// One line of the report.
-struct TensorReport {
-  std::string name;
-  SlotKind kind;
-  std::vector<int64_t> shape;
-  std::string grid;
-  double bits_per_weight;  ///< scales included
-  int64_t bytes;
-  double relative_error;  ///< RMS(w_hat - w) / RMS(w); 0 for float tensors
-};
-
-/// Puts quantized weights in place for its lifetime (torch::nn layers), and the latents back afterwards.
+/// Puts quantized weights in place for its lifetime (torch::nn layers), and the latents back afterwards, also
+/// when an exception passes. ArgumentError when another scope already holds one of the slots.
 class QuantizedScope {
  public:
   explicit QuantizedScope(std::vector<Slot>& slots,
@@ -54,13 +46,17 @@ class QuantizedScope {
 
 class PreparedModel {
  public:
+  /// `slots`: from `find_slots` or the user's own. Errors: see `prepare`.
   PreparedModel(std::shared_ptr<torch::nn::Module> module, std::vector<Slot> slots, const Policy& policy);
 
   /// While the returned scope lives, forward sees w_hat and gradients reach the latents.
   ///   { auto scope = model.quantized(); loss = f(net->forward(x)); }  loss.backward();
+  /// Needed for torch::nn layers; harmless for models made of qat::nn layers alone. NumericError for a latent
+  /// that its grid cannot hold.
   [[nodiscard]] QuantizedScope quantized();
 
   torch::nn::Module& module() noexcept { return *module_; }
+  const torch::nn::Module& module() const noexcept { return *module_; }
   const std::vector<Slot>& slots() const noexcept { return slots_; }
   /// Parallel to slots(); null where the policy leaves the tensor float.
   const std::vector<std::shared_ptr<Quantizer>>& quantizers() const noexcept { return quantizers_; }
@@ -68,7 +64,8 @@ class PreparedModel {
 
   /// All quantizers on (training, QAT score) or off (the float latents).
   void set_enabled(bool enabled);
-  /// Per tensor, in model order; parameters outside every slot are listed as "f32".
+  /// Per tensor, in model order; parameters outside every slot are listed as floats, tied ones once.
+  /// ArgumentError while a QuantizedScope is alive.
   std::vector<TensorReport> report() const;
 
  private:
@@ -78,20 +75,24 @@ class PreparedModel {
   Policy policy_;
 };
 
-/// Slots of torch::nn::Linear, Embedding, Conv1d/2d/3d, ConvTranspose and of qat::nn layers, by module
-/// traversal. Tied weights are one slot: the first name counts.
+/// Slots of torch::nn::Linear, Embedding, Conv1d/2d/3d, ConvTranspose1d/2d/3d and of qat::nn layers, by
+/// module traversal. A row is everything after dimension 0: an output channel, except in ConvTranspose, whose
+/// weight is [in, out / groups, ...] and whose rows are therefore input channels. Tied weights are one slot:
+/// the first name counts, the others are its aliases. After `head->weight = embed->weight` LibTorch's
+/// registry still holds the head's old tensor, which no forward reads: that registration is removed, so that
+/// `parameters()` lists each trained tensor once. ArgumentError for a member that is neither its registered
+/// parameter nor tied to another one.
 std::vector<Slot> find_slots(torch::nn::Module& module);
 
-/// `extra`: slots of the user's own layers. ArgumentError for latents that are not float32, for a member that
-/// no longer is its registered parameter, and for every policy error.
+/// `extra`: slots of the user's own layers. ArgumentError for quantized latents that are not float32, for a
+/// member that no longer is its registered parameter, for slots that lack `get` or both of `set` and `bind`,
+/// for a name given twice, and for every policy error; UnsupportedError for an Embedding with max_norm.
 PreparedModel prepare(std::shared_ptr<torch::nn::Module> module, const Policy& policy,
                       std::vector<Slot> extra = {});
 
-/// The report as an aligned text table with totals.
-std::string to_string(const std::vector<TensorReport>& report);
-
 /// The numbers an evaluation forward computes from the present latents. Buffers and unquantized parameters
-/// are kept as floats; tied names become aliases. `config` and `tokenizer`: see QuantizedCheckpoint.
+/// are kept as they are; tied names become aliases. `config` and `tokenizer`: see QuantizedCheckpoint.
+/// ArgumentError while a QuantizedScope is alive.
 QuantizedCheckpoint freeze(const PreparedModel& model, std::string config = "", std::string tokenizer = "");
 
 }  // namespace qat

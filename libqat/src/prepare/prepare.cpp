@@ -1,0 +1,120 @@
+#include "qat/prepare/prepare.hpp"
+
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "prepare/slots.hpp"
+#include "qat/core/error.hpp"
+
+namespace qat {
+namespace {
+
+std::vector<Target> targets_of(const std::vector<Slot>& slots) {
+  std::vector<Target> targets;
+  for (const Slot& slot : slots) targets.push_back({slot.name, slot.kind, slot.get().sizes().vec()});
+  return targets;
+}
+
+std::shared_ptr<Quantizer> quantizer_for(const Slot& slot, const Scheme& scheme, const Estimator& estimator) {
+  if (scheme == Scheme{}) return nullptr;
+  const at::Tensor latent = slot.get();
+  if (latent.scalar_type() != at::kFloat) {
+    throw ArgumentError("prepare: " + slot.name +
+                        ": expected a float32 latent (others are too coarse to train), got " +
+                        c10::toString(latent.scalar_type()));
+  }
+  // Refuses here, not in the first forward, what the layer cannot take; nothing changes.
+  if (slot.set) slot.set(latent);
+  return std::make_shared<Quantizer>(slot.name, scheme, estimator);
+}
+
+}  // namespace
+
+PreparedModel::PreparedModel(std::shared_ptr<torch::nn::Module> module, std::vector<Slot> slots,
+                             const Policy& policy)
+    : module_(std::move(module)), slots_(detail::merged(std::move(slots))), policy_(policy) {
+  if (!module_) throw ArgumentError("prepare: module: expected a module, got none");
+  for (const Slot& slot : slots_) detail::expect_no_scope("prepare", slot);
+  const std::vector<Scheme> schemes = policy_.resolve(targets_of(slots_));
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    quantizers_.push_back(quantizer_for(slots_[i], schemes[i], policy_.estimator()));
+  }
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].bind) slots_[i].bind(quantizers_[i]);
+  }
+}
+
+QuantizedScope PreparedModel::quantized() {
+  return QuantizedScope(slots_, quantizers_);
+}
+
+void PreparedModel::set_enabled(bool enabled) {
+  for (const auto& quantizer : quantizers_) {
+    if (quantizer) quantizer->set_enabled(enabled);
+  }
+}
+
+std::vector<TensorReport> PreparedModel::report() const {
+  std::unordered_map<const void*, size_t> slot_of;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    detail::expect_no_scope("report", slots_[i]);
+    slot_of[slots_[i].get().unsafeGetTensorImpl()] = i;
+  }
+  std::vector<TensorReport> lines;
+  std::unordered_set<const void*> seen;
+  const auto add_slot = [&](size_t i) {
+    const Scheme scheme = quantizers_[i] ? quantizers_[i]->scheme() : Scheme{};
+    lines.push_back(report_tensor(slots_[i].name, slots_[i].kind, slots_[i].get(), scheme));
+  };
+  for (const auto& parameter : module_->named_parameters()) {
+    const void* identity = parameter.value().unsafeGetTensorImpl();
+    if (!seen.insert(identity).second) continue;
+    if (const auto slot = slot_of.find(identity); slot != slot_of.end()) {
+      add_slot(slot->second);
+    } else {
+      lines.push_back(report_tensor(parameter.key(), SlotKind::kOther, parameter.value(), {}));
+    }
+  }
+  // Slots of the user's own that hold a tensor which no module registers.
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (!seen.contains(slots_[i].get().unsafeGetTensorImpl())) add_slot(i);
+  }
+  return lines;
+}
+
+PreparedModel prepare(std::shared_ptr<torch::nn::Module> module, const Policy& policy,
+                      std::vector<Slot> extra) {
+  if (!module) throw ArgumentError("prepare: module: expected a module, got none");
+  std::vector<Slot> slots = find_slots(*module);
+  for (Slot& slot : extra) slots.push_back(std::move(slot));
+  return PreparedModel(std::move(module), std::move(slots), policy);
+}
+
+QuantizedCheckpoint freeze(const PreparedModel& model, std::string config, std::string tokenizer) {
+  std::vector<Latent> tensors;
+  std::map<std::string, std::string> aliases;
+  std::unordered_map<const void*, std::string> keys;
+  for (size_t i = 0; i < model.slots().size(); ++i) {
+    const Slot& slot = model.slots()[i];
+    detail::expect_no_scope("freeze", slot);
+    const auto& quantizer = model.quantizers()[i];
+    tensors.push_back({slot.name, slot.get(), quantizer ? quantizer->scheme() : Scheme{}});
+    keys[tensors.back().value.unsafeGetTensorImpl()] = slot.name;
+    for (const std::string& alias : slot.aliases) aliases[alias] = slot.name;
+  }
+  const auto keep = [&](const std::string& name, const at::Tensor& tensor) {
+    const auto [key, is_new] = keys.emplace(tensor.unsafeGetTensorImpl(), name);
+    if (is_new) {
+      tensors.push_back({name, tensor, {}});
+    } else if (key->second != name) {
+      aliases[name] = key->second;
+    }
+  };
+  for (const auto& parameter : model.module().named_parameters()) keep(parameter.key(), parameter.value());
+  for (const auto& buffer : model.module().named_buffers()) keep(buffer.key(), buffer.value());
+  return freeze_tensors(tensors, std::move(aliases), std::move(config), std::move(tokenizer),
+                        model.policy().to_json());
+}
+
+}  // namespace qat

@@ -1,0 +1,16 @@
+#pragma once
+
+// Slots and the module's registry, as the parts of this folder share them.
+
+#include "qat/prepare/prepare.hpp"
+
+namespace qat::detail {
+
+/// Joins slots whose `get` returns the same tensor: the first stays, later names become its aliases, and what
+/// is set or bound reaches all of them. ArgumentError for slots without functions and for a name given twice.
+std::vector<Slot> merged(std::vector<Slot> slots);
+
+/// ArgumentError ("function: name: ...") when a QuantizedScope holds the slot at present.
+void expect_no_scope(const char* function, const Slot& slot);
+
+}  // namespace qat::detail
