@@ -7,7 +7,7 @@ BUILD := build
 JOBS ?= $(shell nproc)
 CMAKE_FLAGS := -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
   -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DQAT_BUILD_PYTHON=ON -DQAT_BUILD_TESTS=ON -DQAT_BUILD_EXAMPLES=ON \
-  -DQAT_WERROR=$(if $(CI),ON,OFF)
+  -DQAT_BUILD_BENCHMARKS=ON -DQAT_WERROR=$(if $(CI),ON,OFF)
 STAMP := $(VENV)/.ready-$(shell cat requirements.txt Makefile | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
@@ -43,6 +43,7 @@ quickstart: build ## fine-tune SmolLM2-135M on the Q4_0 grid, export GGUF, run i
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
 bench: build ## measure libqat beside its peers; writes out/bench/*.json and docs/benchmarks.md
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps torchao==0.18.0
 	$(BIN)/python benchmarks/run.py
 
 format: $(STAMP) ## rewrite the sources in the project's style

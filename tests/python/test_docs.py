@@ -1,8 +1,8 @@
 """Every snippet of the README and of docs/ does what it says.
 
-python blocks run, in order and in one namespace per document, in a folder that holds `my-model` (a tiny Hugging Face
-folder), `my-text.txt` and `my-policy.json`; console blocks run their `$ libqat ...` lines there; json blocks are
-policies; cpp blocks stand word for word in a program that the build compiles and ctest runs.
+python blocks run, in order and in one namespace per document, in a folder that holds `my-model` (a tiny Hugging
+Face folder), `my-text.txt` and `my-policy.json`; console blocks run their `$ libqat ...` lines there; json blocks
+are policies; cpp blocks stand word for word in a program that the build compiles and ctest runs.
 """
 
 import json
@@ -55,7 +55,10 @@ def test_console_snippets_run(document, user_folder):
         assert commands, f"{document.name}: a console block without a libqat command"
         for command in commands:
             done = subprocess.run(
-                [sys.executable, "-m", "libqat", *command.split()], capture_output=True, text=True, env=environment
+                [sys.executable, "-m", "libqat", *command.split()],
+                capture_output=True,
+                text=True,
+                env=environment,
             )
             assert done.returncode == 0, f"libqat {command}\n{done.stdout}\n{done.stderr}"
 
@@ -64,9 +67,9 @@ def test_console_snippets_run(document, user_folder):
 def test_json_snippets_are_policies(document):
     for body in blocks(document, "json"):
         policy = libqat.Policy.from_json(body)
-        assert len(policy.rules if hasattr(policy, "rules") else json.loads(policy.to_json())["rules"]) == len(
-            json.loads(body)["rules"]
-        )
+        assert len(
+            policy.rules if hasattr(policy, "rules") else json.loads(policy.to_json())["rules"]
+        ) == len(json.loads(body)["rules"])
 
 
 @with_blocks("cpp")

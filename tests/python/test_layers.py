@@ -84,5 +84,7 @@ def test_folders_without_torch_never_include_it():
 
 
 def test_the_core_never_names_models():
-    wrong = [str(p) for p in FILES if folder_of(p) != "models" for n in includes(p) if n.startswith("qat/models/")]
+    wrong = [
+        str(p) for p in FILES if folder_of(p) != "models" for n in includes(p) if n.startswith("qat/models/")
+    ]
     assert not wrong, "\n".join(wrong)
