@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import libqat
+from libqat import _core
 
 # Two float32 implementations of the same sums in another order: observed differences are below 1e-5 for
 # logits of size 1 to 10. The bound leaves a factor of ten.
@@ -113,6 +114,26 @@ def test_gradients_equal_transformers(tmp_path):
         torch.testing.assert_close(
             decoder.parameters()[name].grad / scale, parameter.grad / scale, atol=1e-4, rtol=0
         )
+
+
+def test_a_checkpoint_computes_what_transformers_computes_with_its_numbers(tmp_path):
+    reference = make(tie_word_embeddings=True)
+    state = reference.state_dict()
+    grids = {
+        key: "q8_0" if "embed" in key else "q4_0"
+        for key in state
+        if "norm" not in key and key != "lm_head.weight"
+    }
+    checkpoint = _core.freeze_tensors(list(state.items()), grids, config=reference.config.to_json_string())
+    path = tmp_path / "model.qat.safetensors"
+    libqat.save(checkpoint, path)
+    with torch.no_grad():
+        for key, grid in grids.items():
+            state[key].copy_(libqat.ops.fake_quantize(state[key], grid))
+        tokens = tokens_for(reference)
+        loaded = libqat.load_checkpoint(path)
+        torch.testing.assert_close(loaded.decoder(tokens), reference(tokens).logits, **LOGITS)
+    assert "lm_head.weight" not in loaded.decoder.parameters()
 
 
 def test_autocast_multiplies_in_bfloat16_only(tmp_path):

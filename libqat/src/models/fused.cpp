@@ -192,7 +192,7 @@ struct SiluMulFunction : Function<SiluMulFunction> {
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::ScalarType dtype) {
   if (x.scalar_type() == at::kFloat && has_kernel(x, dtype)) {
-    return RmsNormFunction::apply(x, weight, eps, dtype);
+    return RmsNormFunction::apply(x, weight.to(at::kFloat).contiguous(), eps, dtype);
   }
   return (weight * (x * at::rsqrt((x * x).mean(-1, true) + eps))).to(dtype);
 }

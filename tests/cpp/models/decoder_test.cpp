@@ -111,6 +111,18 @@ TEST_CASE("float64 weights run through the tensor formulas") {
   REQUIRE((logits - expected).abs().max().item<double>() < 1e-5 * expected.abs().max().item<double>());
 }
 
+TEST_CASE("a decoder converted to bfloat16 keeps a float32 residual stream") {
+  auto decoder = std::make_shared<Decoder>(small(true));
+  const at::Tensor tokens = at::arange(30).reshape({2, 15});
+  const at::Tensor expected = decoder->forward(tokens);
+  decoder->to(at::kBFloat16);
+  const at::Tensor logits = decoder->forward(tokens);
+  REQUIRE(logits.scalar_type() == at::kBFloat16);
+  // Each of some ten products in a row rounds to 2^-9 of its size.
+  const at::Tensor error = logits.to(at::kFloat) - expected;
+  REQUIRE(error.norm().item<double>() < 0.03 * expected.norm().item<double>());
+}
+
 TEST_CASE("impossible configurations are refused before anything is allocated") {
   auto config = small(true);
   config.num_key_value_heads = 3;
