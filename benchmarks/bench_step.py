@@ -1,7 +1,7 @@
 """One training step of a SmolLM2-shaped model: libqat's decoder and Hugging Face's, float and quantized.
 
-All variants live in one process on the same random weights and take turns; each round's times are divided by the
-float step of the Hugging Face model in that round.
+All variants live in one process on the same random weights and take turns; each round's times are divided by
+the float step of the Hugging Face model in that round.
 
     python benchmarks/bench_step.py [--layers 6] [--threads 2] [--compute bfloat16] [--json out.json]
 """

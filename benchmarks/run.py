@@ -56,12 +56,12 @@ def document(grid: dict, fake_quantize: dict, ops: dict, step: dict, threads: in
     shape = fake_quantize["setting"]
     sections = [
         "# Benchmarks\n\n`make bench` measures all of this in one go and writes this page; the raw figures "
-        "go to `out/bench/`. Variants of one table share a process and take turns; medians are shown. Ratios are "
-        "what to compare: times belong to the machine, "
+        "go to `out/bench/`. Variants of one table share a process and take turns; medians are shown. "
+        "Ratios are what to compare: times belong to the machine, "
         f"here a {processor()} ({features()}), {threads} threads, torch "
         f"{ops['setting']['torch']}.",
-        "## A training step of a language model\n\nForward, cross-entropy and backward of 2 × 256 tokens through "
-        f"{step['setting']['layers']} SmolLM2-135M blocks with its 49,152-token head, policy "
+        "## A training step of a language model\n\nForward, cross-entropy and backward of 2 × 256 tokens "
+        f"through {step['setting']['layers']} SmolLM2-135M blocks with its 49,152-token head, policy "
         f"`{step['setting']['policy']}`. Ratio to the float Hugging Face model.\n\n"
         + table(
             ["compute", "model", "ms", "ratio"],
@@ -83,8 +83,8 @@ def document(grid: dict, fake_quantize: dict, ops: dict, step: dict, threads: in
             ],
         ),
         "## One weight fake-quantization\n\n"
-        f"{shape['rows']} × {shape['columns']} float32 weights, 4 bits, groups of 32, forward and backward. torchao trains on a grid of its own; it stands here for its "
-        "cost.\n\n"
+        f"{shape['rows']} × {shape['columns']} float32 weights, 4 bits, groups of 32, forward and backward. "
+        "torchao trains on a grid of its own; it stands here for its cost.\n\n"
         + table(
             ["variant", "forward ms", "backward ms", "times a copy", "bytes saved a weight"],
             [

@@ -1,8 +1,8 @@
 """Every snippet of the README and of docs/ does what it says.
 
-python blocks run, in order and in one namespace per document, in a folder that holds `my-model` (a tiny Hugging
-Face folder), `my-text.txt` and `my-policy.json`; console blocks run their `$ libqat ...` lines there; json blocks
-are policies; cpp blocks stand word for word in a program that the build compiles and ctest runs.
+python blocks run, in order and in one namespace per document, in a folder that holds `my-model` (a tiny
+Hugging Face folder), `my-text.txt` and `my-policy.json`; console blocks run their `$ libqat ...` lines there;
+json blocks are policies; cpp blocks stand word for word in a program that the build compiles and ctest runs.
 """
 
 import json
