@@ -5,12 +5,15 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <string>
 
 #include "catch.hpp"
 #include "qat/checkpoint/checkpoint.hpp"
 #include "qat/core/error.hpp"
 #include "qat/models/load.hpp"
+#include "qat/policy/policy.hpp"
+#include "qat/prepare/prepare.hpp"
 
 namespace {
 
@@ -70,6 +73,21 @@ TEST_CASE("a checkpoint becomes the decoder of its numbers") {
     REQUIRE(item.value().requires_grad());
   }
   REQUIRE(loaded.decoder->forward(at::arange(12).reshape({2, 6})).sizes() == at::IntArrayRef({2, 6, 40}));
+}
+
+TEST_CASE("prepare, freeze and load_checkpoint agree on a tied decoder") {
+  const Scratch scratch;
+  const auto decoder = std::make_shared<Decoder>(qat::models::config_from_json(kConfig));
+  auto prepared = qat::prepare(decoder, qat::Policy::preset("gguf-q4_0"));
+  REQUIRE(prepared.slots().size() == 8);  // 7 matrices and the embedding, whose head is no slot of its own
+  qat::save(qat::freeze(prepared, kConfig, "somewhere"), scratch.file());
+  const auto shipped = qat::models::load_checkpoint(scratch.file()).decoder;
+  const at::Tensor tokens = at::arange(12).reshape({2, 6});
+  const auto scope = prepared.quantized();
+  // The same products of the same numbers in the same order.
+  REQUIRE(at::equal(decoder->forward(tokens), shipped->forward(tokens)));
+  prepared.set_enabled(false);
+  REQUIRE_FALSE(at::equal(decoder->forward(tokens), shipped->forward(tokens)));
 }
 
 TEST_CASE("a checkpoint that is no decoder is refused") {
