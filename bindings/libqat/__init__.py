@@ -7,7 +7,9 @@ from . import ops as ops
 from ._core import ArgumentError, Error, FileError, NumericError, UnsupportedError
 from ._core import Decoder as Decoder
 from ._core import LoadedModel as LoadedModel
+from ._core import Policy as Policy
 from ._core import QuantizedCheckpoint as QuantizedCheckpoint
+from ._core import QuantizedTensor as QuantizedTensor
 from ._core import dequantize as dequantize
 from ._core import export as export
 from ._core import export_targets as export_targets

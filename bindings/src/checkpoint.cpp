@@ -59,10 +59,21 @@ std::map<std::string, at::Tensor> weights_of(const QuantizedCheckpoint& checkpoi
 
 void bind_checkpoint(py::module_& module) {
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  py::class_<QuantizedTensor>(module, "QuantizedTensor", "One tensor on a grid.")
+      .def_property_readonly(
+          "grid", [](const QuantizedTensor& tensor) { return tensor.scheme.weight; }, "Name of the grid.")
+      .def_readonly("shape", &QuantizedTensor::shape, "Of the weight: [R, ...].")
+      .def_readonly("codes", &QuantizedTensor::codes, "int8 [R, N], unpacked.")
+      .def_readonly("scales", &QuantizedTensor::scales, "float32 [R, G, P], the stored values.");
+
   py::class_<QuantizedCheckpoint>(module, "QuantizedCheckpoint",
                                   "What ships: codes, scales and grid of each quantized tensor, all other "
                                   "tensors as they are, and the model's configuration.")
       .def_property_readonly("grids", &grids_of, "state_dict key -> grid, of the quantized tensors.")
+      .def_readonly("quantized", &QuantizedCheckpoint::quantized, "state_dict key -> QuantizedTensor.")
+      .def_readonly("floats", &QuantizedCheckpoint::floats, "state_dict key -> tensor, as it is stored.")
+      .def("weight", &weight_of, py::arg("key"), unlocked,
+           "The float32 weight of one key, aliases followed. ArgumentError when there is none.")
       .def_readonly("aliases", &QuantizedCheckpoint::aliases, "Tied key -> the key that holds the data.")
       .def_readonly("config", &QuantizedCheckpoint::config, "The model's configuration as JSON, or ''.")
       .def_readonly("tokenizer", &QuantizedCheckpoint::tokenizer,

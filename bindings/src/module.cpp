@@ -5,6 +5,7 @@ PYBIND11_MODULE(_core, module) {
   qat::python::bind_errors(module);
   qat::python::bind_grid(module);
   qat::python::bind_io(module);
+  qat::python::bind_policy(module);
   qat::python::bind_checkpoint(module);
   qat::python::bind_export(module);
   qat::python::bind_models(module);
