@@ -1,0 +1,315 @@
+#include "qat/train/trainer.hpp"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/log_softmax.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <map>
+
+#include "catch.hpp"
+#include "qat/core/error.hpp"
+#include "qat/ops/ops.hpp"
+#include "train/scratch_folder.hpp"
+#include "train/tiny_model.hpp"
+
+namespace {
+
+using qat::train::Options;
+using qat::train::Outcome;
+using qat::train::StepReport;
+using qat::train::TokenData;
+using qat::train::Trainer;
+
+Options tiny_options() {
+  Options options;
+  options.steps = 12;
+  options.batch_size = 2;
+  options.sequence_length = 8;
+  options.learning_rate = 1e-2;
+  options.compute_dtype = "float32";
+  options.save_every = 5;
+  options.telemetry_every = 4;
+  return options;
+}
+
+TokenData tiny_data() {
+  return TokenData::from_tensor(tiny_tokens(400), kTinyVocabulary);
+}
+
+std::unique_ptr<Trainer> make_trainer(TinySetup& setup, const Options& options,
+                                      const std::string& folder = "") {
+  return std::make_unique<Trainer>(*setup.model, setup.student_function(),
+                                   options.objective.kl > 0 ? setup.teacher_function() : nullptr, tiny_data(),
+                                   options, folder);
+}
+
+std::vector<StepReport> train(TinySetup& setup, const Options& options) {
+  std::vector<StepReport> reports;
+  const auto trainer = make_trainer(setup, options);
+  trainer->set_progress([&](const StepReport& report) {
+    reports.push_back(report);
+    return true;
+  });
+  REQUIRE(trainer->run() == Outcome::kFinished);
+  return reports;
+}
+
+at::Tensor flat(torch::nn::Module& module) {
+  std::vector<at::Tensor> parts;
+  for (const at::Tensor& parameter : module.parameters()) parts.push_back(parameter.detach().reshape({-1}));
+  return at::cat(parts);
+}
+
+double difference(torch::nn::Module& a, torch::nn::Module& b) {
+  return (flat(a) - flat(b)).abs().max().item<double>();
+}
+
+/// One parameter of the reference loop: plain AdamW in double, straight-through by hand.
+struct Reference {
+  at::Tensor latent, first, second;
+  bool quantized;
+};
+
+/// The tiny model with double arithmetic and w_hat where the policy quantizes.
+at::Tensor reference_logits(std::map<std::string, at::Tensor>& w, const at::Tensor& tokens) {
+  const at::Tensor hidden = w["embed.weight"].index_select(0, tokens.reshape({-1}));
+  const at::Tensor inner = at::tanh(hidden.matmul(w["up.weight"].t()) + w["up.bias"]);
+  return (inner.matmul(w["head.weight"].t()) + w["head.bias"]).view({tokens.size(0), tokens.size(1), -1});
+}
+
+}  // namespace
+
+TEST_CASE(
+    "training equals a plain loop in double: objective, straight-through gradient, clip, AdamW, schedule") {
+  Options options = tiny_options();
+  options.steps = 4;
+  options.weight_decay = 0.1;
+  options.clip_norm = 0.2;
+  options.objective = {0.6, 0.4, 2};
+  TinySetup setup;
+  std::map<std::string, Reference> reference;
+  std::map<std::string, at::Tensor> teacher;
+  for (const auto& item : setup.teacher->named_parameters()) {
+    const at::Tensor value = item.value().detach().to(at::kDouble);
+    teacher[item.key()] = value.clone();
+    const bool quantized = item.key() == "up.weight" || item.key() == "head.weight";
+    reference[item.key()] = {value.clone(), at::zeros_like(value), at::zeros_like(value), quantized};
+  }
+  const TokenData data = tiny_data();
+  const double t = options.objective.temperature;
+  std::vector<double> losses, norms;
+  for (int64_t step = 1; step <= options.steps; ++step) {
+    const at::Tensor tokens = data.batch(step - 1, options.batch_size, options.sequence_length, options.seed);
+    std::map<std::string, at::Tensor> weights;
+    for (auto& [name, p] : reference) {
+      const at::Tensor latent = p.latent.to(at::kFloat);
+      const at::Tensor used = p.quantized ? qat::ops::fake_quantize(latent, "int2_channel") : latent;
+      weights[name] = used.to(at::kDouble).requires_grad_();
+    }
+    const at::Tensor z = reference_logits(weights, tokens).slice(1, 0, -1).reshape({-1, kTinyVocabulary});
+    const at::Tensor y = reference_logits(teacher, tokens).slice(1, 0, -1).reshape({-1, kTinyVocabulary});
+    const at::Tensor log_p = at::log_softmax(y / t, 1), log_q = at::log_softmax(z / t, 1);
+    const at::Tensor kl = (log_p.exp() * (log_p - log_q)).sum(1).mean() * t * t;
+    const at::Tensor target = tokens.slice(1, 1).reshape({-1, 1});
+    const at::Tensor loss = 0.6 * kl - 0.4 * at::log_softmax(z, 1).gather(1, target).mean();
+    loss.backward();
+    losses.push_back(loss.item<double>());
+    double squares = 0;
+    for (auto& [name, w] : weights) squares += w.grad().square().sum().item<double>();
+    norms.push_back(std::sqrt(squares));
+    const double clip = std::min(1.0, options.clip_norm / norms.back());
+    const double rate = learning_rate_at(options, step);
+    for (auto& [name, p] : reference) {
+      const at::Tensor g = weights[name].grad() * clip;
+      p.latent.mul_(1 - rate * options.weight_decay);
+      p.first = options.beta1 * p.first + (1 - options.beta1) * g;
+      p.second = options.beta2 * p.second + (1 - options.beta2) * g * g;
+      const at::Tensor m = p.first / (1 - std::pow(options.beta1, step));
+      const at::Tensor v = p.second / (1 - std::pow(options.beta2, step));
+      p.latent.sub_(rate * m / (v.sqrt() + options.epsilon));
+    }
+  }
+
+  const auto reports = train(setup, options);
+  REQUIRE(norms[0] > options.clip_norm);
+  for (int64_t i = 0; i < options.steps; ++i) {
+    // float32 against double arithmetic: 2^-24 per operation, a few dozen operations deep.
+    REQUIRE(reports[i].loss == Approx(losses[i]).epsilon(1e-5));
+    REQUIRE(reports[i].gradient_norm == Approx(norms[i]).epsilon(1e-4));
+    REQUIRE(reports[i].learning_rate == learning_rate_at(options, i + 1));
+  }
+  for (const auto& item : setup.student->named_parameters()) {
+    CAPTURE(item.key());
+    const at::Tensor gap = (item.value().detach().to(at::kDouble) - reference[item.key()].latent).abs();
+    // A step moves a weight by about the learning rate, 1e-2; its relative error is that of the gradient.
+    REQUIRE(gap.max().item<double>() < 2e-5);
+  }
+}
+
+TEST_CASE("training wins back most of what two bits lost") {
+  TinySetup setup;
+  Options options = tiny_options();
+  options.steps = 150;
+  const auto reports = train(setup, options);
+  REQUIRE(reports.size() == 150);
+  double last = 0;
+  for (std::size_t i = 140; i < 150; ++i) last += reports[i].loss / 10;
+  REQUIRE(last < 0.4 * reports[0].loss);
+}
+
+TEST_CASE("cross-entropy alone needs no teacher and learns the text") {
+  TinySetup setup;
+  Options options = tiny_options();
+  options.steps = 120;
+  options.objective = {0, 1, 1};
+  const auto reports = train(setup, options);
+  REQUIRE(reports.front().loss > 2.4);  // about log 17
+  REQUIRE(reports.back().loss < 1.6);   // three successors per token: log 3 = 1.1
+}
+
+TEST_CASE("two micro-batches of one equal one batch of two") {
+  TinySetup whole, parts;
+  Options options = tiny_options();
+  train(whole, options);
+  options.batch_size = 1;
+  options.accumulate = 2;
+  train(parts, options);
+  // The same sums in another order: float32 rounding of gradients, amplified by Adam where they are near 0.
+  REQUIRE(difference(*whole.student, *parts.student) < 2e-4);
+  REQUIRE(difference(*whole.student, *whole.teacher) > 1e-2);
+}
+
+TEST_CASE("a run repeats bit for bit, and another seed is another run") {
+  TinySetup a(0.1), b(0.1), c(0.1);
+  Options options = tiny_options();
+  train(a, options);
+  at::manual_seed(1234);  // what others drew before does not matter
+  train(b, options);
+  REQUIRE(difference(*a.student, *b.student) == 0);
+  options.seed = 1;
+  train(c, options);
+  REQUIRE(difference(*a.student, *c.student) > 0);
+}
+
+TEST_CASE("bfloat16 compute trains float32 latents") {
+  TinySetup setup;
+  Options options = tiny_options();
+  options.steps = 60;
+  options.compute_dtype = "bfloat16";
+  at::ScalarType seen = at::kFloat;
+  Trainer trainer(
+      *setup.model,
+      [&](const at::Tensor& tokens) {
+        const at::Tensor logits = setup.student->forward(tokens);
+        seen = logits.scalar_type();
+        return logits;
+      },
+      setup.teacher_function(), tiny_data(), options, "");
+  double first = 0, last = 0;
+  trainer.set_progress([&](const StepReport& report) {
+    (report.step == 1 ? first : last) = report.loss;
+    return true;
+  });
+  trainer.run();
+  REQUIRE(seen == at::kBFloat16);
+  REQUIRE(setup.student->up->weight.scalar_type() == at::kFloat);
+  REQUIRE(last < 0.7 * first);
+}
+
+TEST_CASE("frozen parameters stay, tied ones move together, and requires_grad is put back") {
+  TinySetup setup;
+  const at::Tensor embed = setup.student->embed->weight.detach().clone();
+  const at::Tensor bias = setup.student->up->bias.detach().clone();
+  setup.student->head->bias.set_requires_grad(false);
+  Options options = tiny_options();
+  options.frozen = {"embed", "up\\.bias"};
+  train(setup, options);
+  REQUIRE(setup.student->embed->weight.equal(embed));
+  REQUIRE(setup.student->up->bias.equal(bias));
+  REQUIRE_FALSE(setup.student->up->weight.equal(setup.teacher->up->weight));
+  REQUIRE_FALSE(setup.student->head->bias.equal(setup.teacher->head->bias));
+  REQUIRE(setup.student->embed->weight.requires_grad());
+  REQUIRE_FALSE(setup.student->head->bias.requires_grad());
+  REQUIRE_FALSE(setup.student->up->weight.grad().defined());
+}
+
+TEST_CASE("telemetry measures flips and distance, and evaluation scores teacher and student") {
+  TinySetup setup;
+  const ScratchFolder folder;
+  Options options = tiny_options();
+  options.eval_every = 6;
+  options.learning_rate = 3e-2;
+  const auto codes = [&] {
+    return std::get<0>(qat::ops::quantize(setup.student->up->weight.detach(), "int2_channel"));
+  };
+  const auto head_codes = [&] {
+    return std::get<0>(qat::ops::quantize(setup.student->head->weight.detach(), "int2_channel"));
+  };
+  at::Tensor up = codes(), head = head_codes();
+  const auto trainer = make_trainer(setup, options, folder / "run");
+  const at::Tensor held_out = tiny_tokens(500).slice(0, 400);
+  qat::eval::Options evaluation;
+  evaluation.window = 16;
+  trainer->set_evaluation(held_out, evaluation);
+  std::vector<StepReport> reports;
+  trainer->set_progress([&](const StepReport& report) {
+    reports.push_back(report);
+    if (report.step % 4 != 0) return true;
+    const auto changed = codes().ne(up).sum().item<int64_t>() + head_codes().ne(head).sum().item<int64_t>();
+    const auto total = static_cast<double>(up.numel() + head.numel());
+    REQUIRE(report.flip_rate == static_cast<double>(changed) / total);
+    REQUIRE(report.flip_rate > 0);
+    double error = 0, power = 0;
+    for (const at::Tensor& w : {setup.student->up->weight.detach(), setup.student->head->weight.detach()}) {
+      error += (qat::ops::fake_quantize(w, "int2_channel") - w).to(at::kDouble).square().sum().item<double>();
+      power += w.to(at::kDouble).square().sum().item<double>();
+    }
+    REQUIRE(report.distance_to_grid == Approx(std::sqrt(error / power)).epsilon(1e-5));
+    up = codes();
+    head = head_codes();
+    return true;
+  });
+  trainer->run();
+  for (const StepReport& report : reports) {
+    REQUIRE((report.flip_rate >= 0) == (report.step % 4 == 0));
+    REQUIRE(report.evaluation.size() == (report.step % 6 == 0 ? 2 : 0));
+    REQUIRE(report.tokens_per_second > 0);
+    REQUIRE(report.seconds_left >= 0);
+  }
+  REQUIRE(reports.back().seconds_left == 0);
+  const auto scope = setup.model->quantized();
+  const auto scores =
+      qat::eval::compare(setup.teacher_function(), {setup.student_function()}, held_out, evaluation);
+  REQUIRE(reports.back().evaluation[1].kl == scores[1].kl);
+  REQUIRE(reports.back().evaluation[0].nll == scores[0].nll);
+  REQUIRE(reports.back().evaluation[1].kl < reports[5].evaluation[1].kl);
+
+  std::ifstream lines(folder / "run/telemetry.jsonl");
+  std::string line;
+  for (const StepReport& report : reports) {
+    REQUIRE(std::getline(lines, line));
+    REQUIRE(line == qat::train::to_json(report));
+  }
+  REQUIRE_FALSE(std::getline(lines, line));
+}
+
+TEST_CASE("a step report is one line of JSON without what was not measured") {
+  StepReport report;
+  report.step = 3;
+  report.steps = 10;
+  report.loss = 0.5;
+  REQUIRE(
+      qat::train::to_json(report) ==
+      R"({"step":3,"steps":10,"loss":0.5,"learning_rate":0.0,"gradient_norm":0.0,"tokens_per_second":0.0,)"
+      R"("seconds_left":0.0})");
+  report.flip_rate = 0;
+  report.evaluation.resize(2);
+  report.evaluation[1].kl = 0.25;
+  REQUIRE_THAT(qat::train::to_json(report), Catch::Contains(R"("flip_rate":0.0)") &&
+                                                Catch::Contains(R"("student":{)") &&
+                                                Catch::Contains(R"("kl":0.25)") && !Catch::Contains("\n"));
+}
