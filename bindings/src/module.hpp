@@ -13,5 +13,8 @@ void bind_checkpoint(pybind11::module_& module);
 void bind_io(pybind11::module_& module);
 void bind_export(pybind11::module_& module);
 void bind_models(pybind11::module_& module);
+void bind_prepare(pybind11::module_& module);
+void bind_eval(pybind11::module_& module);
+void bind_train(pybind11::module_& module);
 
 }  // namespace qat::python
