@@ -36,15 +36,30 @@ class PythonFunction {
   std::shared_ptr<py::object> function_;
 };
 
-py::list report(const PreparedDecoder& prepared) {
-  py::list rows;
-  for (const TensorReport& row : prepared.model.report()) {
-    rows.append(py::dict(py::arg("name") = row.name, py::arg("kind") = to_string(row.kind),
-                         py::arg("shape") = py::tuple(py::cast(row.shape)), py::arg("grid") = row.grid,
-                         py::arg("bits_per_weight") = row.bits_per_weight, py::arg("bytes") = row.bytes,
-                         py::arg("relative_error") = row.relative_error));
-  }
-  return rows;
+py::object report(const PreparedDecoder& prepared) {
+  return py::module_::import("libqat.report").attr("Report")(prepared.model.report());
+}
+
+void bind_report(py::module_& module) {
+  py::class_<TensorReport>(module, "TensorReport", "How one tensor ships.")
+      .def_readonly("name", &TensorReport::name, "state_dict key.")
+      .def_property_readonly(
+          "kind", [](const TensorReport& row) { return to_string(row.kind); },
+          "'linear', 'embedding', 'conv' or 'other'.")
+      .def_property_readonly(
+          "shape", [](const TensorReport& row) { return py::tuple(py::cast(row.shape)); },
+          "Of the weight: (R, ...).")
+      .def_readonly("grid", &TensorReport::grid, "Name of the grid, or the tensor's own type.")
+      .def_readonly("bits_per_weight", &TensorReport::bits_per_weight, "Scales included.")
+      .def_readonly("bytes", &TensorReport::bytes, "Codes and scales.")
+      .def_readonly("relative_error", &TensorReport::relative_error,
+                    "RMS(w_hat - w) / RMS(w); 0 for tensors kept as they are.");
+  module.def(
+      "report_tensor",
+      [](const std::string& name, const std::string& kind, const at::Tensor& latent,
+         const std::string& grid) { return report_tensor(name, slot_kind(kind), latent, {grid}); },
+      py::arg("name"), py::arg("kind"), py::arg("latent"), py::arg("grid"),
+      py::call_guard<py::gil_scoped_release>(), "The TensorReport of one tensor; grid 'f32' keeps it.");
 }
 
 }  // namespace
@@ -67,15 +82,14 @@ eval::LogitsFunction logits_function(const py::object& model, const std::string&
 }
 
 void bind_prepare(py::module_& module) {
+  bind_report(module);
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   py::class_<PreparedDecoder, std::shared_ptr<PreparedDecoder>>(
       module, "PreparedDecoder", "A Decoder with a policy attached. Its parameters are the latents.")
       .def_readonly("decoder", &PreparedDecoder::decoder, "The Decoder itself.")
       .def_property_readonly(
           "policy", [](const PreparedDecoder& prepared) { return prepared.model.policy(); }, "Its Policy.")
-      .def("report", &report,
-           "One dict per parameter: name, kind, shape, grid, bits_per_weight (scales included), bytes and "
-           "relative_error (RMS(w_hat - w) / RMS(w)).")
+      .def("report", &report, "A `libqat.Report`: a TensorReport of each parameter; printable.")
       .def(
           "set_enabled", [](PreparedDecoder& prepared, bool enabled) { prepared.model.set_enabled(enabled); },
           py::arg("enabled"), "Whether forward sees the quantized weights or the float latents.")

@@ -1,0 +1,101 @@
+"""What all commands share on the terminal: progress, and JSON on request."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Update = Callable[[int, int, str], None]
+"""(done, total, note): one step of a stage."""
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+out = Console()
+"""Results. A pipe gets plain text of a fixed width."""
+if not out.is_terminal:
+    out = Console(width=120)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Update]:
+    """A bar with the time left on a terminal; a plain line every ten seconds elsewhere. On standard error."""
+    terminal = Console(stderr=True)
+    if terminal.is_terminal:
+        yield from _bar(title, terminal)
+    else:
+        yield from _lines(title)
+
+
+def _bar(title: str, terminal: Console) -> Iterator[Update]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=terminal) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+def _lines(title: str) -> Iterator[Update]:
+    start = time.monotonic()
+    last = start
+
+    def update(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < _SECONDS_BETWEEN_LINES:
+            return
+        last = now
+        left = (now - start) / done * (total - done) if done else 0.0
+        line = f"{title}: {done}/{total}, {clock(left)} left" + (f", {note}" if note else "")
+        print(line, file=sys.stderr, flush=True)
+
+    print(title, file=sys.stderr, flush=True)
+    yield update
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def say(text: str) -> None:
+    """A remark for the person at the terminal; not a result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """A result for programs."""
+    print(json.dumps(value, indent=2))
+
+
+def table(title: str, *columns: str):
+    """A rich table; columns whose name begins with '>' are right-aligned."""
+    from rich.table import Table
+
+    result = Table(title=title or None, title_justify="left")
+    for column in columns:
+        result.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+    return result

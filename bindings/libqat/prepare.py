@@ -1,0 +1,210 @@
+"""`prepare` attaches a policy to a `torch.nn` or Hugging Face model; `freeze` makes what ships."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import _core
+from ._core import ArgumentError, Decoder, Policy, PreparedDecoder, QuantizedCheckpoint
+from .nn import FLOAT, QUANTIZED, WeightQuantizer
+from .report import Report, report_of
+from .slots import Slot, check_model, check_slots, find_slots
+
+_MARK = "_libqat_policy"
+"""Attribute of a prepared root module: the policy as canonical JSON."""
+
+
+def as_policy(policy: "str | os.PathLike | Mapping | Policy") -> Policy:
+    """A preset name ("gguf-q4_0"), the path of a JSON file, the same as a dict, or a Policy itself."""
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, Mapping):
+        return Policy.from_json(json.dumps(policy))
+    return Policy.load(os.fspath(policy))
+
+
+class PreparedModel:
+    """A view of a prepared model. It holds no state of its own: the layers carry everything.
+
+    Train `model` (or the module that was passed to `prepare`; they are the same object) in any loop.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that the model was prepared with."""
+        return Policy.from_json(getattr(self.model, _MARK))
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The quantized weights, in model order."""
+        return [slot for slot in find_slots(self.model) if type(slot.layers[0][1]) in FLOAT]
+
+    def quantizers(self) -> dict[str, WeightQuantizer]:
+        """state_dict key -> what that weight carries."""
+        return {slot.name: slot.layers[0][1].weight_quantizer for slot in self.slots}
+
+    def enabled(self, enabled: bool = True) -> "_Enabled":
+        """Turns quantization on or off at once. As a context manager it puts the former state back.
+
+        >>> with prepared.enabled(False):
+        ...     teacher_logits = prepared.model(tokens).logits
+        """
+        return _Enabled([module.weight_quantizer for s in self.slots for _, module in s.layers], enabled)
+
+    def report(self) -> Report:
+        """Name, shape, grid, bits, error and bytes of each parameter; printable."""
+        return report_of(self.model, self.slots)
+
+    def __repr__(self) -> str:
+        return f"PreparedModel({type(self.model).__name__}, {len(self.slots)} quantized weights)"
+
+
+class _Enabled:
+    """Switches quantizers now; leaving the `with` block restores each one's former state."""
+
+    def __init__(self, quantizers: list[WeightQuantizer], enabled: bool):
+        self._former = [(quantizer, quantizer.enabled) for quantizer in quantizers]
+        for quantizer in quantizers:
+            quantizer.enabled = enabled
+
+    def __enter__(self) -> "_Enabled":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for quantizer, enabled in self._former:
+            quantizer.enabled = enabled
+
+
+def prepare(
+    model: "nn.Module | Decoder", policy: "str | os.PathLike | Mapping | Policy"
+) -> "PreparedModel | PreparedDecoder":
+    """Makes the forward of each layer that `policy` names compute with the weights that ship.
+
+    Layers (nn.Linear, nn.Embedding, nn.Conv*, nn.ConvTranspose*) are re-classed in place: the parameters stay
+    the same objects, with the same names. They are the latents. Tied weights stay tied: one latent, one grid,
+    several uses, and the first name's rule. Latents in bfloat16 or float16 are raised to float32, because
+    small steps vanish in them; such a model's activations keep their dtype.
+
+    model: any torch.nn model, or libqat's own decoder (`libqat.load_model(path).decoder`).
+    policy: a preset name, the path of a JSON file, a dict, or a Policy.
+
+    ArgumentError for a bad policy, a rule that matches nothing, a width the grid's block does not divide, or
+    a model that was prepared with another policy. UnsupportedError for PEFT models, for sharded models, and
+    for subclasses of these layers that the policy does not leave float.
+    """
+    policy = as_policy(policy)
+    if isinstance(model, Decoder):
+        return _core.prepare_decoder(model, policy)
+    check_model(model)
+    if getattr(model, _MARK, None) == policy.to_json():
+        return PreparedModel(model)
+    _check_unprepared(model)
+    slots = find_slots(model)
+    grids = policy.resolve([(slot.name, slot.kind, slot.shape) for slot in slots])
+    chosen = [(slot, grid) for slot, grid in zip(slots, grids, strict=True) if grid != "f32"]
+    check_slots(model, [slot for slot, _ in chosen])
+    for slot, grid in chosen:
+        _attach(slot, grid, policy.estimator)
+    setattr(model, _MARK, policy.to_json())
+    return PreparedModel(model)
+
+
+def _check_unprepared(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if hasattr(module, _MARK) or type(module) in FLOAT:
+            raise ArgumentError(
+                f"prepare: {name or 'model'}: expected a model that is not prepared yet, got one that "
+                "was prepared with another policy; call libqat.unprepare first"
+            )
+
+
+def _attach(slot: Slot, grid: str, estimator: str) -> None:
+    weight = slot.layers[0][1].weight
+    quantizer = WeightQuantizer(slot.name, grid, estimator, weight.dtype)
+    weight.data = weight.data.float()
+    for _, module in slot.layers:
+        module.weight_quantizer = quantizer
+        module.__class__ = QUANTIZED[type(module)]
+
+
+def unprepare(model: "nn.Module | PreparedModel") -> nn.Module:
+    """The reverse of `prepare`: ordinary layers again, with the latents as their weights.
+
+    Latents that `prepare` raised to float32 return to their former dtype, rounded. Returns the model.
+    """
+    root = prepared_root(model)
+    for module in root.modules():
+        if type(module) in FLOAT:
+            module.weight.data = module.weight.data.to(module.weight_quantizer.dtype)
+            del module.weight_quantizer
+            module.__class__ = FLOAT[type(module)]
+    delattr(root, _MARK)
+    return root
+
+
+def prepared_root(model: "nn.Module | PreparedModel") -> nn.Module:
+    """The module that was passed to `prepare`, also when it was wrapped afterwards (DDP, torch.compile)."""
+    module = model.model if isinstance(model, PreparedModel) else model
+    for candidate in module.modules():
+        if _MARK in vars(candidate):
+            return candidate
+    raise ArgumentError(
+        f"libqat: {type(module).__name__}: expected a prepared model, got one without a policy"
+    )
+
+
+def freeze(
+    model: "nn.Module | PreparedModel | PreparedDecoder",
+    config: str | None = None,
+    tokenizer: str | os.PathLike | None = None,
+) -> QuantizedCheckpoint:
+    """The numbers that an evaluation forward computes from the present latents.
+
+    config: the model's configuration as JSON; by default a Hugging Face model's own.
+    tokenizer: path of a tokenizer.json, a Hugging Face folder or a GGUF; by default the folder that a Hugging
+    Face model was loaded from, when it holds a tokenizer. For a decoder pass both from its LoadedModel.
+    """
+    if isinstance(model, PreparedDecoder):
+        return model.freeze(config or "", os.fspath(tokenizer or ""))
+    root = prepared_root(model)
+    return _core.freeze_tensors(
+        _shipped(root),
+        {name: quantizer.grid for name, quantizer in PreparedModel(root).quantizers().items()},
+        config=_config_of(root) if config is None else config,
+        tokenizer=_tokenizer_of(root) if tokenizer is None else os.fspath(tokenizer),
+        policy=getattr(root, _MARK),
+    )
+
+
+def _shipped(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The state_dict without the keys that a Hugging Face model ties by its configuration.
+
+    `save_pretrained` leaves those out in the same way; other tied keys become aliases of the first.
+    """
+    implied = getattr(model, "all_tied_weights_keys", {})
+    state = model.state_dict(keep_vars=True)
+    return [
+        (key, tensor.detach())
+        for key, tensor in state.items()
+        if key not in implied or tensor is not state.get(implied[key])
+    ]
+
+
+def _config_of(model: nn.Module) -> str:
+    config = getattr(model, "config", None)
+    return config.to_json_string() if hasattr(config, "to_json_string") else ""
+
+
+def _tokenizer_of(model: nn.Module) -> str:
+    source = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    return source if source and (Path(source) / "tokenizer.json").is_file() else ""
+
+
+__all__ = ["PreparedModel", "as_policy", "freeze", "prepare", "unprepare"]

@@ -1,0 +1,66 @@
+"""The per-tensor report of a prepared model."""
+
+import io
+import math
+
+import torch
+from torch import nn
+
+from . import _core
+from ._core import TensorReport
+from .slots import Slot
+
+
+class Report(list[TensorReport]):
+    """A list of TensorReport that prints as a table with totals."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parameters as they ship."""
+        return sum(row.bytes for row in self)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights in all parameters."""
+        return sum(math.prod(row.shape) for row in self)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean over all parameters."""
+        return 8 * self.bytes / self.weights if self.weights else 0.0
+
+    def __rich__(self):
+        from rich.table import Table
+
+        table = Table(show_footer=True)
+        table.add_column("tensor", footer="total", overflow="fold")
+        table.add_column("shape", justify="right", footer=f"{self.weights:,}")
+        table.add_column("grid")
+        table.add_column("bits", justify="right", footer=f"{self.bits_per_weight:.2f}")
+        table.add_column("error", justify="right")
+        table.add_column("bytes", justify="right", footer=f"{self.bytes:,}")
+        for row in self:
+            error = f"{row.relative_error:.2%}" if row.relative_error else "-"
+            shape = " x ".join(map(str, row.shape))
+            table.add_row(row.name, shape, row.grid, f"{row.bits_per_weight:.2f}", error, f"{row.bytes:,}")
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=120).print(self)
+        return text.getvalue()
+
+
+@torch.no_grad()
+def report_of(model: nn.Module, slots: list[Slot]) -> Report:
+    """Each parameter of the model once, in model order; those outside `slots` ship as they are."""
+    by_name = {slot.name: slot for slot in slots}
+    rows = Report()
+    for name, parameter in model.named_parameters():
+        slot = by_name.get(name)
+        kind = slot.kind if slot else "other"
+        grid = slot.layers[0][1].weight_quantizer.grid if slot else "f32"
+        rows.append(_core.report_tensor(name, kind, parameter.detach(), grid))
+    return rows
