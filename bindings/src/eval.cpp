@@ -20,8 +20,7 @@ Progress progress_function(const py::object& progress) {
     const py::gil_scoped_acquire locked;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (progress.is_none()) return true;
-    const py::object answer = progress(done, total);
-    return answer.is_none() || answer.cast<bool>();
+    return !progress(done, total).is(py::handle(Py_False));
   };
 }
 

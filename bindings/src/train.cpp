@@ -51,8 +51,7 @@ class PythonTrainer {
       try {
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
         if (progress.is_none()) return true;
-        const py::object answer = progress(report);
-        return answer.is_none() || answer.cast<bool>();
+        return !progress(report).is(py::handle(Py_False));
       } catch (py::error_already_set& error) {
         pending = std::move(error);
         return false;
