@@ -185,6 +185,10 @@ void bind_train(py::module_& module) {
       [](const py::kwargs& options) { return as_python(train::to_json(options_of(options))); },
       "The options completed by the defaults. ArgumentError naming an unknown or illegal one.");
   module.def(
+      "compute_dtype", [](const std::string& name) { return train::resolve_compute_dtype(name, at::kCPU); },
+      py::arg("name") = "auto",
+      "'float32' or 'bfloat16': what the option compute_dtype means on this CPU. Best for a teacher, too.");
+  module.def(
       "learning_rate_at",
       [](int64_t step, const py::kwargs& options) { return learning_rate_at(options_of(options), step); },
       py::arg("step"), "The learning rate of step 1, 2, ... under the given options.");

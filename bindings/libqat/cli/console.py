@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from libqat import StepReport
+
 Update = Callable[[int, int, str], None]
 """(done, total, note): one step of a stage."""
 
@@ -79,6 +81,11 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def describe(report: StepReport) -> str:
+    """A training step's note beside the bar."""
+    return f"loss {report.loss:.4f}, {report.tokens_per_second:.0f} tokens/s"
 
 
 def say(text: str) -> None:

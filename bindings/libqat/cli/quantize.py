@@ -28,8 +28,8 @@ def run(
 ) -> None:
     """See HELP."""
     loaded = libqat.load_model(model)
-    prepared = libqat.prepare_decoder(loaded.decoder, policy)
+    prepared = libqat.prepare(loaded.decoder, policy)
     if report:
         console.out.print(prepared.report())
-    libqat.save(prepared.freeze(loaded.config, loaded.tokenizer), out)
+    libqat.save(libqat.freeze(prepared, loaded.config, loaded.tokenizer), out)
     console.say(f"wrote {out}")

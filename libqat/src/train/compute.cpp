@@ -2,6 +2,8 @@
 
 #include <ATen/autocast_mode.h>
 
+#include "qat/train/options.hpp"
+
 namespace qat::train {
 namespace {
 

@@ -2,8 +2,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <string>
-
 namespace qat::train {
 
 /// The arithmetic of forward and backward, while latents and moments stay float32.
@@ -20,9 +18,5 @@ class ComputeScope {
   bool active_, enabled_before_;
   at::ScalarType dtype_before_;
 };
-
-/// "float32" and "bfloat16" as they are; "auto" becomes "bfloat16" on an accelerator and on a CPU that
-/// multiplies it (AVX512-BF16 or AMX), else "float32".
-std::string resolve_compute_dtype(const std::string& name, at::Device device);
 
 }  // namespace qat::train

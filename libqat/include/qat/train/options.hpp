@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -36,6 +38,10 @@ struct Options {
   int64_t telemetry_every = 10;  ///< steps between flip-rate and distance measurements; 0 = never (loss is
                                  ///< logged every step)
 };
+
+/// "float32" and "bfloat16" as they are; "auto" becomes "bfloat16" on an accelerator and on a CPU that
+/// multiplies it (AVX512-BF16 or AMX), else "float32". A teacher is best stored in the same type.
+std::string resolve_compute_dtype(const std::string& name, at::Device device);
 
 /// Throws ArgumentError naming the option, the value and the legal range.
 void validate(const Options& options);

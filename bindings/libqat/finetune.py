@@ -1,0 +1,89 @@
+"""Fine-tuning a language model with libqat's own decoder and trainer, from files to a checkpoint."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _core
+from ._core import LoadedModel, Policy, PreparedDecoder, StepReport, Trainer
+from .data import read_texts, tokenize
+from .prepare import as_policy
+from .tokenizer import load_tokenizer
+
+CHECKPOINT = "model.qat.safetensors"
+"""Name of the checkpoint in a run folder."""
+FLOAT = {"rules": []}
+"""The policy that quantizes nothing: the control with which a fine-tuned model is compared."""
+FROZEN = ("model\\.embed_tokens",)
+"""Not trained by default: an embedding moves only for the tokens of the text, which hurts all others."""
+
+
+@dataclass
+class Run:
+    """A model ready to be fine-tuned in a run folder."""
+
+    folder: Path
+    loaded: LoadedModel
+    prepared: PreparedDecoder
+    trainer: Trainer
+
+    def train(self, progress: Callable[[StepReport], Any] | None = None) -> bool:
+        """Trains and writes the checkpoint. False when `progress` stopped it; the state is saved then.
+
+        On Ctrl-C the step under way is finished and the state saved before KeyboardInterrupt is raised.
+        """
+        if not self.trainer.run(progress):
+            return False
+        _core.save(self.prepared.freeze(self.loaded.config, self.loaded.tokenizer), self.checkpoint)
+        return True
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where `train` writes what ships."""
+        return self.folder / CHECKPOINT
+
+
+def start(
+    model: str | os.PathLike,
+    tokens: torch.Tensor,
+    policy: "str | os.PathLike | Mapping | Policy",
+    folder: str | os.PathLike,
+    *,
+    resume: bool = False,
+    **options: Any,
+) -> Run:
+    """Loads and prepares a model, with the trainer at its first step (or where the run folder stands).
+
+    model: Hugging Face folder or GGUF. tokens: int64[n], see `tokenize_files`. options: see
+    `libqat.default_options()`. ArgumentError for bad options, policies and token ids; FileError when there is
+    nothing to resume. A folder that holds a run although `resume` is false is a FileError of `Run.train`.
+    """
+    options = _core.check_options(**options)
+    policy = as_policy(policy)
+    loaded = _core.load_model(model)
+    teacher = None
+    if options["objective"]["kl"] > 0:
+        dtype = _core.compute_dtype(options["compute_dtype"])
+        teacher = loaded.decoder.frozen_copy(getattr(torch, dtype))
+    prepared = _core.prepare_decoder(loaded.decoder, policy)
+    data = _core.TokenData.from_tensor(tokens, json.loads(loaded.config)["vocab_size"])
+    trainer = Trainer(prepared, teacher, data, folder, **options)
+    if resume:
+        trainer.resume()
+    return Run(Path(folder), loaded, prepared, trainer)
+
+
+def tokenizer_source(model: str | os.PathLike) -> str:
+    """Where a model's tokenizer is: the folder or GGUF itself, or what a checkpoint refers to."""
+    path = Path(model)
+    return _core.load(path).tokenizer if path.suffix == ".safetensors" else os.fspath(path)
+
+
+def tokenize_files(model: str | os.PathLike, texts: Iterable[str | os.PathLike]) -> torch.Tensor:
+    """The UTF-8 text files as one stream of the model's token ids, int64[n]."""
+    return tokenize(load_tokenizer(tokenizer_source(model)), read_texts(texts))
