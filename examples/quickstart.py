@@ -1,0 +1,271 @@
+"""The main job on a real model: SmolLM2-135M fine-tuned on the Q4_0 grid, exported to GGUF, run by llama.cpp.
+
+    make quickstart                    # or, after `make build`: .venv/bin/python examples/quickstart.py
+    make quickstart ARGS=--control     # adds the float model, fine-tuned in the same way
+
+Model and text come out of published Python packages (libqat.data). The C++ decoder and the C++ trainer do the
+work; the teacher is the float model. An interrupted run continues where it was. Results: a table on standard
+output, and in the folder `--out` the checkpoint, the GGUF, training.png and summary.json.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from libqat.cli import console
+from libqat.cli.inspect import describe
+
+import libqat
+from libqat import data, finetune, llama_cpp
+
+MODEL = "SmolLM2-135M-Instruct"
+POLICY = "gguf-q4_0"
+WINDOW = 256
+BATCH = 2
+PROMPT = "The sun rises in the east because"
+GENERATED = 40
+JUDGED = 301
+"""Tokens that llama.cpp scores: the first has no prediction. Each costs a decoding step there."""
+TITLES = {"wiki": "held-out Wikipedia", "other": "Python reference"}
+LABELS = {"float": "float", "rtn": "RTN Q4_0", "qat": "QAT Q4_0", "control": "float, fine-tuned alike"}
+
+
+def parse() -> argparse.Namespace:
+    """The command line; the defaults are the published run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/quickstart"))
+    parser.add_argument("--steps", type=int, default=100, help=f"of {BATCH * WINDOW} tokens")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eval-tokens", type=int, default=8192, help="of each text")
+    parser.add_argument("--control", action="store_true", help="also fine-tune the float model")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser.parse_args()
+
+
+def read_texts(source: Path, count: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Training tokens int64[n], and per text `count` evaluation tokens."""
+    console.say("reading Wikipedia and the Python reference")
+    tokenizer = libqat.load_tokenizer(source)
+    training, held_out = data.wikipedia()
+    console.say("tokenising")
+    texts = {"wiki": held_out, "other": data.python_topics()}
+    spread = {name: spread_windows(data.tokenize(tokenizer, text), count) for name, text in texts.items()}
+    return data.tokenize(tokenizer, training), spread
+
+
+def spread_windows(tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` tokens as windows spread evenly over the whole text, so that no single document decides."""
+    windows = tokens[: len(tokens) // WINDOW * WINDOW].view(-1, WINDOW)
+    chosen = torch.linspace(0, len(windows) - 1, max(count // WINDOW, 1)).round().long()
+    return windows[chosen].flatten()
+
+
+def train(
+    options: argparse.Namespace, source: Path, tokens: torch.Tensor, policy: str | Mapping, folder: Path
+) -> Path:
+    """Fine-tunes the model under a policy and returns the checkpoint; continues an interrupted run."""
+    run = finetune.start(
+        source,
+        tokens,
+        policy,
+        folder,
+        resume=(folder / "state.safetensors").exists(),
+        steps=options.steps,
+        batch_size=BATCH,
+        sequence_length=WINDOW,
+        learning_rate=options.learning_rate,
+        objective={"kl": 1.0, "ce": 0.0},
+        frozen=list(finetune.FROZEN),
+        seed=options.seed,
+    )
+    title = "fine-tuning on the Q4_0 grid" if policy == POLICY else "fine-tuning the float model"
+    with console.progress(title) as update:
+        run.train(lambda report: update(report.step, report.steps, console.describe(report)))
+    return run.checkpoint
+
+
+def round_to_nearest(source: Path, path: Path) -> Path:
+    """The baseline: the same grids without training."""
+    loaded = libqat.load_model(source)
+    prepared = libqat.prepare(loaded.decoder, POLICY)
+    libqat.save(libqat.freeze(prepared, loaded.config, loaded.tokenizer), path)
+    return path
+
+
+def export(checkpoint_path: Path, gguf: Path) -> None:
+    """Writes the GGUF and holds every number in it against the checkpoint."""
+    checkpoint = libqat.load(checkpoint_path)
+    with console.progress(f"writing {gguf}") as update:
+        libqat.export(checkpoint, gguf, name=f"{MODEL} QAT Q4_0", progress=update)
+    if differences := libqat.verify(gguf, checkpoint):
+        raise libqat.FileError(
+            f"{gguf}: {len(differences)} differences from the checkpoint: {differences[0]}"
+        )
+
+
+def score(
+    source: Path, candidates: dict[str, libqat.Decoder], texts: dict[str, torch.Tensor]
+) -> dict[str, dict]:
+    """The entry "texts" of summary.json: everything in float32, from the numbers that ship."""
+    reference = libqat.load_model(source).decoder
+    result = {}
+    for name, tokens in texts.items():
+        with console.progress(f"scoring {', '.join(['float', *candidates])} on {TITLES[name]}") as update:
+            scores = libqat.compare(
+                reference, list(candidates.values()), tokens, window=WINDOW, progress=lambda *at: update(*at)
+            )
+        by_row = dict(zip(["float", *candidates], scores, strict=True))
+        rtn, qat, base = by_row["rtn"], by_row["qat"], by_row["float"]
+        result[name] = {
+            "tokens": len(tokens),
+            **{row: {"ppl": s.perplexity, "kl": s.kl, "top1": s.top1} for row, s in by_row.items()},
+            "kl_removed": libqat.share_removed(rtn.kl, qat.kl),
+            "nll_removed": libqat.share_removed(rtn.nll - base.nll, qat.nll - base.nll),
+        }
+    return result
+
+
+def judge(gguf: Path, ours: libqat.Decoder, tokens: torch.Tensor, threads: int) -> dict:
+    """llama.cpp on the exported file: a sentence, and its score of the very tokens that ours scores."""
+    with torch.no_grad():
+        logits = ours(tokens[None])[0, :-1].float()
+    nll_ours = torch.nn.functional.cross_entropy(logits, tokens[1:]).item()
+    with llama_cpp.LlamaCpp(gguf, threads=threads, context=512) as llama:
+        console.say("llama.cpp writes a sentence")
+        text = PROMPT + llama.generate(PROMPT, GENERATED)
+        with console.progress("scoring in llama.cpp") as update:
+            scores = llama.score(tokens.tolist(), update)
+    return {
+        "version": llama_cpp.version(),
+        "tokens": len(scores),
+        "ppl": math.exp(-sum(scores) / len(scores)),
+        "ppl_ours_same_tokens": math.exp(nll_ours),
+        "text": text,
+    }
+
+
+def telemetry(folder: Path) -> list[dict]:
+    """One entry per step."""
+    lines = (folder / "telemetry.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def draw_curve(steps: list[dict], path: Path) -> None:
+    """Loss and flip rate over the steps, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, loss = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    loss.plot([s["step"] for s in steps], [s["loss"] for s in steps], color="tab:blue", linewidth=1.2)
+    loss.set_xlabel("step")
+    loss.set_ylabel("KL to the float model, nats per token", color="tab:blue")
+    loss.set_ylim(bottom=0)
+    measured = [s for s in steps if s.get("flip_rate", -1) >= 0]
+    flips = loss.twinx()
+    percents = [100 * s["flip_rate"] for s in measured]
+    flips.plot([s["step"] for s in measured], percents, color="tab:red", marker="o", markersize=3)
+    flips.set_ylabel("codes changed since the last measurement, %", color="tab:red")
+    flips.set_ylim(bottom=0)
+    loss.set_title(f"{MODEL} on the Q4_0 grid")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def summarise(options: argparse.Namespace, steps: list[dict], scores: dict, gguf: Path, judged: dict) -> dict:
+    """The content of summary.json."""
+    tensors = describe(gguf)["tensors"]
+    weights = sum(math.prod(tensor["shape"]) for tensor in tensors)
+    tokens = options.steps * BATCH * WINDOW
+    return {
+        "model": MODEL,
+        "policy": POLICY,
+        "objective": "kl",
+        "seed": options.seed,
+        "steps": options.steps,
+        "tokens": tokens,
+        "train_seconds": round(tokens / steps[-1]["tokens_per_second"], 1),
+        "texts": scores,
+        "bytes": gguf.stat().st_size,
+        "bits_per_weight": 8 * sum(tensor["bytes"] for tensor in tensors) / weights,
+        "gguf": str(gguf),
+        "checkpoint": str(options.out / "run" / finetune.CHECKPOINT),
+        "llama_cpp": judged,
+    }
+
+
+def print_results(summary: dict, out: Path, seconds: float) -> None:
+    """The table, and what it means."""
+    texts, judged = summary["texts"], summary["llama_cpp"]
+    table = console.table(
+        "", "model", *[f">{TITLES[t]}\n{what}" for t in texts for what in ("ppl", "KL", "top-1")]
+    )
+    for row in [row for row in LABELS if row in texts["wiki"]]:
+        cells = [
+            f"{text[row][figure]:{form}}"
+            for text in texts.values()
+            for figure, form in (("ppl", ".2f"), ("kl", ".4f"), ("top1", ".1%"))
+        ]
+        table.add_row(LABELS[row], *cells)
+    console.out.print(table)
+    lines = [
+        f"{TITLES[name]}: QAT removed {text['kl_removed']:.0%} of the KL to float and "
+        f"{text['nll_removed']:.0%} of the loss that rounding to Q4_0 costs ({text['tokens']:,} tokens)"
+        for name, text in texts.items()
+    ]
+    lines += [
+        f"{summary['gguf']}: {summary['bytes'] / 1e6:.1f} MB, {summary['bits_per_weight']:.2f} bits per "
+        "weight; no number differs from the checkpoint",
+        f"llama.cpp ({judged['version']}) on {judged['tokens']} tokens: perplexity {judged['ppl']:.2f}; ours "
+        f"on the same tokens {judged['ppl_ours_same_tokens']:.2f} (llama.cpp rounds activations to 8 bits)",
+        f"llama.cpp writes: {judged['text']}",
+        f"done in {console.clock(seconds)}; figures: {out / 'summary.json'}, training curve: "
+        f"{out / 'training.png'}",
+    ]
+    console.out.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+
+
+def main() -> None:
+    """All stages in order."""
+    begin = time.monotonic()
+    options = parse()
+    out = options.out
+    torch.set_num_threads(options.threads)
+    out.mkdir(parents=True, exist_ok=True)
+    source = data.smollm2_gguf()
+    training, texts = read_texts(source, options.eval_tokens)
+
+    qat = train(options, source, training, POLICY, out / "run")
+    gguf = out / "smollm2-135m-qat-q4_0.gguf"
+    export(qat, gguf)
+    checkpoints = {"rtn": round_to_nearest(source, out / "rtn.qat.safetensors"), "qat": qat}
+    if options.control:
+        checkpoints["control"] = train(options, source, training, finetune.FLOAT, out / "control")
+
+    steps = telemetry(out / "run")
+    draw_curve(steps, out / "training.png")
+    candidates = {row: libqat.load_checkpoint(path).decoder for row, path in checkpoints.items()}
+    scores = score(source, candidates, texts)
+    judged = judge(gguf, candidates["qat"], texts["wiki"][:JUDGED], options.threads)
+    summary = summarise(options, steps, scores, gguf, judged)
+    path = out / "summary.json"
+    path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print_results(summary, out, time.monotonic() - begin)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues")
+    except libqat.Error as error:
+        sys.exit(f"error: {error}")
