@@ -9,6 +9,7 @@
 #include "callables.hpp"
 #include "module.hpp"
 #include "qat/core/error.hpp"
+#include "qat/train/compute.hpp"
 #include "qat/train/objective.hpp"
 #include "qat/train/trainer.hpp"
 
@@ -159,11 +160,10 @@ ArgumentError naming the option, or what does not fit together.)")
            py::arg("window") = eval::Options{}.window, py::arg("batch") = eval::Options{}.batch,
            "Held-out tokens int64[n], scored every `eval_every` steps; see `compare`.")
       .def("run", &PythonTrainer::run, py::arg("progress") = py::none(),
-           "Trains to `steps`. progress: called with a StepReport after each step; returning False stops. "
-           "True when "
-           "finished, False when stopped. On Ctrl-C, or when progress raises, the state is saved and the "
-           "exception "
-           "raised. NumericError naming the step for a loss that is not finite.")
+           R"(Trains to `steps`. True when finished, False when stopped.
+
+progress: called with a StepReport after each step; returning False stops. On Ctrl-C, or when progress raises, the
+state is saved and the exception raised. NumericError naming the step for a loss that is not finite.)")
       .def(
           "request_stop", [](PythonTrainer& self) { self.trainer().request_stop(); },
           "Ends `run` after the step under way, from any thread; the state is saved.")
@@ -185,7 +185,10 @@ void bind_train(py::module_& module) {
       [](const py::kwargs& options) { return as_python(train::to_json(options_of(options))); },
       "The options completed by the defaults. ArgumentError naming an unknown or illegal one.");
   module.def(
-      "compute_dtype", [](const std::string& name) { return train::resolve_compute_dtype(name, at::kCPU); },
+      "compute_dtype",
+      [](const std::string& name) {
+        return train::compute_dtype(name) == at::kBFloat16 ? "bfloat16" : "float32";
+      },
       py::arg("name") = "auto",
       "'float32' or 'bfloat16': what the option compute_dtype means on this CPU. Best for a teacher, too.");
   module.def(

@@ -1,8 +1,10 @@
-#include "train/compute.hpp"
+#include "qat/train/compute.hpp"
 
 #include <ATen/autocast_mode.h>
 
-#include "qat/train/options.hpp"
+#include <string>
+
+#include "qat/core/error.hpp"
 
 namespace qat::train {
 namespace {
@@ -18,7 +20,7 @@ bool cpu_multiplies_bfloat16() noexcept {
 
 }  // namespace
 
-ComputeScope::ComputeScope(at::Device device, at::ScalarType dtype)
+ComputeScope::ComputeScope(at::ScalarType dtype, at::Device device)
     : device_(device.type()),
       active_(dtype != at::kFloat),
       enabled_before_(active_ && at::autocast::is_autocast_enabled(device_)),
@@ -37,9 +39,12 @@ ComputeScope::~ComputeScope() {
   at::autocast::set_autocast_enabled(device_, enabled_before_);
 }
 
-std::string resolve_compute_dtype(const std::string& name, at::Device device) {
-  if (name != "auto") return name;
-  return !device.is_cpu() || cpu_multiplies_bfloat16() ? "bfloat16" : "float32";
+at::ScalarType compute_dtype(std::string_view name, at::Device device) {
+  if (name == "float32") return at::kFloat;
+  if (name == "bfloat16") return at::kBFloat16;
+  if (name == "auto") return !device.is_cpu() || cpu_multiplies_bfloat16() ? at::kBFloat16 : at::kFloat;
+  throw ArgumentError("compute_dtype: expected one of auto, float32, bfloat16, got \"" + std::string(name) +
+                      "\"");
 }
 
 }  // namespace qat::train

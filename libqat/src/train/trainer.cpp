@@ -11,9 +11,9 @@
 #include <utility>
 
 #include "qat/core/error.hpp"
+#include "qat/train/compute.hpp"
 #include "train/adamw.hpp"
 #include "train/code_monitor.hpp"
-#include "train/compute.hpp"
 #include "train/parameters.hpp"
 #include "train/permutation.hpp"
 #include "train/run_folder.hpp"
@@ -116,8 +116,9 @@ Trainer::Impl::Impl(PreparedModel& prepared, eval::LogitsFunction student_functi
   require_callable(student, "student", "tokens -> logits");
   if (options.objective.kl > 0) require_callable(teacher, "teacher", "objective.kl is above 0");
   data.batch(0, 1, options.sequence_length, 0);  // the text holds a sequence
-  options.compute_dtype = resolve_compute_dtype(options.compute_dtype, device);
-  compute = options.compute_dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
+  compute = compute_dtype(options.compute_dtype, device);
+  options.compute_dtype =
+      compute == at::kBFloat16 ? "bfloat16" : "float32";  // what a resumed run must repeat
   identity = {options, model.policy().to_json(), data.fingerprint()};
   if (options.telemetry_every > 0) monitor.emplace(trained_weights(model));
 }
@@ -144,13 +145,13 @@ std::vector<StateTensor> Trainer::Impl::state() const {
 at::Tensor Trainer::Impl::teach(const at::Tensor& tokens) const {
   if (options.objective.kl == 0) return {};
   const c10::NoGradGuard no_grad;
-  const ComputeScope scope(device, compute);
+  const ComputeScope scope(compute, device);
   return teacher(tokens);
 }
 
 at::Tensor Trainer::Impl::answer(const at::Tensor& tokens) {
   const auto quantized = model.quantized();
-  const ComputeScope scope(device, compute);
+  const ComputeScope scope(compute, device);
   return student(tokens);
 }
 
@@ -203,7 +204,7 @@ std::vector<eval::Score> Trainer::Impl::evaluate() {
   const EvaluationMode mode(model.module());
   const eval::LogitsFunction ours = [this](const at::Tensor& tokens) { return answer(tokens.to(device)); };
   const eval::LogitsFunction reference = [this](const at::Tensor& tokens) {
-    const ComputeScope scope(device, compute);
+    const ComputeScope scope(compute, device);
     return teacher(tokens.to(device));
   };
   eval::Options settings = evaluation_options;

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <c10/core/Device.h>
-
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -26,8 +24,7 @@ struct Options {
   double weight_decay = 0.0;  ///< decoupled (AdamW)
   double clip_norm = 1.0;     ///< global gradient norm; 0 = off
   Objective objective;
-  /// "float32", "bfloat16" (autocast; latents and moments stay float32), or "auto": bfloat16 on an
-  /// accelerator and where the CPU multiplies it (AVX512-BF16 or AMX), float32 elsewhere.
+  /// "float32", "bfloat16" (by autocast) or "auto"; see `compute_dtype`. Latents stay float32.
   std::string compute_dtype = "auto";
   /// ECMAScript expressions; parameters whose name, with or without its trailing ".weight", matches one in
   /// full are not trained. Tied parameters share the first name.
@@ -38,10 +35,6 @@ struct Options {
   int64_t telemetry_every = 10;  ///< steps between flip-rate and distance measurements; 0 = never (loss is
                                  ///< logged every step)
 };
-
-/// "float32" and "bfloat16" as they are; "auto" becomes "bfloat16" on an accelerator and on a CPU that
-/// multiplies it (AVX512-BF16 or AMX), else "float32". A teacher is best stored in the same type.
-std::string resolve_compute_dtype(const std::string& name, at::Device device);
 
 /// Throws ArgumentError naming the option, the value and the legal range.
 void validate(const Options& options);

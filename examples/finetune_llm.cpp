@@ -1,0 +1,237 @@
+// Fine-tunes a language model so that it keeps its quality on a grid, and writes what ships. No Python.
+//
+//     finetune_llm --model DIR_OR_GGUF --tokens TEXT.tokens --policy gguf-q4_0 --out out/smollm2
+//
+// --model is a Hugging Face folder or a GGUF file of the llama family. TEXT.tokens is made by
+// `libqat.data` (see docs/formats.md). The teacher is the float model as it was loaded.
+
+#include <c10/core/ScalarType.h>
+
+#include <charconv>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "qat/checkpoint/checkpoint.hpp"
+#include "qat/core/error.hpp"
+#include "qat/export/export.hpp"
+#include "qat/models/load.hpp"
+#include "qat/prepare/prepare.hpp"
+#include "qat/train/compute.hpp"
+#include "qat/train/trainer.hpp"
+
+namespace {
+
+constexpr const char* kUsage =
+    R"(usage: finetune_llm --model DIR_OR_GGUF --tokens FILE.tokens --policy PRESET_OR_JSON --out DIR [options]
+
+Writes DIR/model.qat.safetensors, DIR/model.gguf and the run folder DIR/run.
+
+  --steps N             optimizer steps (100)
+  --batch-size N        sequences per micro-batch (2)
+  --sequence-length N   tokens per sequence (256)
+  --accumulate N        micro-batches per step (1)
+  --learning-rate X     peak (1e-4)
+  --kl X, --ce X        weights of KL to the float model (1) and of cross-entropy (0)
+  --compute-dtype D     auto, float32 or bfloat16 (auto)
+  --seed N              order of the text (0)
+  --frozen REGEX        parameters that are not trained ("model\.embed_tokens"; "" trains all)
+  --eval FILE.tokens    held-out text, scored at the start and the end
+  --tokenizer PATH      a GGUF, tokenizer.json or folder for the GGUF file; "none" leaves it out
+  --resume              go on with the run in DIR/run
+Ctrl-C saves the run and stops.
+)";
+
+/// Flags and their values as they were given.
+class Arguments {
+ public:
+  Arguments(int count, char** values) {
+    for (int i = 1; i < count; ++i) {
+      const std::string flag = values[i];
+      if (flag == "--resume" || flag == "--help") {
+        given_[flag] = "";
+      } else if (!kWithValue.contains(flag)) {
+        throw qat::ArgumentError("finetune_llm: " + flag + ": expected a flag that --help lists");
+      } else if (++i == count) {
+        throw qat::ArgumentError("finetune_llm: " + flag + ": expected a value, got none");
+      } else {
+        given_[flag] = values[i];
+      }
+    }
+  }
+
+  bool has(const std::string& flag) const { return given_.contains(flag); }
+
+  std::string required(const std::string& flag) const {
+    if (!has(flag)) throw qat::ArgumentError("finetune_llm: " + flag + ": expected a value, see --help");
+    return given_.at(flag);
+  }
+  std::string text(const std::string& flag, const std::string& otherwise) const {
+    return has(flag) ? given_.at(flag) : otherwise;
+  }
+  template <typename Number>
+  void read(const std::string& flag, Number& value) const {
+    if (!has(flag)) return;
+    const std::string& given = given_.at(flag);
+    const auto [end, error] = std::from_chars(given.data(), given.data() + given.size(), value);
+    if (error != std::errc() || end != given.data() + given.size()) {
+      throw qat::ArgumentError("finetune_llm: " + flag + ": expected a number, got \"" + given + "\"");
+    }
+  }
+
+ private:
+  static const std::set<std::string> kWithValue;
+  std::map<std::string, std::string> given_;
+};
+
+const std::set<std::string> Arguments::kWithValue = {
+    "--model",         "--tokens",          "--policy",     "--out",      "--steps", "--seed",
+    "--batch-size",    "--sequence-length", "--accumulate", "--kl",       "--ce",    "--learning-rate",
+    "--compute-dtype", "--frozen",          "--eval",       "--tokenizer"};
+
+qat::train::Options read_options(const Arguments& arguments) {
+  qat::train::Options options;
+  arguments.read("--steps", options.steps);
+  arguments.read("--batch-size", options.batch_size);
+  arguments.read("--sequence-length", options.sequence_length);
+  arguments.read("--accumulate", options.accumulate);
+  arguments.read("--learning-rate", options.learning_rate);
+  arguments.read("--kl", options.objective.kl);
+  arguments.read("--ce", options.objective.ce);
+  arguments.read("--seed", options.seed);
+  options.compute_dtype = arguments.text("--compute-dtype", options.compute_dtype);
+  const std::string frozen = arguments.text("--frozen", "model\\.embed_tokens");
+  if (!frozen.empty()) options.frozen = {frozen};
+  qat::train::validate(options);
+  return options;
+}
+
+qat::train::Trainer* running = nullptr;
+
+extern "C" void stop_on_signal(int) {
+  if (running != nullptr) running->request_stop();
+}
+
+/// Ctrl-C ends the run after the step under way for as long as the object lives.
+class StopOnInterrupt {
+ public:
+  explicit StopOnInterrupt(qat::train::Trainer& trainer) {
+    running = &trainer;
+    std::signal(SIGINT, stop_on_signal);
+  }
+  ~StopOnInterrupt() {
+    std::signal(SIGINT, SIG_DFL);
+    running = nullptr;
+  }
+  StopOnInterrupt(const StopOnInterrupt&) = delete;
+  StopOnInterrupt& operator=(const StopOnInterrupt&) = delete;
+};
+
+bool print_progress(const qat::train::StepReport& report) {
+  const auto seconds = static_cast<long>(report.seconds_left);
+  std::printf("step %ld/%ld  loss %.4f  %.0f tokens/s  %ld:%02ld left", static_cast<long>(report.step),
+              static_cast<long>(report.steps), report.loss, report.tokens_per_second, seconds / 60,
+              seconds % 60);
+  if (report.flip_rate >= 0) {
+    std::printf("  flips %.2f%%  distance %.3f", 100 * report.flip_rate, report.distance_to_grid);
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+  return true;
+}
+
+/// A model on its way: the float teacher, and the student whose parameters are the latents.
+struct Session {
+  at::ScalarType compute;
+  qat::models::LoadedModel loaded;
+  std::shared_ptr<qat::models::Decoder> teacher;
+  qat::PreparedModel model;
+
+  explicit Session(const Arguments& arguments)
+      : compute(qat::train::compute_dtype(arguments.text("--compute-dtype", "auto"))),
+        loaded(qat::models::load_model(arguments.required("--model"))),
+        teacher(loaded.decoder->frozen_copy(compute)),
+        model(qat::prepare(loaded.decoder, qat::Policy::load(arguments.required("--policy")))) {}
+
+  at::Tensor answer(const at::Tensor& tokens) const { return loaded.decoder->forward(tokens); }
+  at::Tensor teach(const at::Tensor& tokens) const { return teacher->forward(tokens); }
+};
+
+void print_score(Session& session, const Arguments& arguments, const char* when) {
+  if (!arguments.has("--eval")) return;
+  const at::Tensor tokens = qat::train::TokenData::open(arguments.required("--eval")).tokens();
+  const auto scope = session.model.quantized();
+  const qat::train::ComputeScope compute(session.compute);
+  const auto scores =
+      qat::eval::compare([&](const at::Tensor& batch) { return session.teach(batch); },
+                         {[&](const at::Tensor& batch) { return session.answer(batch); }}, tokens);
+  std::printf("%s: perplexity %.3f (float %.3f)  KL to float %.4f  top-1 %.4f  [%ld tokens]\n", when,
+              scores[1].perplexity(), scores[0].perplexity(), scores[1].kl, scores[1].top1,
+              static_cast<long>(scores[1].tokens));
+}
+
+/// Writes checkpoint and GGUF and reads both back.
+void ship(const Session& session, const Arguments& arguments, const std::filesystem::path& out) {
+  const qat::QuantizedCheckpoint checkpoint =
+      qat::freeze(session.model, session.loaded.config, session.loaded.tokenizer);
+  const std::string checkpoint_path = (out / "model.qat.safetensors").string();
+  const std::string gguf_path = (out / "model.gguf").string();
+  qat::save(checkpoint, checkpoint_path);
+  qat::ExportOptions options;
+  options.tokenizer_from = arguments.text("--tokenizer", "");
+  qat::export_checkpoint(checkpoint, gguf_path, "gguf", options);
+  for (const std::string& path : {checkpoint_path, gguf_path}) {
+    const auto differences = qat::verify(path, checkpoint);
+    if (!differences.empty()) throw qat::Error("finetune_llm: " + path + ": " + differences.front().first);
+    std::printf("wrote %s: every weight reads back as it was trained\n", path.c_str());
+  }
+}
+
+/// The exit code.
+int finetune(const Arguments& arguments) {
+  if (arguments.has("--help")) return std::fputs(kUsage, stdout) < 0;
+  const std::filesystem::path out = arguments.required("--out");
+  const qat::train::Options options = read_options(arguments);
+  qat::train::TokenData text = qat::train::TokenData::open(arguments.required("--tokens"));
+  Session session(arguments);
+  qat::train::Trainer trainer(
+      session.model, [&](const at::Tensor& tokens) { return session.answer(tokens); },
+      [&](const at::Tensor& tokens) { return session.teach(tokens); }, std::move(text), options,
+      (out / "run").string());
+  std::printf("%s\n", qat::to_string(session.model.report()).c_str());
+  if (arguments.has("--resume")) {
+    trainer.resume();
+    std::printf("resuming after step %ld\n", static_cast<long>(trainer.step()));
+  } else {
+    print_score(session, arguments, "before");
+  }
+  trainer.set_progress(print_progress);
+  {
+    const StopOnInterrupt guard(trainer);
+    if (trainer.run() == qat::train::Outcome::kInterrupted) {
+      std::printf("stopped; the run is saved, --resume goes on with it\n");
+      return 130;  // what shells expect of a program that Ctrl-C ended
+    }
+  }
+  print_score(session, arguments, "after");
+  ship(session, arguments, out);
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** values) {
+  try {
+    return finetune(Arguments(count, values));
+  } catch (const std::exception& error) {
+    std::fflush(stdout);
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+  }
+}
