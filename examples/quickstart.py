@@ -32,7 +32,7 @@ GENERATED = 40
 JUDGED = 301
 """Tokens that llama.cpp scores: the first has no prediction. Each costs a decoding step there."""
 TITLES = {"wiki": "held-out Wikipedia", "other": "Python reference"}
-LABELS = {"float": "float", "rtn": "RTN Q4_0", "qat": "QAT Q4_0", "control": "float, fine-tuned alike"}
+LABELS = {"float": "float", "rtn": "RTN Q4_0", "qat": "QAT Q4_0", "control": "float, tuned alike"}
 
 
 def parse() -> argparse.Namespace:
@@ -204,27 +204,33 @@ def summarise(options: argparse.Namespace, steps: list[dict], scores: dict, gguf
 
 
 def print_results(summary: dict, out: Path, seconds: float) -> None:
-    """The table, and what it means."""
-    texts, judged = summary["texts"], summary["llama_cpp"]
-    table = console.table(
-        "", "model", *[f">{TITLES[t]}\n{what}" for t in texts for what in ("ppl", "KL", "top-1")]
+    """The table, and what goes with it."""
+    judged = summary["llama_cpp"]
+    columns = (
+        "text",
+        "model",
+        ">ppl",
+        ">KL to float",
+        ">top-1",
+        ">KL removed",
+        ">loss removed",
+        ">bits/weight",
     )
-    for row in [row for row in LABELS if row in texts["wiki"]]:
-        cells = [
-            f"{text[row][figure]:{form}}"
-            for text in texts.values()
-            for figure, form in (("ppl", ".2f"), ("kl", ".4f"), ("top1", ".1%"))
-        ]
-        table.add_row(LABELS[row], *cells)
+    table = console.table("", *columns)
+    for name, text in summary["texts"].items():
+        for row in [row for row in LABELS if row in text]:
+            shares = [
+                f"{text[share]:.0%}" if row == "qat" else "-" for share in ("kl_removed", "nll_removed")
+            ]
+            bits = summary["bits_per_weight"] if row in ("rtn", "qat") else 32
+            figures = [f"{text[row]['ppl']:.2f}", f"{text[row]['kl']:.4f}", f"{text[row]['top1']:.1%}"]
+            table.add_row(TITLES[name], LABELS[row], *figures, *shares, f"{bits:.2f}")
+        table.add_section()
     console.out.print(table)
+    tokens = summary["texts"]["wiki"]["tokens"]
     lines = [
-        f"{TITLES[name]}: QAT removed {text['kl_removed']:.0%} of the KL to float and "
-        f"{text['nll_removed']:.0%} of the loss that rounding to Q4_0 costs ({text['tokens']:,} tokens)"
-        for name, text in texts.items()
-    ]
-    lines += [
-        f"{summary['gguf']}: {summary['bytes'] / 1e6:.1f} MB, {summary['bits_per_weight']:.2f} bits per "
-        "weight; no number differs from the checkpoint",
+        f"{tokens:,} tokens of each text; removed: the share of the cost of rounding that training won back",
+        f"{summary['gguf']}: {summary['bytes'] / 1e6:.1f} MB; no number differs from the checkpoint",
         f"llama.cpp ({judged['version']}) on {judged['tokens']} tokens: perplexity {judged['ppl']:.2f}; ours "
         f"on the same tokens {judged['ppl_ours_same_tokens']:.2f} (llama.cpp rounds activations to 8 bits)",
         f"llama.cpp writes: {judged['text']}",
