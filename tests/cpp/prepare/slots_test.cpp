@@ -123,6 +123,7 @@ TEST_CASE("a submodule registered twice is one slot") {
     }
   };
   const auto module = std::make_shared<Shared>();
+  REQUIRE(module->parameters().size() == 4);  // LibTorch lists a shared tensor once for each name
   const auto slots = qat::find_slots(*module);
   REQUIRE(names_of(slots) == std::vector<std::string>{"one.weight"});
   REQUIRE(slots[0].aliases == std::vector<std::string>{"two.weight"});
