@@ -36,7 +36,7 @@ from ._core import (
     verify,
     write_tokens,
 )
-from ._core import grid_names as grids
+from .grids import Grid, grids
 from .prepare import PreparedModel, freeze, prepare, unprepare
 from .report import Report
 from .tokenizer import load_tokenizer
@@ -48,6 +48,7 @@ __all__ = [
     "Decoder",
     "Error",
     "FileError",
+    "Grid",
     "LoadedModel",
     "NumericError",
     "Policy",
