@@ -1,4 +1,5 @@
-// The C++ snippet of the README, compiled and run as it stands there (tests/python/test_docs.py compares the text).
+// The C++ snippet of the README, compiled and run as it stands there (tests/python/test_docs.py compares the
+// text).
 
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/activation.h>
@@ -25,7 +26,7 @@ TEST_CASE("the README's C++ example trains on the grid and saves") {
 
   auto model = qat::prepare(net.ptr(), qat::Policy::preset("int4-channel"));
   for (int64_t step = 0; step < steps; ++step) {
-    auto quantized = model.quantized();  // while it lives, forward sees the grid; gradients reach the latents
+    auto quantized = model.quantized();  // while it lives, forward sees the grid
     auto loss = torch::nn::functional::cross_entropy(net->forward(images), labels);
     loss.backward();
     optimizer.step();
