@@ -2,8 +2,11 @@
 //
 //     finetune_llm --model DIR_OR_GGUF --tokens TEXT.tokens --policy gguf-q4_0 --out out/smollm2
 //
-// --model is a Hugging Face folder or a GGUF file of the llama family. TEXT.tokens is made by
-// `libqat.data` (see docs/formats.md). The teacher is the float model as it was loaded.
+// --model is a Hugging Face folder or a GGUF file of the llama family; the teacher is the float model as it
+// was loaded. Tokenising is left to Python, once per text:
+//
+//     tokens = libqat.data.tokenize(libqat.load_tokenizer(model), texts)
+//     libqat.write_tokens("text.tokens", tokens, vocabulary)
 
 #include <c10/core/ScalarType.h>
 

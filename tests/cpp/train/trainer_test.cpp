@@ -5,15 +5,11 @@
 #include <ATen/ops/log_softmax.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <limits>
 #include <map>
 
 #include "catch.hpp"
 #include "qat/core/error.hpp"
 #include "qat/ops/ops.hpp"
-#include "train/scratch_folder.hpp"
 #include "train/tiny_model.hpp"
 
 namespace {
@@ -235,81 +231,4 @@ TEST_CASE("frozen parameters stay, tied ones move together, and requires_grad is
   REQUIRE(setup.student->embed->weight.requires_grad());
   REQUIRE_FALSE(setup.student->head->bias.requires_grad());
   REQUIRE_FALSE(setup.student->up->weight.grad().defined());
-}
-
-TEST_CASE("telemetry measures flips and distance, and evaluation scores teacher and student") {
-  TinySetup setup;
-  const ScratchFolder folder;
-  Options options = tiny_options();
-  options.eval_every = 6;
-  options.learning_rate = 3e-2;
-  const auto codes = [&] {
-    return std::get<0>(qat::ops::quantize(setup.student->up->weight.detach(), "int2_channel"));
-  };
-  const auto head_codes = [&] {
-    return std::get<0>(qat::ops::quantize(setup.student->head->weight.detach(), "int2_channel"));
-  };
-  at::Tensor up = codes(), head = head_codes();
-  const auto trainer = make_trainer(setup, options, folder / "run");
-  const at::Tensor held_out = tiny_tokens(500).slice(0, 400);
-  qat::eval::Options evaluation;
-  evaluation.window = 16;
-  trainer->set_evaluation(held_out, evaluation);
-  std::vector<StepReport> reports;
-  trainer->set_progress([&](const StepReport& report) {
-    reports.push_back(report);
-    if (report.step % 4 != 0) return true;
-    const auto changed = codes().ne(up).sum().item<int64_t>() + head_codes().ne(head).sum().item<int64_t>();
-    const auto total = static_cast<double>(up.numel() + head.numel());
-    REQUIRE(report.flip_rate == static_cast<double>(changed) / total);
-    REQUIRE(report.flip_rate > 0);
-    double error = 0, power = 0;
-    for (const at::Tensor& w : {setup.student->up->weight.detach(), setup.student->head->weight.detach()}) {
-      error += (qat::ops::fake_quantize(w, "int2_channel") - w).to(at::kDouble).square().sum().item<double>();
-      power += w.to(at::kDouble).square().sum().item<double>();
-    }
-    REQUIRE(report.distance_to_grid == Approx(std::sqrt(error / power)).epsilon(1e-5));
-    up = codes();
-    head = head_codes();
-    return true;
-  });
-  trainer->run();
-  for (const StepReport& report : reports) {
-    REQUIRE((report.flip_rate >= 0) == (report.step % 4 == 0));
-    REQUIRE(report.evaluation.size() == (report.step % 6 == 0 ? 2 : 0));
-    REQUIRE(report.tokens_per_second > 0);
-    REQUIRE(report.seconds_left >= 0);
-  }
-  REQUIRE(reports.back().seconds_left == 0);
-  const auto scope = setup.model->quantized();
-  const auto scores =
-      qat::eval::compare(setup.teacher_function(), {setup.student_function()}, held_out, evaluation);
-  REQUIRE(reports.back().evaluation[1].kl == scores[1].kl);
-  REQUIRE(reports.back().evaluation[0].nll == scores[0].nll);
-  REQUIRE(reports.back().evaluation[1].kl < reports[5].evaluation[1].kl);
-
-  std::ifstream lines(folder / "run/telemetry.jsonl");
-  std::string line;
-  for (const StepReport& report : reports) {
-    REQUIRE(std::getline(lines, line));
-    REQUIRE(line == qat::train::to_json(report));
-  }
-  REQUIRE_FALSE(std::getline(lines, line));
-}
-
-TEST_CASE("a step report is one line of JSON without what was not measured") {
-  StepReport report;
-  report.step = 3;
-  report.steps = 10;
-  report.loss = 0.5;
-  REQUIRE(
-      qat::train::to_json(report) ==
-      R"({"step":3,"steps":10,"loss":0.5,"learning_rate":0.0,"gradient_norm":0.0,"tokens_per_second":0.0,)"
-      R"("seconds_left":0.0})");
-  report.flip_rate = 0;
-  report.evaluation.resize(2);
-  report.evaluation[1].kl = 0.25;
-  REQUIRE_THAT(qat::train::to_json(report), Catch::Contains(R"("flip_rate":0.0)") &&
-                                                Catch::Contains(R"("student":{)") &&
-                                                Catch::Contains(R"("kl":0.25)") && !Catch::Contains("\n"));
 }
