@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("out/quickstart"))
-    parser.add_argument("--steps", type=int, default=100, help=f"of {BATCH * WINDOW} tokens")
+    parser.add_argument("--steps", type=int, default=240, help=f"of {BATCH * WINDOW} tokens")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-tokens", type=int, default=8192, help="of each text")
