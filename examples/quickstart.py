@@ -27,6 +27,8 @@ MODEL = "SmolLM2-135M-Instruct"
 POLICY = "gguf-q4_0"
 WINDOW = 256
 BATCH = 2
+MARKUP = 0.3
+"""Share of the training windows that show raw wikitext instead of prose: it helps on other kinds of text."""
 PROMPT = "The sun rises in the east because"
 GENERATED = 40
 JUDGED = 301
@@ -41,7 +43,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("out/quickstart"))
-    parser.add_argument("--steps", type=int, default=240, help=f"of {BATCH * WINDOW} tokens")
+    parser.add_argument("--steps", type=int, default=280, help=f"of {BATCH * WINDOW} tokens")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-tokens", type=int, default=8192, help="of each text")
@@ -55,10 +57,18 @@ def read_texts(source: Path, count: int) -> tuple[torch.Tensor, dict[str, torch.
     console.say("reading Wikipedia and the Python reference")
     tokenizer = libqat.load_tokenizer(source)
     training, held_out = data.wikipedia()
+    markup = data.wikipedia_markup()
     console.say("tokenising")
     texts = {"wiki": held_out, "other": data.python_topics()}
     spread = {name: spread_windows(data.tokenize(tokenizer, text), count) for name, text in texts.items()}
-    return data.tokenize(tokenizer, training), spread
+    return mixed(data.tokenize(tokenizer, training), data.tokenize(tokenizer, markup)), spread
+
+
+def mixed(prose: torch.Tensor, markup: torch.Tensor) -> torch.Tensor:
+    """All windows of prose, and as many windows of wikitext as make up MARKUP of the whole."""
+    windows = prose[: len(prose) // WINDOW * WINDOW].view(-1, WINDOW)
+    count = round(len(windows) * MARKUP / (1 - MARKUP)) * WINDOW
+    return torch.cat([windows.flatten(), spread_windows(markup, count)])
 
 
 def spread_windows(tokens: torch.Tensor, count: int) -> torch.Tensor:
