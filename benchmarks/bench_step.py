@@ -18,7 +18,6 @@ import time
 import torch
 
 import libqat
-from libqat import _core
 
 
 def make_folder(folder: str, layers: int) -> None:
@@ -38,24 +37,28 @@ def make_folder(folder: str, layers: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def variants(folder: str, policy: str) -> dict:
+def variants(folder: str, policy: str) -> dict[str, tuple]:
+    """Name -> (tokens to logits, parameters)."""
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prepared = copy.deepcopy(plain)
     libqat.prepare(prepared, policy)
-    native = _core.load_model(folder).decoder
-    quantized = _core.load_model(folder).decoder
-    _core.prepare_decoder(quantized, libqat.Policy.load(policy))
+    native = libqat.load_model(folder).decoder
+    quantized = libqat.load_model(folder).decoder
+    libqat.prepare(quantized, policy)
     return {
-        "transformers, float": lambda tokens: plain(tokens).logits,
-        "transformers, libqat.prepare": lambda tokens: prepared(tokens).logits,
-        "libqat decoder, float": native,
-        "libqat decoder, quantized": quantized,
+        "transformers, float": (lambda tokens: plain(tokens).logits, list(plain.parameters())),
+        "transformers, libqat.prepare": (lambda tokens: prepared(tokens).logits, list(prepared.parameters())),
+        "libqat decoder, float": (native, list(native.parameters().values())),
+        "libqat decoder, quantized": (quantized, list(quantized.parameters().values())),
     }
 
 
-def step(forward, tokens: torch.Tensor, compute: torch.dtype) -> float:
+def step(model: tuple, tokens: torch.Tensor, compute: torch.dtype) -> float:
+    forward, parameters = model
+    for parameter in parameters:
+        parameter.grad = None
     start = time.perf_counter()
     with torch.autocast("cpu", compute, enabled=compute != torch.float32):
         logits = forward(tokens)
@@ -86,8 +89,8 @@ def main() -> None:
     for compute in options.compute:
         times: dict[str, list[float]] = {name: [] for name in models}
         for round_ in range(options.repeats + 2):
-            for name, forward in models.items():
-                seconds = step(forward, tokens, getattr(torch, compute))
+            for name, model in models.items():
+                seconds = step(model, tokens, getattr(torch, compute))
                 if round_ >= 2:  # the first rounds warm up
                     times[name].append(seconds)
         base = times["transformers, float"]

@@ -58,7 +58,7 @@ def document(grid: dict, fake_quantize: dict, ops: dict, step: dict, threads: in
         "# Benchmarks\n\n`make bench` measures all of this in one go and writes this page; the raw figures "
         "go to `out/bench/`. Variants of one table share a process and take turns; medians are shown. "
         "Ratios are what to compare: times belong to the machine, "
-        f"here a {processor()} ({features()}), {threads} threads, torch "
+        f"here {processor()} ({features()}), {threads} threads, torch "
         f"{ops['setting']['torch']}.",
         "## A training step of a language model\n\nForward, cross-entropy and backward of 2 × 256 tokens "
         f"through {step['setting']['layers']} SmolLM2-135M blocks with its 49,152-token head, policy "
@@ -98,12 +98,14 @@ def document(grid: dict, fake_quantize: dict, ops: dict, step: dict, threads: in
                 for r in fake_quantize["results"]
             ],
         ),
-        "## The row kernels\n\nOne thread, bytes read plus bytes written a second, beside memcpy.\n\n"
+        "## The row kernels\n\nFake-quantization on one thread, bytes read plus bytes written a second, "
+        'beside memcpy. "bf16": the result is written in bfloat16; "scalar": without AVX2.\n\n'
         + table(
             ["kernel", "GB/s", "of memcpy"],
             [
                 [r["what"], f"{r['read_write_gbs']:.1f}", f"{r['read_write_gbs'] / copy_gbs:.0%}"]
                 for r in grid["results"]
+                if r["what"].startswith(("memcpy", "q", "int"))
             ],
         ),
     ]
