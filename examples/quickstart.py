@@ -56,12 +56,13 @@ def read_texts(source: Path, count: int) -> tuple[torch.Tensor, dict[str, torch.
     """Training tokens int64[n], and per text `count` evaluation tokens."""
     console.say("reading Wikipedia and the Python reference")
     tokenizer = libqat.load_tokenizer(source)
-    training, held_out = data.wikipedia()
-    markup = data.wikipedia_markup()
+    training, held_out = data.wikipedia_articles()
     console.say("tokenising")
-    texts = {"wiki": held_out, "other": data.python_topics()}
+    texts = {"wiki": [article.text for article in held_out], "other": data.python_topics()}
     spread = {name: spread_windows(data.tokenize(tokenizer, text), count) for name, text in texts.items()}
-    return mixed(data.tokenize(tokenizer, training), data.tokenize(tokenizer, markup)), spread
+    prose = data.tokenize(tokenizer, [article.text for article in training])
+    markup = data.tokenize(tokenizer, [article.markup for article in training])
+    return mixed(prose, markup), spread
 
 
 def mixed(prose: torch.Tensor, markup: torch.Tensor) -> torch.Tensor:

@@ -140,32 +140,28 @@ def wikipedia(cache: str | os.PathLike | None = None) -> tuple[list[str], list[s
     Articles of more than 3,000 characters after cleaning, in the dump's order; every sixth is held out. The
     split is by article, so no held-out sentence shares its document with a training one.
     """
-    training, held_out = _split(cache)
+    training, held_out = wikipedia_articles(cache)
     return [article.text for article in training], [article.text for article in held_out]
 
 
-def wikipedia_markup(cache: str | os.PathLike | None = None) -> list[str]:
-    """The training articles of `wikipedia` as the wikitext they were written in: links, tables, templates.
+class Article(NamedTuple):
+    """A Wikipedia article, as it was written and as prose."""
 
-    Mixed into the training text it shows a model more than prose, which helps it on other kinds of text.
-    """
-    return [article.markup for article in _split(cache)[0]]
-
-
-class _Article(NamedTuple):
     markup: str
+    """Wikitext: links, tables, templates. It shows a model more than prose: good for other kinds of text."""
     text: str
     """The markup, cleaned."""
 
 
-def _split(cache: str | os.PathLike | None) -> tuple[list[_Article], list[_Article]]:
+def wikipedia_articles(cache: str | os.PathLike | None = None) -> tuple[list[Article], list[Article]]:
+    """(training, held-out) articles of `wikipedia`, with their markup."""
     articles = [a for a in _articles(fetch(WIKIPEDIA, cache)) if len(a.text) > MINIMUM_CHARACTERS]
     held_out = articles[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     training = [a for i, a in enumerate(articles) if i % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
     return training, held_out
 
 
-def _articles(path: Path) -> Iterator[_Article]:
+def _articles(path: Path) -> Iterator[Article]:
     with bz2.open(path, "rb") as file:
         for _, page in ElementTree.iterparse(file):
             namespace, _, tag = page.tag.rpartition("}")
@@ -176,7 +172,7 @@ def _articles(path: Path) -> Iterator[_Article]:
             text = page.findtext(f"{prefix}revision/{prefix}text") or ""
             page.clear()
             if is_article:
-                yield _Article(text, clean_wikitext(text))
+                yield Article(text, clean_wikitext(text))
 
 
 # Everything from the first of these headings on is lists of links.

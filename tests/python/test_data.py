@@ -77,7 +77,10 @@ def test_markup_is_that_of_the_training_articles_only(tmp_path, monkeypatch):
     path = tmp_path / "dump.xml.bz2"
     path.write_bytes(bz2.compress(dump(*texts)))
     monkeypatch.setattr(data, "fetch", lambda item, cache: path)
-    assert data.wikipedia_markup() == [text for number, text in enumerate(texts) if number != 5]
+    training, _ = data.wikipedia_articles()
+    assert [article.markup for article in training] == [
+        text for number, text in enumerate(texts) if number != 5
+    ]
 
 
 def wheel_of(item, content):
