@@ -19,7 +19,7 @@ ALLOWED = {
     "nn": {"core", "ops", "quantizer"},
     "checkpoint": {"core", "ops", "io", "grid"},
     "eval": {"core", "ops"},
-    "prepare": {"core", "policy", "ops", "quantizer", "nn", "checkpoint", "grid"},
+    "prepare": {"core", "policy", "io", "ops", "quantizer", "nn", "checkpoint", "grid"},
     "train": {"core", "grid", "ops", "quantizer", "prepare", "eval", "io", "checkpoint", "policy"},
     "export": {"core", "arch", "grid", "ops", "checkpoint", "io"},
     "models": {"core", "arch", "grid", "ops", "quantizer", "nn", "checkpoint", "io"},

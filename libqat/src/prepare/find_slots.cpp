@@ -76,10 +76,7 @@ bool slot_of(Module& module, Slot& slot) {
   return true;
 }
 
-/// The registry of a module's own parameters, which LibTorch lets only derived classes change.
-struct Registry : Module {
-  static auto& of(Module& module) { return module.*(&Registry::parameters_); }
-};
+using detail::Registry;
 
 /// A layer found in the tree, and its path ("blocks.0.up").
 struct Found {
