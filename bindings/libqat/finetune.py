@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from . import _core
+from . import _core, run_folder
 from ._core import LoadedModel, Policy, PreparedDecoder, StepReport, Trainer
 from .data import read_texts, tokenize
 from .prepare import as_policy
+from .run_folder import CHECKPOINT
 from .tokenizer import load_tokenizer
 
-CHECKPOINT = "model.qat.safetensors"
-"""Name of the checkpoint in a run folder."""
 FLOAT = {"rules": []}
 """The policy that quantizes nothing: the control with which a fine-tuned model is compared."""
 FROZEN = ("model\\.embed_tokens",)
@@ -31,16 +30,32 @@ class Run:
     loaded: LoadedModel
     prepared: PreparedDecoder
     trainer: Trainer
+    model: Path
+    """Where `loaded` came from."""
+    text: tuple[Path, ...] = ()
+    """The files of the training text, when they are known."""
 
     def train(self, progress: Callable[[StepReport], Any] | None = None) -> bool:
         """Trains and writes the checkpoint. False when `progress` stopped it; the state is saved then.
 
         On Ctrl-C the step under way is finished and the state saved before KeyboardInterrupt is raised.
         """
+        self._record()
         if not self.trainer.run(progress):
             return False
         _core.save(self.prepared.freeze(self.loaded.config, self.loaded.tokenizer), self.checkpoint)
         return True
+
+    def _record(self) -> None:
+        """Writes finetune.json, unless the folder holds another run, which the trainer will refuse."""
+        begun = (self.folder / run_folder.STATE).exists()
+        if begun and self.trainer.step == 0:
+            return
+        text = self.text
+        if begun and not text and (self.folder / run_folder.FINETUNE).exists():
+            text = run_folder.read_finetune(self.folder)["text"]
+        control = not json.loads(self.prepared.policy.to_json())["rules"]
+        run_folder.write_finetune(self.folder, self.model, text, control)
 
     @property
     def checkpoint(self) -> Path:
@@ -55,11 +70,13 @@ def start(
     folder: str | os.PathLike,
     *,
     resume: bool = False,
+    text: Iterable[str | os.PathLike] = (),
     **options: Any,
 ) -> Run:
     """Loads and prepares a model, with the trainer at its first step (or where the run folder stands).
 
-    model: Hugging Face folder or GGUF. tokens: int64[n], see `tokenize_files`. options: see
+    model: Hugging Face folder or GGUF. tokens: int64[n], see `tokenize_files`. text: the files they came
+    from, for the record (`finetune.json`, written when training begins). options: see
     `libqat.default_options()`. ArgumentError for bad options, policies and token ids; FileError when there is
     nothing to resume. A folder that holds a run although `resume` is false is a FileError of `Run.train`.
     """
@@ -75,7 +92,7 @@ def start(
     trainer = Trainer(prepared, teacher, data, folder, **options)
     if resume:
         trainer.resume()
-    return Run(Path(folder), loaded, prepared, trainer)
+    return Run(Path(folder), loaded, prepared, trainer, Path(model), tuple(Path(path) for path in text))
 
 
 def tokenizer_source(model: str | os.PathLike) -> str:

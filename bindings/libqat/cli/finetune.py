@@ -67,6 +67,7 @@ def run(
         finetune.FLOAT if control else policy,
         out,
         resume=resume,
+        text=text,
         steps=steps,
         batch_size=batch_size,
         sequence_length=sequence_length,
