@@ -36,6 +36,7 @@ from ._core import (
     verify,
     write_tokens,
 )
+from .batch_norm import FoldedBatchNorms, fold_batch_norm, fold_batch_norms, freeze_batch_norm
 from .grids import Grid, grids
 from .prepare import PreparedModel, freeze, prepare, unprepare
 from .report import Report
@@ -48,6 +49,7 @@ __all__ = [
     "Decoder",
     "Error",
     "FileError",
+    "FoldedBatchNorms",
     "Grid",
     "LoadedModel",
     "NumericError",
@@ -69,7 +71,10 @@ __all__ = [
     "dequantize",
     "export",
     "export_targets",
+    "fold_batch_norm",
+    "fold_batch_norms",
     "freeze",
+    "freeze_batch_norm",
     "grids",
     "load",
     "load_checkpoint",
