@@ -8,8 +8,12 @@ from libqat.grids import Grid, grids
 import libqat
 from libqat import _core
 
-NAMES = ["f32", "f16", "bf16", "q4_0", "q4_1", "q8_0", "int8_channel", "int4_channel", "int2_channel"]
-CODED = NAMES[3:]
+FLOAT = ["f32", "f16", "bf16"]
+INTEGER = [
+    f"int{bits}_{group}" for bits in (8, 4, 3, 2) for group in ("channel", "g32", "g64", "g128", "g256")
+]
+CODED = ["q4_0", "q4_1", "q8_0", *INTEGER]
+NAMES = FLOAT + CODED
 
 
 def test_the_table_of_grids():
@@ -17,26 +21,28 @@ def test_the_table_of_grids():
     assert list(table) == NAMES
     assert table["q4_1"] == Grid("q4_1", 4, 32, (0, 15), (("scales", 1, "float16"), ("mins", 1, "float16")))
     assert table["int2_channel"] == Grid("int2_channel", 2, None, (-2, 1), (("scales", 1, "float32"),))
+    assert table["int3_g128"] == Grid("int3_g128", 3, 128, (-4, 3), (("scales", 1, "float32"),))
     assert table["bf16"] == Grid("bf16", 16, 1, None, ())
     assert table["q4_0"].bits_per_weight(576) == 4.5
     assert table["q8_0"].bits_per_weight(576) == 8.5
     assert table["int4_channel"].bits_per_weight(64) == 4.5
+    assert [table[f"int2_g{g}"].bits_per_weight(512) for g in (32, 64, 128, 256)] == [3, 2.5, 2.25, 2.125]
 
 
 def test_an_unknown_grid_names_the_legal_ones():
-    with pytest.raises(libqat.ArgumentError, match=r'grid: expected one of f32, .*int2_channel, got "q4_2"'):
+    with pytest.raises(libqat.ArgumentError, match=r'grid: expected one of f32, .*int2_g256, got "q4_2"'):
         _core.grid_info("q4_2")
 
 
 @pytest.mark.parametrize("name", CODED)
 def test_the_functions_fit_together(name):
-    w = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    w = np.random.default_rng(0).standard_normal((5, 512)).astype(np.float32)
     s = _core.grid_choose(name, w)
-    stored = _core.grid_store(name, s, 64)
+    stored = _core.grid_store(name, s, 512)
     codes = _core.grid_encode(name, w, s)
     w_hat = _core.grid_decode(name, codes, stored)
-    block = grids()[name].block or 64
-    assert s.shape == stored.shape == (5, 64 // block, 2 if name == "q4_1" else 1)
+    block = grids()[name].block or 512
+    assert s.shape == stored.shape == (5, 512 // block, 2 if name == "q4_1" else 1)
     np.testing.assert_array_equal(w_hat, _core.grid_fake_quantize(name, w))
     np.testing.assert_array_equal(w_hat, _core.grid_fake_quantize(name, w, reference=True))
     bf16 = torch.from_numpy(w_hat).bfloat16().view(torch.uint16).numpy()
@@ -59,7 +65,7 @@ def test_float_grids_round_as_torch_does(name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite_is_named_by_its_row(name, bad):
-    w = np.ones((4, 32), np.float32)
+    w = np.ones((4, 256), np.float32)
     w[2, 31] = bad
     for call in (_core.grid_choose, _core.grid_fake_quantize, _core.grid_fake_quantize_bf16):
         with pytest.raises(

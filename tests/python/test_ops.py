@@ -9,7 +9,8 @@ import libqat
 from libqat import ops
 
 FLOAT_GRIDS = ["f32", "f16", "bf16"]
-CODED_GRIDS = ["q4_0", "q4_1", "q8_0", "int8_channel", "int4_channel", "int2_channel"]
+INTEGER_GRIDS = ["int8_channel", "int4_channel", "int2_channel", "int4_g32", "int3_g32"]
+CODED_GRIDS = ["q4_0", "q4_1", "q8_0", *INTEGER_GRIDS]
 GRIDS = FLOAT_GRIDS + CODED_GRIDS
 ESTIMATORS = ["ste", "clipped_ste"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -22,12 +23,13 @@ def normal(*shape, seed=0, dtype=torch.float32):
 def inside(weight, grid, estimator):
     """Where the gradient passes, from the formats' own scale rules in float64.
 
-    Only q4_0 (d = signed maximum / -8, codes to 7) and intN_channel (s = max / ((2^N - 1) / 2), codes to
-    2^(N-1) - 1) clip with their own scale; the widened border keeps the extremes, which lie on it, inside.
+    Only q4_0 (d = signed maximum / -8, codes to 7) and intN (s = max / ((2^N - 1) / 2) of a row or group,
+    codes to 2^(N-1) - 1) clip with their own scale; the widened border keeps the extremes, which lie on it,
+    inside.
     """
     w = weight.double()
     everything = torch.ones_like(w)
-    if estimator == "ste" or grid not in ("q4_0", "int8_channel", "int4_channel", "int2_channel"):
+    if estimator == "ste" or grid not in ("q4_0", *INTEGER_GRIDS):
         return everything
     if grid == "q4_0":
         blocks = w.reshape(-1, 32)
@@ -36,7 +38,7 @@ def inside(weight, grid, estimator):
     else:
         bits = int(grid[3])
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        rows = w.flatten(1)
+        rows = w.flatten(1) if grid.endswith("channel") else w.reshape(-1, int(grid.partition("_g")[2]))
         codes = (rows / (rows.abs().amax(1, keepdim=True) / ((2**bits - 1) / 2))).reshape(w.shape)
     return everything * (codes >= low - 1e-5) * (codes <= high + 1e-5)
 
@@ -93,7 +95,13 @@ def test_fake_quantize_gradient(grid, estimator):
     upstream = normal(6, 64, seed=1)
     ops.fake_quantize(weight, grid, estimator).backward(upstream)
     mask = inside(weight.detach(), grid, estimator)
-    if estimator == "clipped_ste" and grid in ("q4_0", "int4_channel", "int2_channel"):
+    if estimator == "clipped_ste" and grid in (
+        "q4_0",
+        "int4_channel",
+        "int2_channel",
+        "int4_g32",
+        "int3_g32",
+    ):
         assert 0 < mask.mean() < 1, "the sample must exercise both sides"
     assert torch.equal(weight.grad.double(), mask * upstream.double())
 

@@ -6,7 +6,7 @@ import torch
 import libqat
 from libqat import ops
 
-CODED_GRIDS = ["q4_0", "q4_1", "q8_0", "int8_channel", "int4_channel", "int2_channel"]
+CODED_GRIDS = ["q4_0", "q4_1", "q8_0", "int8_channel", "int4_channel", "int2_channel", "int3_g64"]
 GRIDS = ["f32", "f16", "bf16", *CODED_GRIDS]
 
 

@@ -8,7 +8,7 @@
 #include "qat/grid/bf16.hpp"
 #include "qat/grid/f16.hpp"
 #include "qat/grid/f32.hpp"
-#include "qat/grid/int_channel.hpp"
+#include "qat/grid/int_symmetric.hpp"
 #include "qat/grid/pack.hpp"
 #include "qat/grid/q4_0.hpp"
 #include "qat/grid/q4_1.hpp"
@@ -36,12 +36,24 @@ Entry codes() {
   return {&fast, &reference};
 }
 
+/// One scale per row, then per group, for every group size that consumers read.
+template <int kBits>
+std::array<Entry, 5> integers() {
+  return {codes<IntSymmetric<kBits, kWholeRow>>(), codes<IntSymmetric<kBits, 32>>(),
+          codes<IntSymmetric<kBits, 64>>(), codes<IntSymmetric<kBits, 128>>(),
+          codes<IntSymmetric<kBits, 256>>()};
+}
+
 /// Every grid; a new number format adds its codec's line here.
-const auto& registry() {
-  static const std::array entries{
-      floats<F32>(), floats<F16>(),          floats<BF16>(),         codes<Q4_0>(),          codes<Q4_1>(),
-      codes<Q8_0>(), codes<IntChannel<8>>(), codes<IntChannel<4>>(), codes<IntChannel<2>>(),
-  };
+const std::vector<Entry>& registry() {
+  static const std::vector<Entry> entries = [] {
+    std::vector<Entry> all{floats<F32>(), floats<F16>(), floats<BF16>(),
+                           codes<Q4_0>(), codes<Q4_1>(), codes<Q8_0>()};
+    for (const auto& family : {integers<8>(), integers<4>(), integers<3>(), integers<2>()}) {
+      all.insert(all.end(), family.begin(), family.end());
+    }
+    return all;
+  }();
   return entries;
 }
 

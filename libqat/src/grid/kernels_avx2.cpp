@@ -7,7 +7,7 @@
 #include <immintrin.h>
 
 #include "qat/grid/device.hpp"
-#include "qat/grid/int_channel.hpp"
+#include "qat/grid/int_symmetric.hpp"
 #include "qat/grid/q4_0.hpp"
 #include "qat/grid/q4_1.hpp"
 #include "qat/grid/q8_0.hpp"
@@ -186,37 +186,45 @@ Status block_row(const float* w, int64_t n, Out* out) {
   return seen.status();
 }
 
-/// The largest |w| of a row as a bit pattern.
-QAT_HD uint32_t largest_of_row(const float* w, int64_t n) {
+/// The largest |w| of n weights, as bit patterns in eight lanes.
+QAT_HD __m256i largest_lanes(const float* w, int64_t n) {
   __m256i largest = _mm256_setzero_si256();
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) largest = _mm256_max_epi32(largest, Block32::load(w + i).largest_lanes());
   for (; i + 8 <= n; i += 8) largest = _mm256_max_epi32(largest, magnitude_bits8(_mm256_loadu_ps(w + i)));
-  uint32_t bits = first_lane(spread_max(largest));
-  for (; i < n; ++i) bits = magnitude_bits(w[i]) > bits ? magnitude_bits(w[i]) : bits;
-  return bits;
+  for (; i < n; ++i) {
+    largest = _mm256_max_epi32(largest, _mm256_set1_epi32(static_cast<int>(magnitude_bits(w[i]))));
+  }
+  return largest;
 }
 
+/// n weights that share one scale of an IntSymmetric codec.
 template <class Codec, class Out>
-Status channel_row(const float* w, int64_t n, Out* out) {
-  const uint32_t largest = largest_of_row(w, n);
-  if (largest >= kInfinityBits) return Status::kNotFinite;
-  const float s = Codec::scale_of(float_of(largest));
+QAT_HD void symmetric_block(const float* w, int64_t n, Out* out, Seen& seen) {
+  const __m256i largest = spread_max(largest_lanes(w, n));
+  seen.largest = _mm256_max_epi32(seen.largest, largest);
+  const float s = Codec::scale_of(float_of(first_lane(largest)));
   float stored;
-  const Status status = Codec::store(&s, &stored);
-  if (status != Status::kOk) return status;
+  seen.overflow |= Codec::store(&s, &stored) != Status::kOk;
   const typename Codec::Encoder e = Codec::encoder(&s);
   const __m256 divisor = _mm256_set1_ps(e.divisor);
   const __m256 low = _mm256_set1_ps(static_cast<float>(Codec::kCodeMin));
   const __m256 high = _mm256_set1_ps(static_cast<float>(Codec::kCodeMax));
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
+  const int64_t whole = n - n % 8;
+  for (int64_t i = 0; i < whole; i += 8) {
     const __m256 ratio = _mm256_div_ps(_mm256_loadu_ps(w + i), divisor);
     const __m256i code = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(ratio, low), high));
     put8(out + i, _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(stored)));
   }
-  for (; i < n; ++i) put1(out + i, Codec::decode(Codec::encode(w[i], e), &stored));
-  return Status::kOk;
+  for (int64_t i = whole; i < n; ++i) put1(out + i, Codec::decode(Codec::encode(w[i], e), &stored));
+}
+
+template <class Codec, class Out>
+Status symmetric_row(const float* w, int64_t n, Out* out) {
+  Seen seen;
+  const int64_t step = Codec::kInfo.block == kWholeRow ? n : Codec::kInfo.block;
+  for (int64_t i = 0; i < n; i += step) symmetric_block<Codec>(w + i, step, out + i, seen);
+  return seen.status();
 }
 
 template <class Codec, class Kernel>
@@ -224,20 +232,23 @@ constexpr NamedKernels blocks() {
   return {Codec::kInfo.name, {block_row<Kernel, float>, block_row<Kernel, uint16_t>}};
 }
 
-template <class Codec>
-constexpr NamedKernels channel() {
-  return {Codec::kInfo.name, {channel_row<Codec, float>, channel_row<Codec, uint16_t>}};
+template <int kBits, int64_t kBlock>
+constexpr NamedKernels symmetric() {
+  using Codec = IntSymmetric<kBits, kBlock>;
+  return {Codec::kInfo.name, {symmetric_row<Codec, float>, symmetric_row<Codec, uint16_t>}};
 }
 
 }  // namespace
 
-constinit const std::array<NamedKernels, 6> kAvx2Kernels{{
-    blocks<Q4_0, Q4_0Kernel>(),
-    blocks<Q4_1, Q4_1Kernel>(),
-    blocks<Q8_0, Q8_0Kernel>(),
-    channel<IntChannel<8>>(),
-    channel<IntChannel<4>>(),
-    channel<IntChannel<2>>(),
+constinit const std::array<NamedKernels, 23> kAvx2Kernels{{
+    blocks<Q4_0, Q4_0Kernel>(), blocks<Q4_1, Q4_1Kernel>(), blocks<Q8_0, Q8_0Kernel>(),
+    symmetric<8, kWholeRow>(),  symmetric<8, 32>(),         symmetric<8, 64>(),
+    symmetric<8, 128>(),        symmetric<8, 256>(),        symmetric<4, kWholeRow>(),
+    symmetric<4, 32>(),         symmetric<4, 64>(),         symmetric<4, 128>(),
+    symmetric<4, 256>(),        symmetric<3, kWholeRow>(),  symmetric<3, 32>(),
+    symmetric<3, 64>(),         symmetric<3, 128>(),        symmetric<3, 256>(),
+    symmetric<2, kWholeRow>(),  symmetric<2, 32>(),         symmetric<2, 64>(),
+    symmetric<2, 128>(),        symmetric<2, 256>(),
 }};
 
 }  // namespace qat::grid

@@ -41,11 +41,28 @@ constexpr std::string_view kInt2Channel = R"json({
   ]
 })json";
 
-constexpr std::array<Preset, 4> kPresets{{
+// Every linear of any model, one scale per 32 weights of a row. Rows of convolutions (9, 27, 144 weights)
+// seldom divide into groups, and compressed-tensors' consumers group linears only: they stay float, as
+// embeddings do.
+constexpr std::string_view kInt4G32 = R"json({
+  "rules": [
+    {"match": ".*", "kind": "linear", "weight": "int4_g32"}
+  ]
+})json";
+
+constexpr std::string_view kInt2G32 = R"json({
+  "rules": [
+    {"match": ".*", "kind": "linear", "weight": "int2_g32"}
+  ]
+})json";
+
+constexpr std::array<Preset, 6> kPresets{{
     {"gguf-q4_0", kGgufQ4},
     {"gguf-q8_0", kGgufQ8},
     {"int4-channel", kInt4Channel},
     {"int2-channel", kInt2Channel},
+    {"int4-g32", kInt4G32},
+    {"int2-g32", kInt2G32},
 }};
 
 }  // namespace

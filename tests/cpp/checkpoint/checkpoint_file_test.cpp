@@ -58,6 +58,8 @@ QuantizedCheckpoint sample() {
                               {"d", random({5, 3, 3, 3}, 4), {"int2_channel"}},
                               {"e", random({5, 7}, 5), {"int4_channel"}},
                               {"f", random({1, 1}, 6), {"int8_channel"}},
+                              {"g", random({5, 7}, 10), {"int3_channel"}},
+                              {"h", random({3, 64}, 11), {"int2_g32"}},
                               {"zeros", at::zeros({2, 32}), {"q4_0"}},
                               {"norm", random({64}, 7), {}},
                               {"brain", random({4, 4}, 8), {"bf16"}},

@@ -31,7 +31,8 @@ at::Tensor random(at::IntArrayRef shape, uint64_t seed = 0) {
 }  // namespace
 
 TEST_CASE("a quantized tensor decodes to what the forward pass saw, in its own shape") {
-  for (const char* grid : {"q4_0", "q4_1", "q8_0", "int8_channel", "int4_channel", "int2_channel"}) {
+  for (const char* grid : {"q4_0", "q4_1", "q8_0", "int8_channel", "int4_channel", "int2_channel", "int4_g64",
+                           "int3_g32", "int3_channel", "int2_g32"}) {
     const at::Tensor latent = random({6, 4, 4, 4});
     const qat::QuantizedTensor tensor = qat::quantize_tensor("conv.weight", latent, {grid});
     REQUIRE(tensor.shape == std::vector<int64_t>{6, 4, 4, 4});

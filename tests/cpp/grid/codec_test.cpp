@@ -12,6 +12,7 @@
 #include "rows.hpp"
 
 namespace grid = qat::grid;
+using qat::test::coded_grids;
 using qat::test::kHuge;
 using qat::test::kInf;
 using qat::test::kNan;
@@ -20,8 +21,10 @@ using Codes = std::vector<int8_t>;
 
 namespace {
 
-const std::vector<std::string_view> kCoded{"q4_0",         "q4_1",         "q8_0",
-                                           "int8_channel", "int4_channel", "int2_channel"};
+/// A row of one block.
+int64_t one_block(const grid::Grid& g) {
+  return g.info().block == grid::kWholeRow ? 32 : g.info().block;
+}
 
 Row chosen(const grid::Grid& g, const Row& w) {
   const auto n = static_cast<int64_t>(w.size());
@@ -55,17 +58,18 @@ double scale_by_formula(std::string_view name, const Row& w) {
   if (name == "q4_0") return static_cast<double>(signed_largest) / -8;
   if (name == "q4_1") return (static_cast<double>(*high) - static_cast<double>(*low)) / 15;
   if (name == "q8_0") return largest / 127;
-  return largest / (name == "int8_channel" ? 127.5 : name == "int4_channel" ? 7.5 : 1.5);
+  return largest / ((std::exp2(grid::find(name).info().bits) - 1) / 2);
 }
 
 }  // namespace
 
 TEST_CASE("scales follow the consumer's formula") {
   std::mt19937 generator(4);
-  for (const std::string_view name : kCoded) {
+  for (const std::string_view name : coded_grids()) {
+    const grid::Grid& g = grid::find(name);
     for (int i = 0; i < 200; ++i) {
-      const Row w = qat::test::random_row(generator, 32, i % 20 - 10);
-      const Row s = chosen(grid::find(name), w);
+      const Row w = qat::test::random_row(generator, one_block(g), i % 20 - 10);
+      const Row s = chosen(g, w);
       // float32 rounds the subtraction and the division once each: 2 * 2^-24.
       REQUIRE(s[0] == Approx(scale_by_formula(name, w)).epsilon(1.2e-7));
       if (name == "q4_1") REQUIRE(s[1] == *std::min_element(w.begin(), w.end()));
@@ -75,17 +79,18 @@ TEST_CASE("scales follow the consumer's formula") {
 
 TEST_CASE("a code is the nearest one, and decodes by the formula with the stored scale") {
   std::mt19937 generator(5);
-  for (const std::string_view name : kCoded) {
+  for (const std::string_view name : coded_grids()) {
     const grid::Grid& g = grid::find(name);
     const grid::Info& info = g.info();
+    const int64_t n = one_block(g);
     for (int i = 0; i < 300; ++i) {
-      const Row w = qat::test::random_row(generator, 32, i % 20 - 10);
+      const Row w = qat::test::random_row(generator, n, i % 20 - 10);
       const Row s = chosen(g, w);
       const Codes codes = encoded(g, w, s);
       Row stored(s.size());
       Row w_hat(w.size());
-      REQUIRE(g.store(s.data(), 32, stored.data()) == grid::Status::kOk);
-      g.decode(codes.data(), 32, stored.data(), w_hat.data());
+      REQUIRE(g.store(s.data(), n, stored.data()) == grid::Status::kOk);
+      g.decode(codes.data(), n, stored.data(), w_hat.data());
       for (size_t j = 0; j < w.size(); ++j) {
         const double exact = std::clamp<double>(position(s, w[j]), info.code_min, info.code_max);
         // 128 * 2^-23 covers the float32 rounding of the position itself.
@@ -118,20 +123,23 @@ TEST_CASE("stored scales are what the file's type holds") {
   }
 }
 
-TEST_CASE("a channel scale is float32 and keeps every level finite, in bfloat16 too") {
-  for (const std::string_view name : {"int8_channel", "int4_channel", "int2_channel"}) {
+TEST_CASE("a scale of the integer grids is float32 and keeps every level finite, in bfloat16 too") {
+  for (const std::string_view name : coded_grids()) {
+    if (!name.starts_with("int")) continue;
     const grid::Grid& g = grid::find(name);
+    const int64_t n = one_block(g);
     const auto lowest = static_cast<int8_t>(g.info().code_min);
     const float limit = grid::kBf16Max / -static_cast<float>(lowest);
     float stored = 0;
-    REQUIRE(g.store(&limit, 1, &stored) == grid::Status::kOk);
+    REQUIRE(g.store(&limit, n, &stored) == grid::Status::kOk);
     REQUIRE(stored == limit);
-    float w_hat = 0;
-    g.decode(&lowest, 1, &stored, &w_hat);
-    REQUIRE(w_hat == -grid::kBf16Max);
+    const Codes codes(static_cast<size_t>(n), lowest);
+    Row w_hat(codes.size());
+    g.decode(codes.data(), n, &stored, w_hat.data());
+    REQUIRE(w_hat == Row(codes.size(), -grid::kBf16Max));
     const float beyond = std::nextafter(limit, kInf);
-    REQUIRE(g.store(&beyond, 1, &stored) == grid::Status::kOverflow);
-    REQUIRE(g.store(&kNan, 1, &stored) == grid::Status::kNotFinite);
+    REQUIRE(g.store(&beyond, n, &stored) == grid::Status::kOverflow);
+    REQUIRE(g.store(&kNan, n, &stored) == grid::Status::kNotFinite);
   }
 }
 
@@ -150,21 +158,41 @@ TEST_CASE("compressed-tensors rounds ties to even and replaces a zero scale by f
   }
 }
 
+TEST_CASE("each group of a row has a scale of its own") {
+  for (const std::string_view name : {"int4_g32", "int3_g64", "int2_g128", "int8_g256"}) {
+    const grid::Grid& g = grid::find(name);
+    const int64_t block = g.info().block;
+    const auto half_range = static_cast<float>((1 << g.info().bits) - 1) / 2.0F;
+    Row w = qat::test::filled(3 * block, 0.0F);
+    w[static_cast<size_t>(block) - 1] = half_range;       // the last weight of the first group
+    w[static_cast<size_t>(block)] = -0.25F * half_range;  // the first one of the second
+    const Row s = chosen(g, w);
+    REQUIRE(s == Row{1.0F, 0.25F, 0x1p-23F});
+    const Codes codes = encoded(g, w, s);
+    Codes expected(w.size(), 0);
+    // The clamp comes first: 7.5 becomes 7, while -7.5 stays a tie, which goes to -8.
+    expected[static_cast<size_t>(block) - 1] = static_cast<int8_t>(g.info().code_max);
+    expected[static_cast<size_t>(block)] = static_cast<int8_t>(g.info().code_min);
+    REQUIRE(codes == expected);
+  }
+}
+
 TEST_CASE("the four functions in turn are fake_quantize") {
   std::mt19937 generator(6);
-  for (const std::string_view name : kCoded) {
+  for (const std::string_view name : coded_grids()) {
     const grid::Grid& g = grid::find(name);
+    const int64_t n = 3 * one_block(g);
     for (int exponent = -150; exponent <= 12; exponent += 3) {
-      const Row w = qat::test::random_row(generator, 96, exponent);
+      const Row w = qat::test::random_row(generator, n, exponent);
       const Row s = chosen(g, w);
       const Codes codes = encoded(g, w, s);
       Row stored = s;
-      REQUIRE(g.store(stored.data(), 96, stored.data()) == grid::Status::kOk);  // aliasing is allowed
-      Row by_parts(96);
-      Row at_once(96);
-      g.decode(codes.data(), 96, stored.data(), by_parts.data());
-      REQUIRE(g.fake_quantize(w.data(), 96, at_once.data()) == grid::Status::kOk);
-      REQUIRE(std::memcmp(by_parts.data(), at_once.data(), 96 * sizeof(float)) == 0);
+      REQUIRE(g.store(stored.data(), n, stored.data()) == grid::Status::kOk);  // aliasing is allowed
+      Row by_parts(w.size());
+      Row at_once(w.size());
+      g.decode(codes.data(), n, stored.data(), by_parts.data());
+      REQUIRE(g.fake_quantize(w.data(), n, at_once.data()) == grid::Status::kOk);
+      REQUIRE(std::memcmp(by_parts.data(), at_once.data(), w.size() * sizeof(float)) == 0);
     }
   }
 }
@@ -173,9 +201,9 @@ TEST_CASE("any learned scale gives legal codes") {
   std::mt19937 generator(7);
   const Row scales{0.0F,   -0.0F,     1e-3F,      -1e-3F,    1.0F,     1e30F,
                    -1e30F, 0x1p-149F, -0x1p-149F, 0x1p-128F, 0x1p-120F};
-  for (const std::string_view name : kCoded) {
+  for (const std::string_view name : coded_grids()) {
     const grid::Grid& g = grid::find(name);
-    Row w = qat::test::random_row(generator, 32, 0);
+    Row w = qat::test::random_row(generator, one_block(g), 0);
     w[5] = kHuge;
     w[6] = -kHuge;
     for (const float scale : scales) {
@@ -205,8 +233,8 @@ TEST_CASE("a learned scale saturates at both ends, whatever its sign") {
 }
 
 TEST_CASE("in_range is the code range, borders inside") {
-  Row w = qat::test::filled(32, 0.0F);
   const auto first = [&](std::string_view name, const Row& s, const Row& head) {
+    Row w = qat::test::filled(one_block(grid::find(name)), 0.0F);
     std::copy(head.begin(), head.end(), w.begin());
     const std::vector<uint8_t> mask = mask_of(grid::find(name), w, s);
     return std::vector<uint8_t>(mask.begin(), mask.begin() + static_cast<int64_t>(head.size()));
@@ -217,7 +245,8 @@ TEST_CASE("in_range is the code range, borders inside") {
   REQUIRE(first("q4_1", {1.0F, -3.0F}, {-3.0F, -3.1F, 12.0F, 12.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("q8_0", {1.0F}, {127.0F, 127.1F, -128.0F, -128.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("int2_channel", {1.0F}, {1.0F, 1.1F, -2.0F, -2.1F}) == Mask{1, 0, 1, 0});
-  for (const std::string_view name : kCoded) {
+  REQUIRE(first("int3_g64", {1.0F}, {3.0F, 3.1F, -4.0F, -4.1F}) == Mask{1, 0, 1, 0});
+  for (const std::string_view name : coded_grids()) {
     REQUIRE(first(name, qat::test::filled(2, 0.0F), {1.0F, -1.0F, kHuge, -kHuge}) == Mask{1, 1, 1, 1});
   }
 }
@@ -236,15 +265,16 @@ TEST_CASE("the weight that a ggml scale was chosen from is inside its range") {
 TEST_CASE("rows that no grid can hold are refused by choose and fake_quantize") {
   for (const std::string_view name : qat::grid::names()) {
     const grid::Grid& g = grid::find(name);
-    Row s(4);
-    Row out(32);
-    std::vector<uint16_t> half(32);
+    constexpr int64_t kWidth = 256;  // the longest block
+    Row s(16);
+    Row out(kWidth);
+    std::vector<uint16_t> half(kWidth);
     for (const float bad : {kInf, -kInf, kNan}) {
-      Row w = qat::test::filled(32, 1.0F);
+      Row w = qat::test::filled(kWidth, 1.0F);
       w[17] = bad;
-      REQUIRE(g.choose(w.data(), 32, s.data()) == grid::Status::kNotFinite);
-      REQUIRE(g.fake_quantize(w.data(), 32, out.data()) == grid::Status::kNotFinite);
-      REQUIRE(g.fake_quantize_bf16(w.data(), 32, half.data()) == grid::Status::kNotFinite);
+      REQUIRE(g.choose(w.data(), kWidth, s.data()) == grid::Status::kNotFinite);
+      REQUIRE(g.fake_quantize(w.data(), kWidth, out.data()) == grid::Status::kNotFinite);
+      REQUIRE(g.fake_quantize_bf16(w.data(), kWidth, half.data()) == grid::Status::kNotFinite);
     }
   }
 }

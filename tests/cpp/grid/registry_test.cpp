@@ -6,11 +6,20 @@
 
 using qat::grid::find;
 
+namespace {
+
+const std::vector<std::string_view> kNames{
+    "f32",          "f16",      "bf16",     "q4_0",      "q4_1",      "q8_0",  //
+    "int8_channel", "int8_g32", "int8_g64", "int8_g128", "int8_g256",          //
+    "int4_channel", "int4_g32", "int4_g64", "int4_g128", "int4_g256",          //
+    "int3_channel", "int3_g32", "int3_g64", "int3_g128", "int3_g256",          //
+    "int2_channel", "int2_g32", "int2_g64", "int2_g128", "int2_g256"};
+
+}  // namespace
+
 TEST_CASE("grids are listed in a fixed order and found by name") {
-  const std::vector<std::string_view> expected{"f32",  "f16",          "bf16",         "q4_0",        "q4_1",
-                                               "q8_0", "int8_channel", "int4_channel", "int2_channel"};
-  REQUIRE(qat::grid::names() == expected);
-  for (const std::string_view name : expected) {
+  REQUIRE(qat::grid::names() == kNames);
+  for (const std::string_view name : kNames) {
     REQUIRE(find(name).info().name == name);
     REQUIRE(qat::grid::reference(name).info().name == name);
     REQUIRE(&find(name) == &find(name));
@@ -18,13 +27,25 @@ TEST_CASE("grids are listed in a fixed order and found by name") {
 }
 
 TEST_CASE("an unknown grid is refused with the legal names") {
-  const char* message =
-      "grid: expected one of f32, f16, bf16, q4_0, q4_1, q8_0, int8_channel, int4_channel, int2_channel, got "
-      "\"q4_2\"";
+  std::string message = "grid: expected one of f32";
+  for (size_t i = 1; i < kNames.size(); ++i) message.append(", ").append(kNames[i]);
   REQUIRE_THROWS_AS(find("q4_2"), qat::ArgumentError);
-  REQUIRE_THROWS_WITH(find("q4_2"), message);
+  REQUIRE_THROWS_WITH(find("q4_2"), message + ", got \"q4_2\"");
   REQUIRE_THROWS_AS(find(""), qat::ArgumentError);
   REQUIRE_THROWS_AS(qat::grid::reference("Q4_0"), qat::ArgumentError);
+}
+
+TEST_CASE("the name of an integer grid says its width and its group") {
+  for (const int bits : {8, 4, 3, 2}) {
+    const std::string family = "int" + std::to_string(bits);
+    for (const int64_t block : {32, 64, 128, 256}) {
+      const qat::grid::Info& info = find(family + "_g" + std::to_string(block)).info();
+      REQUIRE(info.bits == bits);
+      REQUIRE(info.block == block);
+    }
+    REQUIRE(find(family + "_channel").info().bits == bits);
+    REQUIRE(find(family + "_channel").info().block == qat::grid::kWholeRow);
+  }
 }
 
 TEST_CASE("codes fit the declared width and include zero or start at it") {
@@ -40,6 +61,8 @@ TEST_CASE("codes fit the declared width and include zero or start at it") {
 TEST_CASE("block, blocks and divides") {
   REQUIRE(find("q4_0").block(576) == 32);
   REQUIRE(find("q4_0").blocks(576) == 18);
+  REQUIRE(find("int4_g64").block(576) == 64);
+  REQUIRE(find("int4_g64").blocks(576) == 9);
   REQUIRE(find("int4_channel").block(577) == 577);
   REQUIRE(find("int4_channel").blocks(577) == 1);
   REQUIRE(find("f16").blocks(577) == 0);
@@ -51,7 +74,7 @@ TEST_CASE("block, blocks and divides") {
   for (const std::string_view name : qat::grid::names()) {
     REQUIRE_FALSE(find(name).divides(0));
     REQUIRE_FALSE(find(name).divides(-32));
-    REQUIRE(find(name).divides(32));
+    REQUIRE(find(name).divides(256));  // the longest block
   }
 }
 
@@ -66,6 +89,9 @@ TEST_CASE("row_bytes counts packed codes and stored scales") {
   REQUIRE(row_bytes(find("int8_channel"), 9) == 9 + 4);
   REQUIRE(row_bytes(find("int4_channel"), 9) == 5 + 4);
   REQUIRE(row_bytes(find("int2_channel"), 9) == 3 + 4);
+  REQUIRE(row_bytes(find("int3_channel"), 9) == 4 + 4);
+  REQUIRE(row_bytes(find("int3_g32"), 64) == 24 + 2 * 4);
+  REQUIRE(row_bytes(find("int2_g128"), 256) == 64 + 2 * 4);
 }
 
 TEST_CASE("a status has words for a message") {

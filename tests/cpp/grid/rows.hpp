@@ -6,9 +6,21 @@
 #include <cstdint>
 #include <limits>
 #include <random>
+#include <string_view>
 #include <vector>
 
+#include "qat/grid/grid.hpp"
+
 namespace qat::test {
+
+/// Every grid with codes and scales.
+inline std::vector<std::string_view> coded_grids() {
+  std::vector<std::string_view> coded;
+  for (const std::string_view name : grid::names()) {
+    if (!grid::find(name).info().is_float) coded.push_back(name);
+  }
+  return coded;
+}
 
 using Row = std::vector<float>;
 

@@ -37,11 +37,9 @@ std::string difference(const grid::Grid& fast, const grid::Grid& reference, cons
   return "";
 }
 
-const std::vector<std::string_view> kCoded{"q4_0",         "q4_1",         "q8_0",
-                                           "int8_channel", "int4_channel", "int2_channel"};
-
 std::vector<int64_t> lengths(const grid::Grid& g) {
-  if (g.info().block != grid::kWholeRow) return {32, 64, 96, 576};
+  const int64_t block = g.info().block;
+  if (block != grid::kWholeRow) return {block, 2 * block, 3 * block, 576 / block * block};
   std::vector<int64_t> all;
   for (int64_t n = 1; n <= 70; ++n) all.push_back(n);
   all.push_back(577);
@@ -52,10 +50,10 @@ std::vector<int64_t> lengths(const grid::Grid& g) {
 
 TEST_CASE("random rows over all magnitudes") {
   std::mt19937 generator(1);
-  for (const std::string_view name : kCoded) {
+  for (const std::string_view name : qat::test::coded_grids()) {
     const grid::Grid& fast = grid::find(name);
     for (const int64_t n : lengths(fast)) {
-      for (int exponent = -152; exponent <= 128; exponent += fast.info().block == grid::kWholeRow ? 7 : 1) {
+      for (int exponent = -152; exponent <= 128; exponent += fast.info().block == 32 ? 1 : 7) {
         const Row row = qat::test::random_row(generator, n, exponent);
         INFO(name << ", n = " << n << ", exponent = " << exponent);
         REQUIRE(difference(fast, grid::reference(name), row) == "");
@@ -65,7 +63,7 @@ TEST_CASE("random rows over all magnitudes") {
 }
 
 TEST_CASE("adversarial rows") {
-  for (const std::string_view name : kCoded) {
+  for (const std::string_view name : qat::test::coded_grids()) {
     const grid::Grid& fast = grid::find(name);
     for (const int64_t n : lengths(fast)) {
       const std::vector<Row> rows = qat::test::adversarial_rows(n);
@@ -78,16 +76,17 @@ TEST_CASE("adversarial rows") {
 }
 
 TEST_CASE("a non-finite weight anywhere is found, and outranks an overflow") {
-  for (const std::string_view name : kCoded) {
+  for (const std::string_view name : qat::test::coded_grids()) {
     const grid::Grid& fast = grid::find(name);
-    for (size_t at = 0; at < 96; ++at) {
+    const int64_t n = fast.info().block == grid::kWholeRow ? 97 : 2 * fast.info().block;
+    for (size_t at = 0; at < static_cast<size_t>(n); ++at) {
       for (const float bad : {qat::test::kInf, -qat::test::kInf, qat::test::kNan, -qat::test::kNan}) {
-        Row row = qat::test::filled(96, 1.0F);
-        row[95 - at] = qat::test::kHuge;
+        Row row = qat::test::filled(n, 1.0F);
+        row[static_cast<size_t>(n) - 1 - at] = qat::test::kHuge;
         row[at] = bad;
-        Row out(96);
+        Row out(row.size());
         INFO(name << ", position " << at);
-        REQUIRE(fast.fake_quantize(row.data(), 96, out.data()) == grid::Status::kNotFinite);
+        REQUIRE(fast.fake_quantize(row.data(), n, out.data()) == grid::Status::kNotFinite);
         REQUIRE(difference(fast, grid::reference(name), row) == "");
       }
     }

@@ -167,7 +167,8 @@ TEST_CASE("a policy file that cannot be read is a FileError") {
 }
 
 TEST_CASE("presets load by name, and an unknown one is refused with the names") {
-  const std::vector<std::string_view> expected{"gguf-q4_0", "gguf-q8_0", "int4-channel", "int2-channel"};
+  const std::vector<std::string_view> expected{"gguf-q4_0",    "gguf-q8_0", "int4-channel",
+                                               "int2-channel", "int4-g32",  "int2-g32"};
   REQUIRE(Policy::presets() == expected);
   for (std::string_view name : expected) {
     REQUIRE(Policy::load(std::string(name)).name() == name);
@@ -176,5 +177,6 @@ TEST_CASE("presets load by name, and an unknown one is refused with the names") 
   REQUIRE_THROWS_AS(Policy::load("gguf-q4"), ArgumentError);
   REQUIRE_THROWS_WITH(
       Policy::load("gguf-q4"),
-      "policy: preset: expected one of gguf-q4_0, gguf-q8_0, int4-channel, int2-channel, got \"gguf-q4\"");
+      "policy: preset: expected one of gguf-q4_0, gguf-q8_0, int4-channel, int2-channel, int4-g32, int2-g32, "
+      "got \"gguf-q4\"");
 }

@@ -165,6 +165,19 @@ TEST_CASE("the channel presets take every linear and convolution, of any width")
   }
 }
 
+TEST_CASE("the group presets take every linear, and name one whose width no group divides") {
+  for (const auto& [name, grid] : {std::pair{"int4-g32", "int4_g32"}, {"int2-g32", "int2_g32"}}) {
+    const Policy policy = Policy::preset(name);
+    REQUIRE(grids_of(policy, {linear("fc", 10, 64),
+                              {"conv", SlotKind::kConv, {5, 1, 3, 3}},
+                              {"embed_tokens", SlotKind::kEmbedding, {9, 64}}}) ==
+            std::vector<std::string>{grid, "f32", "f32"});
+    REQUIRE_THAT(refusal(policy, {linear("fc", 10, 13)}),
+                 Catch::Contains("fc: expected a width that is a multiple of 32"));
+    REQUIRE_THAT(refusal(policy, {{"conv", SlotKind::kConv, {5, 1, 3, 3}}}), Catch::Contains("rules[0]"));
+  }
+}
+
 TEST_CASE("resolve equals a plain search over the rules, on random policies") {
   std::mt19937 random(7);
   const std::vector<std::string> expressions{".*",       "a.*", ".*b", "a\\.[0-3]\\..*", "(a|c)\\.\\d+\\.b",

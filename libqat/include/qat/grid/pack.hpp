@@ -2,8 +2,8 @@
 
 // Dense packing of codes: one little-endian bit stream per row, least significant bits first, each code
 // stored as the unsigned number code - code_min. Rows start on a byte. This is libqat's checkpoint layout,
-// and (for 1, 2, 4 and 8 bits) the byte order of compressed-tensors' `weight_packed` and of Gemma's mobile
-// format.
+// and the bit order of compressed-tensors' `weight_packed` (3 bits: since its releases of mid-2026; before,
+// no code crossed a 32-bit word) and of Gemma's mobile format.
 
 #include <cstdint>
 
