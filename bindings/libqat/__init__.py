@@ -1,9 +1,8 @@
 """libqat: quantization-aware training whose exported file holds exactly the trained numbers."""
 
-import torch as _torch  # noqa: F401  (loads LibTorch before the extension that links to it)
-
-from . import _core as _core
+from . import _loading as _loading  # first: loads LibTorch, then the extension that links to it
 from . import ops
+from ._build import version as __version__
 from ._core import (
     ArgumentError,
     Decoder,
@@ -36,13 +35,12 @@ from ._core import (
     verify,
     write_tokens,
 )
+from ._paths import cmake_prefix_path, include_paths
 from .batch_norm import FoldedBatchNorms, fold_batch_norm, fold_batch_norms, freeze_batch_norm
 from .grids import Grid, grids
 from .prepare import PreparedModel, freeze, prepare, unprepare
 from .report import Report
 from .tokenizer import load_tokenizer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
@@ -65,7 +63,9 @@ __all__ = [
     "TokenData",
     "Trainer",
     "UnsupportedError",
+    "__version__",
     "check_options",
+    "cmake_prefix_path",
     "compare",
     "default_options",
     "dequantize",
@@ -76,6 +76,7 @@ __all__ = [
     "freeze",
     "freeze_batch_norm",
     "grids",
+    "include_paths",
     "load",
     "load_checkpoint",
     "load_model",

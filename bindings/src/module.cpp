@@ -1,7 +1,11 @@
 #include "module.hpp"
 
+#include "qat/version.hpp"
+
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled part of libqat. Use the names in `libqat`; this module is its implementation.";
+  // Of the libqat.so in this process, which need not be the one that was built with this extension.
+  module.attr("__version__") = qat::version();
   qat::python::bind_errors(module);
   qat::python::bind_grid(module);
   qat::python::bind_io(module);

@@ -13,12 +13,12 @@ function(qat_configure target)
   if(QAT_WERROR)
     target_compile_options(${target} PRIVATE -Werror)
   endif()
-endfunction()
-
-# qat_link_torch(<target> <scope>): LibTorch with its headers as system headers (their warnings are not ours).
-function(qat_link_torch target scope)
-  target_link_libraries(${target} ${scope} ${TORCH_LIBRARIES})
-  target_include_directories(${target} SYSTEM ${scope} ${TORCH_INCLUDE_DIRS})
+  if(QAT_SANITIZE)
+    # LibTorch comes without the type information that UBSan's vptr check asks for.
+    target_compile_options(${target} PRIVATE -fsanitize=${QAT_SANITIZE} -fno-sanitize=vptr
+                                             -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    target_link_options(${target} PRIVATE -fsanitize=${QAT_SANITIZE})
+  endif()
 endfunction()
 
 # qat_add_test(<name> SOURCES a.cpp ... [LIBRARIES lib ...]): one Catch2 program, registered with ctest.

@@ -18,3 +18,4 @@
 #include "qat/quantizer/quantizer.hpp"
 #include "qat/train/token_data.hpp"
 #include "qat/train/trainer.hpp"
+#include "qat/version.hpp"

@@ -1,0 +1,9 @@
+#include "qat/version.hpp"
+
+namespace qat {
+
+const char* version() noexcept {
+  return QAT_VERSION;
+}
+
+}  // namespace qat
