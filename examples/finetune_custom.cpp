@@ -1,23 +1,27 @@
-// Quantization-aware training of your own torch::nn::Module: a small CNN that reads digits, at 4 and at 2
-// bits.
+// Quantization-aware training of your own torch::nn::Module: a small network that reads digits, at 4 bits, at
+// 2 bits, and at 8 and 2 mixed. It has what such networks have: depthwise convolutions, BatchNorm, LayerNorm,
+// a bias.
 //
-//   finetune_custom [digits.safetensors] [--small] [--out FOLDER]
+//   finetune_custom [digits.safetensors] [--weights FILE] [--batch-norm fold|freeze] [--small] [--out FOLDER]
 //
 // For each policy: the float network rounded to the grid (PTQ), and the same network after a few epochs that
 // saw the grid (QAT). The QAT network is saved, read back into a fresh module, and scored again: the accuracy
 // must be the same to the last digit, because forward saw exactly the numbers of the file.
 //
 // Without a file it draws digits itself. `python examples/mnist_to_safetensors.py out/mnist_5k.safetensors`
-// makes a file of 5,000 real ones. --small: a few hundred pictures and epochs, for a test. The exit code is 0
-// when QAT at 2 bits beats PTQ by at least 10 points.
+// makes a file of 5,000 real ones. --weights: start from float weights trained elsewhere, for instance in
+// Python
+// (`safetensors.torch.save_file(net.state_dict(), FILE)` of a module with the same names). --batch-norm: fold
+// each BatchNorm into its convolution before training on the grid (the default), or keep it with frozen
+// statistics.
+// --small: a few hundred pictures and epochs, for a test. The exit code is 0 when QAT at 2 bits beats PTQ by
+// at least 10 points.
 
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/randperm.h>
-#include <torch/nn/modules/conv.h>
-#include <torch/nn/modules/linear.h>
 #include <torch/optim/adam.h>
 #include <qat/qat.hpp>
 
@@ -29,35 +33,18 @@
 #include <string>
 #include <vector>
 
+#include "digit_net.hpp"
 #include "digits.hpp"
 
 namespace {
 
-torch::nn::Conv2d conv(int64_t in, int64_t out, int64_t stride) {
-  return torch::nn::Conv2d(torch::nn::Conv2dOptions(in, out, 3).padding(1).stride(stride));
-}
-
-/// 28 x 28 -> 16 -> 32 -> 64 -> 128 channels at 14 x 14, 14 x 14, 7 x 7, 7 x 7 -> mean -> 10: 98,442 weights.
-struct DigitNetImpl : torch::nn::Module {
-  /// images: float32[B, 1, 28, 28] -> logits [B, 10].
-  at::Tensor forward(const at::Tensor& images) {
-    at::Tensor x = conv1(images).relu();
-    x = conv2(x).relu();
-    x = conv3(x).relu();
-    x = conv4(x).relu();
-    return head(x.mean({2, 3}));
-  }
-
-  torch::nn::Conv2d conv1 = register_module("conv1", conv(1, 16, 2));
-  torch::nn::Conv2d conv2 = register_module("conv2", conv(16, 32, 1));
-  torch::nn::Conv2d conv3 = register_module("conv3", conv(32, 64, 2));
-  torch::nn::Conv2d conv4 = register_module("conv4", conv(64, 128, 1));
-  torch::nn::Linear head = register_module("head", torch::nn::Linear(128, 10));
-};
-TORCH_MODULE(DigitNet);
-
 constexpr int64_t kEpochs = 4;
 constexpr double kLeastGain = 10.0;  // points of accuracy at 2 bits
+
+/// First match wins. The few weights of the stem and of the depthwise convolutions are worth 8 bits.
+constexpr const char* kMixed = R"({"rules": [
+  {"match": "stem\\.conv|depthwise\\d\\.conv", "weight": "int8_channel"},
+  {"match": "pointwise\\d\\.conv|head", "weight": "int2_channel"}]})";
 
 /// The policy without rules: everything stays float.
 qat::Policy floats() {
@@ -66,22 +53,30 @@ qat::Policy floats() {
 
 struct Settings {
   std::string file;
+  std::string weights;
   std::string folder = "out/finetune_custom";
+  bool fold = true;
   bool small = false;
 };
 
 /// Percent of `digits` read correctly, with the weights that `model` ships.
 double accuracy(DigitNet& net, qat::PreparedModel& model, const Digits& digits) {
   const at::NoGradGuard no_grad;
+  net->eval();
   const auto quantized = model.quantized();
   const at::Tensor right = net->forward(digits.images).argmax(1).eq(digits.labels);
   return 100.0 * static_cast<double>(right.sum().item<int64_t>()) / static_cast<double>(digits.size());
 }
 
+enum class BatchNorm { kTrains, kFrozen };
+
 /// An ordinary loop. The only line that knows of quantization is the scope around forward.
-void train(DigitNet& net, qat::PreparedModel& model, const Digits& digits, int64_t epochs) {
+void train(DigitNet& net, qat::PreparedModel& model, const Digits& digits, int64_t epochs,
+           BatchNorm batch_norm) {
   constexpr int64_t kBatch = 50;
   constexpr double kRate = 4e-3;
+  net->train();
+  if (batch_norm == BatchNorm::kFrozen) qat::freeze_batch_norm(*net);
   torch::optim::Adam optimizer(net->parameters(), torch::optim::AdamOptions(kRate));
   const int64_t batches = digits.size() / kBatch;
   at::Tensor order;
@@ -104,23 +99,31 @@ void train(DigitNet& net, qat::PreparedModel& model, const Digits& digits, int64
   }
 }
 
-DigitNet copy_of(const DigitNet& source) {
-  const at::NoGradGuard no_grad;
-  DigitNet copy;
-  const auto from = source->named_parameters();
-  for (auto& parameter : copy->named_parameters()) parameter.value().copy_(from[parameter.key()]);
-  return copy;
-}
-
-/// A fresh network with the numbers of a checkpoint's file.
-DigitNet read_back(const std::string& path) {
-  const at::NoGradGuard no_grad;
-  const qat::QuantizedCheckpoint checkpoint = qat::load(path);
+/// A new network, folded when the settings say so: its names are then those of a folded network's file.
+DigitNet fresh(const Settings& settings) {
   DigitNet net;
-  for (auto& parameter : net->named_parameters()) {
-    parameter.value().copy_(qat::weight_of(checkpoint, parameter.key()));
+  if (settings.fold) {
+    for (const auto& [layer, norm] : folding_pairs()) qat::fold_batch_norm(*net, layer, norm);
   }
   return net;
+}
+
+/// The float network: trained here, or with weights from elsewhere. Writes the file that every policy starts
+/// from.
+std::string float_weights(const Digits& digits, const Settings& settings) {
+  DigitNet net;
+  if (settings.weights.empty()) {
+    qat::PreparedModel as_it_is = qat::prepare(net.ptr(), floats());
+    train(net, as_it_is, digits, settings.small ? 6 * kEpochs : 3 * kEpochs, BatchNorm::kTrains);
+  } else {
+    qat::load_state(*net, settings.weights);
+  }
+  if (settings.fold) {
+    for (const auto& [layer, norm] : folding_pairs()) qat::fold_batch_norm(*net, layer, norm);
+  }
+  const std::string path = settings.folder + "/float.safetensors";
+  qat::save_state(*net, path);
+  return path;
 }
 
 /// One line of the table: rounded only, trained on the grid, and read back from the file.
@@ -129,19 +132,21 @@ struct Outcome {
   std::string report;
 };
 
-Outcome run_policy(const std::string& name, const qat::Policy& policy, const DigitNet& trained,
+Outcome run_policy(const std::string& name, const qat::Policy& policy, const std::string& weights,
                    const Digits& train_set, const Digits& test_set, const Settings& settings) {
-  DigitNet net = copy_of(trained);
+  DigitNet net = fresh(settings);
+  qat::load_state(*net, weights);
   qat::PreparedModel model = qat::prepare(net.ptr(), policy);
   Outcome outcome;
   outcome.ptq = accuracy(net, model, test_set);
-  train(net, model, train_set, kEpochs);
+  train(net, model, train_set, kEpochs, BatchNorm::kFrozen);
   outcome.qat = accuracy(net, model, test_set);
   outcome.report = qat::to_string(model.report());
 
   const std::string path = settings.folder + "/" + name + ".qat.safetensors";
   qat::save(qat::freeze(model), path);
-  DigitNet reread = read_back(path);
+  DigitNet reread = fresh(settings);
+  qat::load_state(*reread, path);
   qat::PreparedModel as_it_is = qat::prepare(reread.ptr(), floats());
   outcome.file = accuracy(reread, as_it_is, test_set);
   std::printf("%-14s %8.1f %8.1f %14.1f %10ju\n", name.c_str(), outcome.ptq, outcome.qat, outcome.file,
@@ -160,37 +165,46 @@ int run(const Settings& settings) {
   const Digits test_set = digits.slice(count * 4 / 5, count);
   std::filesystem::create_directories(settings.folder);
 
-  DigitNet net;
-  qat::PreparedModel as_it_is = qat::prepare(net.ptr(), floats());
-  train(net, as_it_is, train_set, settings.small ? 6 * kEpochs : 3 * kEpochs);
-  std::printf("%s: %jd digits to train on, %jd to test; accuracy in %%\n\n",
+  const std::string weights = float_weights(train_set, settings);
+  std::printf("%s: %jd digits to train on, %jd to test; BatchNorm %s; accuracy in %%\n\n",
               settings.file.empty() ? "drawn digits" : settings.file.c_str(),
-              static_cast<intmax_t>(train_set.size()), static_cast<intmax_t>(test_set.size()));
+              static_cast<intmax_t>(train_set.size()), static_cast<intmax_t>(test_set.size()),
+              settings.fold ? "folded" : "frozen");
   std::printf("%-14s %8s %8s %14s %10s\n", "policy", "PTQ", "QAT", "QAT from file", "bytes");
   // The control: the float network trained for as long as the quantized ones.
-  run_policy("float", floats(), net, train_set, test_set, settings);
-  Outcome last;
-  for (const char* name : {"int4-channel", "int2-channel"}) {
-    last = run_policy(name, qat::Policy::preset(name), net, train_set, test_set, settings);
-  }
+  run_policy("float", floats(), weights, train_set, test_set, settings);
+  run_policy("int4-channel", qat::Policy::preset("int4-channel"), weights, train_set, test_set, settings);
+  run_policy("mixed-8-2", qat::Policy::from_json(kMixed), weights, train_set, test_set, settings);
+  const Outcome last =
+      run_policy("int2-channel", qat::Policy::preset("int2-channel"), weights, train_set, test_set, settings);
   std::printf("\nAt 2 bits QAT wins %.1f points:\n%s", last.qat - last.ptq, last.report.c_str());
   return last.qat - last.ptq >= kLeastGain ? 0 : 1;
 }
 
+constexpr const char* kUsage =
+    "[digits.safetensors] [--weights FILE] [--batch-norm fold|freeze] [--small] [--out FOLDER]";
+
 Settings parse(const std::vector<std::string>& arguments) {
   Settings settings;
   for (size_t i = 0; i < arguments.size(); ++i) {
-    if (arguments[i] == "--small") {
+    const std::string& argument = arguments[i];
+    const std::string value = i + 1 < arguments.size() ? arguments[i + 1] : "";
+    const bool takes_value = argument == "--out" || argument == "--weights" || argument == "--batch-norm";
+    if (argument == "--small") {
       settings.small = true;
-    } else if (arguments[i] == "--out" && i + 1 < arguments.size()) {
-      settings.folder = arguments[++i];
-    } else if (!arguments[i].starts_with("-") && settings.file.empty()) {
-      settings.file = arguments[i];
+    } else if (argument == "--out" && !value.empty()) {
+      settings.folder = value;
+    } else if (argument == "--weights" && !value.empty()) {
+      settings.weights = value;
+    } else if (argument == "--batch-norm" && (value == "fold" || value == "freeze")) {
+      settings.fold = value == "fold";
+    } else if (!argument.starts_with("-") && settings.file.empty()) {
+      settings.file = argument;
     } else {
-      throw qat::ArgumentError(
-          "finetune_custom: expected [digits.safetensors] [--small] [--out FOLDER], got \"" + arguments[i] +
-          "\"");
+      throw qat::ArgumentError("finetune_custom: expected " + std::string(kUsage) + ", got \"" + argument +
+                               "\"");
     }
+    if (takes_value) ++i;
   }
   return settings;
 }
