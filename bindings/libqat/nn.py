@@ -5,6 +5,8 @@ state_dict keys, the same pickling. What the weight carries is a `WeightQuantize
 state_dict. Legend: I in and O out features, R rows (dimension 0 of a weight).
 """
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,29 +31,64 @@ class WeightQuantizer:
     enabled: bool = True
     """False: forward uses the float latents."""
 
+    @property
+    def label(self) -> str:
+        """The parameter's name as operators get it: none in a compiled graph.
+
+        A name there would be a constant that torch.compile guards on, so that each layer of a stack would
+        need a graph of its own.
+        """
+        return "" if torch.compiler.is_compiling() else self.tensor
+
     def fake_quantize(self, weight: Tensor) -> Tensor:
         """float32[R, ...] on the grid, or the latents themselves when disabled."""
-        return _ops.fake_quantize(weight, self.grid, self.estimator, self.tensor) if self.enabled else weight
+        return _ops.fake_quantize(weight, self.grid, self.estimator, self.label) if self.enabled else weight
 
 
-class QuantizedLinear(nn.Linear):
-    """y = x @ w_hat^T + b; x: [..., I], y: [..., O] in x's dtype, latents float32[O, I]."""
+class _Quantized(nn.Module):
+    """What the quantized layers have in common."""
 
     weight_quantizer: WeightQuantizer
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Quantized":
+        """Moves the layer as `model.to(...)` asks, except that the latents stay float32.
+
+        `model.half()` and the like then give what preparing a half-precision model gives: activations, biases
+        and norms in that dtype. Latents rounded to it would no longer move at small learning rates.
+        """
+        quantizer, latents = self.weight_quantizer, (self.weight, self.weight.grad)
+        # whether fn changes dtypes shows on a tensor of the dtype that the weight had before it was raised
+        activations = fn(torch.empty(0, dtype=quantizer.dtype, device=self.weight.device)).dtype
+
+        def keep_float32(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            kept = any(tensor is latent for latent in latents) and applied.dtype != torch.float32
+            return tensor.to(applied.device) if kept else applied
+
+        super()._apply(keep_float32, recurse)
+        if activations not in (quantizer.dtype, torch.float32):
+            warnings.warn(
+                f"libqat: asked for {activations} parameters; a prepared model keeps its latents in float32",
+                stacklevel=2,
+            )
+        quantizer.dtype = activations
+        return self
+
+
+class QuantizedLinear(_Quantized, nn.Linear):
+    """y = x @ w_hat^T + b; x: [..., I], y: [..., O] in x's dtype, latents float32[O, I]."""
 
     def forward(self, input: Tensor) -> Tensor:
         quantizer = self.weight_quantizer
         if not quantizer.enabled:
             return F.linear(input, self.weight.to(input.dtype), self.bias)
         return _ops.quantized_linear(
-            input, self.weight, self.bias, quantizer.grid, quantizer.estimator, quantizer.tensor
+            input, self.weight, self.bias, quantizer.grid, quantizer.estimator, quantizer.label
         )
 
 
-class QuantizedEmbedding(nn.Embedding):
+class QuantizedEmbedding(_Quantized, nn.Embedding):
     """y[t] = w_hat[indices[t]]; only the rows that the batch touches are quantized."""
-
-    weight_quantizer: WeightQuantizer
 
     def forward(self, input: Tensor) -> Tensor:
         quantizer = self.weight_quantizer
@@ -59,15 +96,13 @@ class QuantizedEmbedding(nn.Embedding):
             return super().forward(input).to(quantizer.dtype)
         padding = -1 if self.padding_idx is None else self.padding_idx
         rows = _ops.quantized_embedding(
-            input, self.weight, padding, quantizer.grid, quantizer.estimator, quantizer.tensor
+            input, self.weight, padding, quantizer.grid, quantizer.estimator, quantizer.label
         )
         return rows.to(quantizer.dtype)
 
 
-class _QuantizedConv:
+class _QuantizedConv(_Quantized):
     """Convolution with w_hat; a row is everything after dimension 0 of the weight."""
-
-    weight_quantizer: WeightQuantizer
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight_quantizer.fake_quantize(self.weight)
@@ -86,10 +121,8 @@ class QuantizedConv3d(_QuantizedConv, nn.Conv3d):
     """`torch.nn.Conv3d` with w_hat."""
 
 
-class _QuantizedConvTranspose:
+class _QuantizedConvTranspose(_Quantized):
     """Transposed convolution with w_hat; the weight's dimension 0, its rows, are the input channels."""
-
-    weight_quantizer: WeightQuantizer
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         dimensions = len(self.kernel_size)

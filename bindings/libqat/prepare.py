@@ -12,7 +12,7 @@ from . import _core
 from ._core import ArgumentError, Decoder, Policy, PreparedDecoder, QuantizedCheckpoint
 from .nn import FLOAT, QUANTIZED, WeightQuantizer
 from .report import Report, report_of
-from .slots import Slot, check_model, check_slots, find_slots
+from .slots import Slot, check_model, check_prepared, check_slots, find_slots
 
 _MARK = "_libqat_policy"
 """Attribute of a prepared root module: the policy as canonical JSON."""
@@ -174,6 +174,7 @@ def freeze(
     if isinstance(model, PreparedDecoder):
         return model.freeze(config or "", os.fspath(tokenizer or ""))
     root = prepared_root(model)
+    check_prepared(root, PreparedModel(root).policy)
     return _core.freeze_tensors(
         _shipped(root),
         {name: quantizer.grid for name, quantizer in PreparedModel(root).quantizers().items()},

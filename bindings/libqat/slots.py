@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from ._core import ArgumentError, UnsupportedError
+from ._core import ArgumentError, Policy, UnsupportedError
 from .nn import FLOAT, QUANTIZED, kind_of
 
 
@@ -37,21 +38,78 @@ def find_slots(model: nn.Module) -> list[Slot]:
     return slots
 
 
+_ADAPTERS = (
+    "PEFT computes Q(W)x + BAx, which cannot be merged into Q(W), so the file would not hold what was trained"
+)
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """True for PEFT's models and layers, their subclasses included."""
+    return any(base.__module__.split(".")[0] == "peft" for base in type(module).__mro__)
+
+
+def _class_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """True for modules that `torch.distributed.fsdp.fully_shard` was called on."""
+    return any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
+
+
+def _refuse_adapter(module: nn.Module, name: str, layer: nn.Module | None) -> None:
+    """Stops `get_peft_model` at the first quantized layer it wraps, before anything was replaced."""
+    if type(layer) in FLOAT and is_adapter(module):
+        raise UnsupportedError(
+            f"prepare: {layer.weight_quantizer.tensor}: expected a layer without PEFT adapters, got "
+            f"{_class_name(module)}: {_ADAPTERS}; train the prepared model itself"
+        )
+
+
+register_module_module_registration_hook(_refuse_adapter)
+
+
 def check_model(model: nn.Module) -> None:
     """UnsupportedError for models that cannot be prepared as a whole."""
     for name, module in model.named_modules():
-        bases = type(module).__mro__
-        if any(base.__module__.split(".")[0] == "peft" for base in bases):
+        if is_adapter(module):
             raise UnsupportedError(
                 f"prepare: {name or 'model'}: expected a model without PEFT adapters, got "
-                f"{type(module).__name__}: PEFT computes Q(W)x + BAx, which cannot be merged into Q(W); "
-                "merge the adapters first"
+                f"{_class_name(module)}: {_ADAPTERS}; merge the adapters first"
             )
-        if any(base.__name__ == "FSDPModule" for base in bases):
+        if is_sharded(module):
             raise UnsupportedError(
                 f"prepare: {name or 'model'}: expected a model before fully_shard, got a sharded one: "
                 "call prepare first, then fully_shard"
             )
+
+
+def check_prepared(model: nn.Module, policy: Policy) -> None:
+    """Refuses to freeze a prepared model whose layers no longer compute what the policy says.
+
+    UnsupportedError for adapters and for sharded weights; ArgumentError for a layer that was replaced.
+    """
+    for name, module in model.named_modules():
+        if is_adapter(module):
+            raise UnsupportedError(
+                f"freeze: {name or 'model'}: expected a model without PEFT adapters, got "
+                f"{_class_name(module)}: {_ADAPTERS}"
+            )
+        if is_sharded(module):
+            raise UnsupportedError(
+                f"freeze: {name or 'model'}: expected whole weights, got those that fully_shard split: load "
+                "the full state_dict into a prepared model that is not sharded, and freeze that"
+            )
+    slots = find_slots(model)
+    grids = policy.resolve([(slot.name, slot.kind, slot.shape) for slot in slots])
+    for slot, grid in zip(slots, grids, strict=True):
+        for name, module in slot.layers:
+            actual = module.weight_quantizer.grid if type(module) in FLOAT else "f32"
+            if actual != grid:
+                raise ArgumentError(
+                    f"freeze: {name}: expected a layer on the grid {grid} as the policy says, got "
+                    f"{type(module).__name__} on {actual}: it was replaced after prepare"
+                )
 
 
 def check_slots(model: nn.Module, slots: list[Slot]) -> None:
