@@ -20,7 +20,10 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
+    epilog=(
+        "Results go to standard output (as JSON with --json), progress and remarks to standard error. "
+        "Exit codes: 0 done, 1 an error or a difference found, 2 wrong usage, 130 interrupted."
+    ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

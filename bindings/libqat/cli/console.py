@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from libqat import StepReport
+from libqat import Policy, StepReport
 
 Update = Callable[[int, int, str], None]
 """(done, total, note): one step of a stage."""
@@ -106,3 +107,9 @@ def table(title: str, *columns: str):
     for column in columns:
         result.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
     return result
+
+
+def complete_policy(incomplete: str) -> list[str]:
+    """What the shell offers for --policy: presets, then the JSON files of the present folder."""
+    names = [*Policy.presets(), *sorted(str(path) for path in Path().glob("*.json"))]
+    return [name for name in names if name.startswith(incomplete)]

@@ -26,9 +26,12 @@ def run(
         str,
         typer.Option(help="GGUF, tokenizer.json or Hugging Face folder. Default: where the checkpoint says."),
     ] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """See HELP."""
     loaded = libqat.load(checkpoint)
     with console.progress(f"writing {out}") as update:
         libqat.export(loaded, out, target=target, tokenizer_from=tokenizer_from, progress=update)
     console.say(f"check it with: libqat verify {out} --against {checkpoint}")
+    if json:
+        console.print_json({"file": str(out), "target": target, "bytes": out.stat().st_size})

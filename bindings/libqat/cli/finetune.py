@@ -4,11 +4,13 @@ import shlex
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 
-from libqat import finetune
+from libqat import StepReport, finetune
+from libqat import dry_run as planning
 
 from . import console
 
@@ -16,7 +18,8 @@ NAME = "finetune"
 HELP = """Fine-tune a language model on the grid that its file will have.
 
 The forward pass sees the numbers of the file, the loss is the KL divergence to the float model, and the
-checkpoint holds exactly what was trained. Ctrl-C saves the state; --resume continues bit for bit.
+checkpoint holds exactly what was trained. Ctrl-C saves the state; --resume continues bit for bit. --dry-run
+takes two steps, writes nothing, and says what would be trained and what it would cost.
 
 Example: [bold]libqat finetune ./SmolLM2-135M --text book.txt --policy gguf-q4_0 --out out/run[/bold]
 """
@@ -41,7 +44,9 @@ def run(
     model: Annotated[Path, typer.Argument(help="Hugging Face folder or GGUF file.")],
     text: Annotated[list[Path], typer.Option(help="UTF-8 text file; may be given several times.")],
     out: Annotated[Path, typer.Option(help="Run folder; the checkpoint is model.qat.safetensors in it.")],
-    policy: Annotated[str, typer.Option(help="Preset name or JSON file.")] = "gguf-q4_0",
+    policy: Annotated[
+        str, typer.Option(help="Preset name or JSON file.", autocompletion=console.complete_policy)
+    ] = "gguf-q4_0",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = 2,
     sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 256,
@@ -59,32 +64,93 @@ def run(
         bool,
         typer.Option("--control", help="Quantize nothing: the float model, fine-tuned in the same way."),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, its bytes, memory and time; stop.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """See HELP."""
-    started = finetune.start(
-        model,
-        finetune.tokenize_files(model, text),
-        finetune.FLOAT if control else policy,
-        out,
-        resume=resume,
-        text=text,
-        steps=steps,
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        objective=WEIGHTS[objective],
-        frozen=list(finetune.FROZEN if frozen is None else frozen),
-        seed=seed,
-    )
+    policy = finetune.FLOAT if control else policy
+    tokens = finetune.tokenize_files(model, text)
+    options = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "sequence_length": sequence_length,
+        "accumulate": accumulate,
+        "learning_rate": learning_rate,
+        "objective": WEIGHTS[objective],
+        "frozen": list(finetune.FROZEN if frozen is None else frozen),
+        "seed": seed,
+    }
+    if dry_run:
+        _plan(model, tokens, policy, options, json)
+        return
+    started = finetune.start(model, tokens, policy, out, resume=resume, text=text, **options)
+    last = _train(started, options["steps"])
+    console.say(f"wrote {started.checkpoint}; next: libqat export {started.checkpoint} model.gguf")
+    if json:
+        console.print_json(_outcome(started, last))
+
+
+def _train(started: finetune.Run, steps: int) -> StepReport | None:
+    """The last step's report; None when the run was finished before."""
+    last = None
     try:
         with console.progress("fine-tuning") as update:
-            started.train(lambda report: update(report.step, report.steps, console.describe(report)))
+
+            def show(report: StepReport) -> None:
+                nonlocal last
+                last = report
+                update(report.step, report.steps, console.describe(report))
+
+            started.train(show)
     except KeyboardInterrupt:
         arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
         console.say(
-            f"interrupted at step {started.trainer.step} of {steps}; the state is in {out}. Continue with:\n"
-            f"libqat {shlex.join(arguments)} --resume"
+            f"interrupted at step {started.trainer.step} of {steps}; the state is in {started.folder}. "
+            f"Continue with:\nlibqat {shlex.join(arguments)} --resume"
         )
         raise typer.Exit(130) from None
-    console.say(f"wrote {started.checkpoint}; next: libqat export {started.checkpoint} model.gguf")
+    return last
+
+
+def _outcome(started: finetune.Run, last: StepReport | None) -> dict[str, Any]:
+    return {
+        "run": str(started.folder),
+        "checkpoint": str(started.checkpoint),
+        "bytes": started.checkpoint.stat().st_size,
+        "steps": started.trainer.step,
+        "loss": last.loss if last else None,
+        "tokens_per_second": last.tokens_per_second if last else None,
+    }
+
+
+def _plan(model: Path, tokens: torch.Tensor, policy: Any, options: dict[str, Any], json: bool) -> None:
+    with console.progress("trying two steps") as update:
+        plan = planning.dry_run(
+            model, tokens, policy, progress=lambda report: update(report.step, 2), **options
+        )
+    if json:
+        console.print_json(plan)
+        return
+    table = console.table("what ships", "grid", ">tensors", ">trained", ">weights", ">bytes")
+    for grid, row in plan["grids"].items():
+        trained = sum(tensor["trained"] for tensor in plan["tensors"] if tensor["grid"] == grid)
+        table.add_row(grid, str(row["tensors"]), str(trained), f"{row['weights']:,}", f"{row['bytes']:,}")
+    console.out.print(table)
+    console.out.print(_plan_text(plan, options["steps"]), highlight=False, soft_wrap=True)
+
+
+def _plan_text(plan: dict[str, Any], steps: int) -> str:
+    time, text = plan["time"], plan["tokens"]
+    gigabytes = {name: f"{size / 1e9:.2f}" for name, size in plan["memory"].items()}
+    lines = [
+        f"trained: {plan['trained_weights']:,} of {plan['weights']:,} weights",
+        f"ships: {plan['bytes'] / 1e6:,.1f} MB, {plan['bits_per_weight']:.2f} bits per weight",
+        "memory: {peak} GB at most: latents {latents}, gradients {gradients}, moments {moments}, and the "
+        "teacher and activations".format(**gigabytes),
+        f"time: {console.clock(time['seconds'])} for {steps} steps, measured over two of them "
+        f"({time['tokens_per_second']:,.0f} tokens/s)",
+        f"text: {text['text']:,} tokens, read {text['epochs']:.2f} times",
+    ]
+    return "\n".join(lines)
