@@ -21,7 +21,7 @@ from libqat.cli import console
 from libqat.cli.inspect import describe
 
 import libqat
-from libqat import data, finetune, llama_cpp
+from libqat import data, finetune, llama_cpp, run_folder
 
 MODEL = "SmolLM2-135M-Instruct"
 POLICY = "gguf-q4_0"
@@ -34,6 +34,8 @@ GENERATED = 40
 JUDGED = 301
 """Tokens that llama.cpp scores: the first has no prediction. Each costs a decoding step there."""
 TITLES = {"wiki": "held-out Wikipedia", "other": "Python reference"}
+NAMES = {"ptq": "rtn"}
+"""Row of evaluation.json -> key in summary.json, where they differ."""
 LABELS = {"float": "float", "rtn": "RTN Q4_0", "qat": "QAT Q4_0", "control": "float, tuned alike"}
 
 
@@ -59,7 +61,10 @@ def read_texts(source: Path, count: int) -> tuple[torch.Tensor, dict[str, torch.
     training, held_out = data.wikipedia_articles()
     console.say("tokenising")
     texts = {"wiki": [article.text for article in held_out], "other": data.python_topics()}
-    spread = {name: spread_windows(data.tokenize(tokenizer, text), count) for name, text in texts.items()}
+    spread = {
+        name: data.spread_windows(data.tokenize(tokenizer, text), count, WINDOW)
+        for name, text in texts.items()
+    }
     prose = data.tokenize(tokenizer, [article.text for article in training])
     markup = data.tokenize(tokenizer, [article.markup for article in training])
     return mixed(prose, markup), spread
@@ -69,14 +74,7 @@ def mixed(prose: torch.Tensor, markup: torch.Tensor) -> torch.Tensor:
     """All windows of prose, and as many windows of wikitext as make up MARKUP of the whole."""
     windows = prose[: len(prose) // WINDOW * WINDOW].view(-1, WINDOW)
     count = round(len(windows) * MARKUP / (1 - MARKUP)) * WINDOW
-    return torch.cat([windows.flatten(), spread_windows(markup, count)])
-
-
-def spread_windows(tokens: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` tokens as windows spread evenly over the whole text, so that no single document decides."""
-    windows = tokens[: len(tokens) // WINDOW * WINDOW].view(-1, WINDOW)
-    chosen = torch.linspace(0, len(windows) - 1, max(count // WINDOW, 1)).round().long()
-    return windows[chosen].flatten()
+    return torch.cat([windows.flatten(), data.spread_windows(markup, count, WINDOW)])
 
 
 def train(
@@ -122,24 +120,22 @@ def export(checkpoint_path: Path, gguf: Path) -> None:
         )
 
 
-def score(
-    source: Path, candidates: dict[str, libqat.Decoder], texts: dict[str, torch.Tensor]
-) -> dict[str, dict]:
-    """The entry "texts" of summary.json: everything in float32, from the numbers that ship."""
-    reference = libqat.load_model(source).decoder
+def score(models: list[libqat.EvaluatedModel], texts: dict[str, torch.Tensor], folder: Path) -> dict:
+    """The entry "texts" of summary.json: everything in float32, from the numbers that ship.
+
+    The same figures go into evaluation.json of the run folder.
+    """
+    named = {TITLES[name]: tokens for name, tokens in texts.items()}
+    task = libqat.EvaluationTask(texts=named, window=WINDOW)
+    found = libqat.evaluate(models, task, stage=console.progress)
+    run_folder.merge_evaluation(folder, found)
     result = {}
-    for name, tokens in texts.items():
-        with console.progress(f"scoring {', '.join(['float', *candidates])} on {TITLES[name]}") as update:
-            scores = libqat.compare(
-                reference, list(candidates.values()), tokens, window=WINDOW, progress=lambda *at: update(*at)
-            )
-        by_row = dict(zip(["float", *candidates], scores, strict=True))
-        rtn, qat, base = by_row["rtn"], by_row["qat"], by_row["float"]
+    for name, entry in zip(texts, found["texts"], strict=True):
+        rows = {row["row"]: row for row in entry["rows"]}
         result[name] = {
-            "tokens": len(tokens),
-            **{row: {"ppl": s.perplexity, "kl": s.kl, "top1": s.top1} for row, s in by_row.items()},
-            "kl_removed": libqat.share_removed(rtn.kl, qat.kl),
-            "nll_removed": libqat.share_removed(rtn.nll - base.nll, qat.nll - base.nll),
+            "tokens": len(texts[name]),
+            **{NAMES.get(row, row): {k: v for k, v in rows[row].items() if k != "row"} for row in rows},
+            **{key: value for key, value in entry.items() if "_removed" in key},
         }
     return result
 
@@ -214,6 +210,16 @@ def summarise(options: argparse.Namespace, steps: list[dict], scores: dict, gguf
     }
 
 
+def with_interval(figures: dict, key: str, form: str) -> str:
+    """A figure, and below it its 95 % interval."""
+    if figures[key] is None:
+        return "-"
+    interval = figures.get(f"{key}_interval")
+    if not interval or interval[0] == interval[1]:
+        return form.format(figures[key])
+    return f"{form.format(figures[key])}\n{form.format(interval[0])} - {form.format(interval[1])}"
+
+
 def print_results(summary: dict, out: Path, seconds: float) -> None:
     """The table, and what goes with it."""
     judged = summary["llama_cpp"]
@@ -231,16 +237,19 @@ def print_results(summary: dict, out: Path, seconds: float) -> None:
     for name, text in summary["texts"].items():
         for row in [row for row in LABELS if row in text]:
             shares = [
-                f"{text[share]:.0%}" if row == "qat" else "-" for share in ("kl_removed", "nll_removed")
+                with_interval(text, share, "{:.0%}") if row == "qat" else "-"
+                for share in ("kl_removed", "nll_removed")
             ]
             bits = summary["bits_per_weight"] if row in ("rtn", "qat") else 32
-            figures = [f"{text[row]['ppl']:.2f}", f"{text[row]['kl']:.4f}", f"{text[row]['top1']:.1%}"]
+            formats = {"ppl": "{:.2f}", "kl": "{:.3f}", "top1": "{:.1%}"}
+            figures = [with_interval(text[row], key, form) for key, form in formats.items()]
             table.add_row(TITLES[name], LABELS[row], *figures, *shares, f"{bits:.2f}")
         table.add_section()
     console.out.print(table)
     tokens = summary["texts"]["wiki"]["tokens"]
     lines = [
-        f"{tokens:,} tokens of each text; removed: the share of the cost of rounding that training won back",
+        f"{tokens:,} tokens of each text, with 95 % intervals; removed: the share of the cost of rounding "
+        "that training won back",
         f"{summary['gguf']}: {summary['bytes'] / 1e6:.1f} MB; no number differs from the checkpoint",
         f"llama.cpp ({judged['version']}) on {judged['tokens']} tokens: perplexity {judged['ppl']:.2f}; ours "
         f"on the same tokens {judged['ppl_ours_same_tokens']:.2f} (llama.cpp rounds activations to 8 bits)",
@@ -264,15 +273,16 @@ def main() -> None:
     qat = train(options, source, training, POLICY, out / "run")
     gguf = out / "smollm2-135m-qat-q4_0.gguf"
     export(qat, gguf)
-    checkpoints = {"rtn": round_to_nearest(source, out / "rtn.qat.safetensors"), "qat": qat}
+    checkpoints = {"ptq": round_to_nearest(source, out / "rtn.qat.safetensors"), "qat": qat}
     if options.control:
         checkpoints["control"] = train(options, source, training, finetune.FLOAT, out / "control")
 
     steps = telemetry(out / "run")
     draw_curve(steps, out / "training.png")
-    candidates = {row: libqat.load_checkpoint(path).decoder for row, path in checkpoints.items()}
-    scores = score(source, candidates, texts)
-    judged = judge(gguf, candidates["qat"], texts["wiki"][:JUDGED], options.threads)
+    paths = {"float": source, **checkpoints}
+    models = {row: libqat.open_model(path, row) for row, path in paths.items()}
+    scores = score(list(models.values()), texts, out / "run")
+    judged = judge(gguf, models["qat"].decoder, texts["wiki"][:JUDGED], options.threads)
     summary = summarise(options, steps, scores, gguf, judged)
     path = out / "summary.json"
     path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

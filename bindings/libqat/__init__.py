@@ -29,14 +29,20 @@ from ._core import (
     load,
     load_checkpoint,
     load_model,
+    mean_interval,
     objective_loss,
+    removed,
+    resampled_means,
     save,
+    score_intervals,
     share_removed,
     verify,
     write_tokens,
 )
 from ._paths import cmake_prefix_path, include_paths
 from .batch_norm import FoldedBatchNorms, fold_batch_norm, fold_batch_norms, freeze_batch_norm
+from .evaluated import EvaluatedModel, EvaluationTask, evaluate, evaluate_run, open_model, open_run
+from .evaluation import compare_metric, compare_text
 from .grids import Grid, grids
 from .prepare import PreparedModel, freeze, prepare, unprepare
 from .report import Report
@@ -46,6 +52,8 @@ __all__ = [
     "ArgumentError",
     "Decoder",
     "Error",
+    "EvaluatedModel",
+    "EvaluationTask",
     "FileError",
     "FoldedBatchNorms",
     "Grid",
@@ -67,8 +75,12 @@ __all__ = [
     "check_options",
     "cmake_prefix_path",
     "compare",
+    "compare_metric",
+    "compare_text",
     "default_options",
     "dequantize",
+    "evaluate",
+    "evaluate_run",
     "export",
     "export_targets",
     "fold_batch_norm",
@@ -81,10 +93,16 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "load_tokenizer",
+    "mean_interval",
     "objective_loss",
+    "open_model",
+    "open_run",
     "ops",
     "prepare",
+    "removed",
+    "resampled_means",
     "save",
+    "score_intervals",
     "share_removed",
     "unprepare",
     "verify",

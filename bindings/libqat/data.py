@@ -246,3 +246,18 @@ def tokenize(tokenizer, texts: Iterable[str], limit: int | None = None) -> torch
     if not ids:
         raise ArgumentError("tokenize: expected at least one token, got empty text")
     return torch.tensor(ids[:limit], dtype=torch.int64)
+
+
+def spread_windows(tokens: torch.Tensor, count: int, window: int) -> torch.Tensor:
+    """`count` of the tokens as windows spread evenly over the text, so that no single passage decides.
+
+    tokens: int64[n]. All of them when there are no more than `count`; else count // window whole windows, or
+    the first `count` tokens when that is less than one window.
+    """
+    if len(tokens) <= count:
+        return tokens
+    if count < window:
+        return tokens[:count]
+    windows = tokens[: len(tokens) // window * window].view(-1, window)
+    chosen = torch.linspace(0, len(windows) - 1, count // window, dtype=torch.float64).round().long()
+    return windows[chosen].flatten()

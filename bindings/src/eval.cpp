@@ -57,6 +57,8 @@ void bind_eval(py::module_& module) {
       .def_readonly("top1", &eval::Score::top1, "Share of positions whose argmax equals the reference's.")
       .def_readonly("window_nll", &eval::Score::window_nll, "Mean of each window, for intervals.")
       .def_readonly("window_kl", &eval::Score::window_kl, "Mean of each window, for intervals.")
+      .def_readonly("window_top1", &eval::Score::window_top1, "Mean of each window, for intervals.")
+      .def_readonly("window_tokens", &eval::Score::window_tokens, "Predicted tokens of each window.")
       .def("__repr__", &describe);
   module.def(
       "compare", &compare, py::arg("reference"), py::arg("candidates"), py::arg("tokens"), py::kw_only(),

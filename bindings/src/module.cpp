@@ -15,5 +15,6 @@ PYBIND11_MODULE(_core, module) {
   qat::python::bind_models(module);
   qat::python::bind_prepare(module);
   qat::python::bind_eval(module);
+  qat::python::bind_bootstrap(module);
   qat::python::bind_train(module);
 }

@@ -122,11 +122,14 @@ void add(Score& score, const Positions& positions) {
   for (int64_t window = 0; window < positions.nll.size(0); ++window) {
     const double nll = positions.nll.select(0, window).sum().item<double>();
     const double kl = positions.kl.select(0, window).sum().item<double>();
+    const double same = positions.same.select(0, window).sum().item<double>();
     score.nll += nll;
     score.kl += kl;
-    score.top1 += positions.same.select(0, window).sum().item<double>();
+    score.top1 += same;
     score.window_nll.push_back(nll / static_cast<double>(count));
     score.window_kl.push_back(kl / static_cast<double>(count));
+    score.window_top1.push_back(same / static_cast<double>(count));
+    score.window_tokens.push_back(count);
     score.tokens += count;
   }
 }

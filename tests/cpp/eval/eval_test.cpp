@@ -3,7 +3,9 @@
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/argmax.h>
 #include <ATen/ops/embedding.h>
+#include <ATen/ops/index_select.h>
 #include <ATen/ops/randn.h>
 
 #include <c10/core/GradMode.h>
@@ -103,7 +105,8 @@ TEST_CASE("scores equal the definitions in double") {
 }
 
 TEST_CASE("window means weigh to the total") {
-  const at::Tensor p = at::randn({9, 9}), q = at::randn({9, 9});
+  at::manual_seed(4);
+  const at::Tensor p = at::randn({9, 9}), q = p + at::randn({9, 9});
   qat::eval::Options options;
   options.window = 10;
   const at::Tensor tokens = random_tokens(36, 9, 3);
@@ -115,6 +118,13 @@ TEST_CASE("window means weigh to the total") {
   const double nll =
       (9 * (score.window_nll[0] + score.window_nll[1] + score.window_nll[2]) + 5 * score.window_nll[3]) / 32;
   REQUIRE(score.nll == Approx(nll).epsilon(1e-12));
+  REQUIRE(score.window_tokens == std::vector<int64_t>{9, 9, 9, 5});
+  for (int64_t window = 0; window < 4; ++window) {
+    const at::Tensor rows = tokens.slice(0, 10 * window, 10 * window + score.window_tokens[window]);
+    const at::Tensor same = p.index_select(0, rows).argmax(1) == q.index_select(0, rows).argmax(1);
+    REQUIRE(score.window_top1[window] == Approx(same.to(at::kDouble).mean().item<double>()));
+  }
+  REQUIRE((score.top1 > 0 && score.top1 < 1));
 }
 
 TEST_CASE("the batch size does not change the result, and each model is called once per batch") {

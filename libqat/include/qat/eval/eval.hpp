@@ -22,7 +22,8 @@ struct Options {
   std::function<bool(int64_t done, int64_t total)> progress;
 };
 
-/// Sums over predicted tokens. Windows are kept apart so that intervals can be bootstrapped.
+/// Means over predicted tokens. Windows are kept apart so that intervals can be bootstrapped: see
+/// bootstrap.hpp. All window vectors have one entry per window, in text order.
 struct Score {
   int64_t tokens = 0;              ///< predicted tokens
   double nll = 0;                  ///< mean negative log-likelihood, nats
@@ -30,7 +31,9 @@ struct Score {
   double top1 = 0;                 ///< share of positions whose argmax equals the reference's
   std::vector<double> window_nll;  ///< mean over each window's predictions
   std::vector<double> window_kl;
-  double perplexity() const;  ///< exp(nll)
+  std::vector<double> window_top1;
+  std::vector<int64_t> window_tokens;  ///< predicted tokens of each window: the weight of its means
+  double perplexity() const;           ///< exp(nll)
 };
 
 /// Scores `reference` itself (kl 0, top1 1) and each candidate. tokens: int64[n], n >= 2; the last, shorter
