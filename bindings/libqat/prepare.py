@@ -12,7 +12,7 @@ from . import _core
 from ._core import ArgumentError, Decoder, Policy, PreparedDecoder, QuantizedCheckpoint
 from .nn import FLOAT, QUANTIZED, WeightQuantizer
 from .report import Report, report_of
-from .slots import Slot, check_model, check_prepared, check_slots, find_slots
+from .slots import Slot, check_model, check_prepared, check_slots, check_whole, find_slots
 
 _MARK = "_libqat_policy"
 """Attribute of a prepared root module: the policy as canonical JSON."""
@@ -59,7 +59,11 @@ class PreparedModel:
         return _Enabled([module.weight_quantizer for s in self.slots for _, module in s.layers], enabled)
 
     def report(self) -> Report:
-        """Name, shape, grid, bits, error and bytes of each parameter; printable."""
+        """Name, shape, grid, bits, error and bytes of each parameter; printable.
+
+        UnsupportedError for sharded weights.
+        """
+        check_whole(self.model, "report")
         return report_of(self.model, self.slots)
 
     def __repr__(self) -> str:

@@ -84,6 +84,16 @@ def check_model(model: nn.Module) -> None:
             )
 
 
+def check_whole(model: nn.Module, function: str) -> None:
+    """UnsupportedError, in the name of `function`, when FSDP keeps only a part of the weights here."""
+    for name, module in model.named_modules():
+        if is_sharded(module):
+            raise UnsupportedError(
+                f"{function}: {name or 'model'}: expected whole weights, got those that fully_shard split: "
+                "load the full state_dict into a prepared model that is not sharded, and use that"
+            )
+
+
 def check_prepared(model: nn.Module, policy: Policy) -> None:
     """Refuses to freeze a prepared model whose layers no longer compute what the policy says.
 
@@ -95,11 +105,7 @@ def check_prepared(model: nn.Module, policy: Policy) -> None:
                 f"freeze: {name or 'model'}: expected a model without PEFT adapters, got "
                 f"{_class_name(module)}: {_ADAPTERS}"
             )
-        if is_sharded(module):
-            raise UnsupportedError(
-                f"freeze: {name or 'model'}: expected whole weights, got those that fully_shard split: load "
-                "the full state_dict into a prepared model that is not sharded, and freeze that"
-            )
+    check_whole(model, "freeze")
     slots = find_slots(model)
     grids = policy.resolve([(slot.name, slot.kind, slot.shape) for slot in slots])
     for slot, grid in zip(slots, grids, strict=True):
