@@ -348,41 +348,6 @@ def gradients(model):
     return result
 
 
-def test_compile_of_a_llama(llama):
-    torch._dynamo.reset()
-    libqat.prepare(llama, "gguf-q4_0")
-    ids = tokens(length=8)
-    expected = llama(ids).logits
-    loss_of(llama, ids).backward()
-    wanted = gradients(llama)
-    # aot_eager traces forward and backward through the operators' meta kernels, without the C++ compiler
-    compiled = torch.compile(
-        lambda ids: llama(ids, use_cache=False).logits, backend="aot_eager", fullgraph=True
-    )
-    # the traced graph decomposes the norms and the softmax: float32 rounding in another order
-    torch.testing.assert_close(compiled(ids), expected, rtol=1e-4, atol=1e-5)
-    F.cross_entropy(compiled(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    for name, gradient in gradients(llama).items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-6, msg=name)
-
-
-def test_compile_by_inductor():
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 32))
-    libqat.prepare(model, ALL_Q4)
-    input = torch.randn(4, 64)
-    expected = model(input)
-    expected.square().sum().backward()
-    wanted = gradients(model)
-    output = torch.compile(model, fullgraph=True)(input)
-    # the compiled GELU is another float32 approximation of erf
-    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
-    output.square().sum().backward()
-    for name, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-5, msg=name)
-
-
 def test_autocast(llama):
     prepared = libqat.prepare(llama, "gguf-q4_0")
     reference = quantized_copy(llama, prepared)
