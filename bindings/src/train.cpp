@@ -33,15 +33,24 @@ py::object as_python(const std::string& json) {
   return py::module_::import("json").attr("loads")(json);
 }
 
+/// A Decoder in halves, any other callable by its logits, None as no model.
+train::LanguageModel language_model(const py::object& model, const std::string& argument) {
+  if (model.is_none()) return {};
+  if (py::isinstance<models::Decoder>(model)) {
+    return train::in_halves(model.cast<std::shared_ptr<models::Decoder>>());
+  }
+  return logits_function(model, argument);
+}
+
 /// A trainer and what it borrows.
 class PythonTrainer {
  public:
   PythonTrainer(std::shared_ptr<PreparedDecoder> student, const py::object& teacher, TokenData data,
                 const Path& run_folder, const py::dict& options)
       : student_(std::move(student)),
-        trainer_(student_->model, forward(student_),
-                 teacher.is_none() ? nullptr : logits_function(teacher, "Trainer: teacher"), std::move(data),
-                 options_of(options), run_folder.string()) {}
+        trainer_(student_->model, train::in_halves(student_->decoder),
+                 language_model(teacher, "Trainer: teacher"), std::move(data), options_of(options),
+                 run_folder.string()) {}
 
   /// True when finished. A Python exception from `progress`, or from Ctrl-C, is raised after the state is
   /// saved.
@@ -78,10 +87,6 @@ class PythonTrainer {
   Trainer& trainer() noexcept { return trainer_; }
 
  private:
-  static eval::LogitsFunction forward(const std::shared_ptr<PreparedDecoder>& student) {
-    return [student](const at::Tensor& tokens) { return student->decoder->forward(tokens); };
-  }
-
   std::shared_ptr<PreparedDecoder> student_;
   Trainer trainer_;
 };
@@ -132,6 +137,64 @@ void bind_report(py::module_& module) {
           "The line of telemetry.jsonl.");
 }
 
+/// The head that Python describes by its weight and grid.
+Head head_of(const at::Tensor& weight, const std::optional<at::Tensor>& bias, const std::string& grid,
+             const std::string& estimator) {
+  Head head{weight, bias.value_or(at::Tensor())};
+  if (grid != "f32") {
+    head.quantizer =
+        std::make_shared<Quantizer>("head.weight", Scheme{grid}, Estimator{estimator_kind(estimator)});
+  }
+  return head;
+}
+
+at::Tensor python_head_loss(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& tokens,
+                            const std::optional<at::Tensor>& bias, const std::string& grid,
+                            const std::string& estimator,
+                            const std::optional<std::tuple<at::Tensor, at::Tensor>>& teacher, double kl,
+                            double ce, double temperature, int64_t chunk) {
+  train::TeacherAnswer answer;
+  if (teacher) answer = {std::get<0>(*teacher), Head{std::get<1>(*teacher)}};
+  return train::head_loss(hidden, head_of(weight, bias, grid, estimator), answer, tokens,
+                          {kl, ce, temperature}, chunk);
+}
+
+void bind_losses(py::module_& module) {
+  const train::Objective defaults;
+  module.def(
+      "objective_loss",
+      [](const at::Tensor& student, const std::optional<at::Tensor>& teacher, const at::Tensor& tokens,
+         double kl, double ce, double temperature) {
+        return train::objective_loss(student, teacher.value_or(at::Tensor()), tokens, {kl, ce, temperature});
+      },
+      py::arg("student"), py::arg("teacher"), py::arg("tokens"), py::kw_only(), py::arg("kl") = defaults.kl,
+      py::arg("ce") = defaults.ce, py::arg("temperature") = defaults.temperature,
+      py::call_guard<py::gil_scoped_release>(),
+      R"(The trainer's loss, differentiable, for loops of your own: a scalar over predicted positions.
+
+Args:
+    student: float logits [B, T, V]; its gradient is computed in the forward pass, without a float32 copy of the logits.
+    teacher: float logits [B, T, V], constant, or None when kl is 0.
+    tokens: int64[B, T], T >= 2.
+    kl: weight of temperature^2 * KL(teacher || student) at `temperature`.
+    ce: weight of the cross-entropy with the next token.)");
+  module.def("head_loss", &python_head_loss, py::arg("hidden"), py::arg("weight"), py::arg("tokens"),
+             py::kw_only(), py::arg("bias") = py::none(), py::arg("grid") = "f32",
+             py::arg("estimator") = "ste", py::arg("teacher") = py::none(), py::arg("kl") = defaults.kl,
+             py::arg("ce") = defaults.ce, py::arg("temperature") = defaults.temperature, py::arg("chunk") = 0,
+             py::call_guard<py::gil_scoped_release>(),
+             R"(objective_loss of the logits hidden @ W_hat^T + bias, which never exist in full.
+
+Args:
+    hidden: float [B, T, h], what goes into the head.
+    weight: float [V, h], the head's latent; `grid` and `estimator` say how it is quantized.
+    tokens: int64[B, T], T >= 2.
+    teacher: (hidden [B, T, h'], weight [V, h']), constant, or None when kl is 0.
+    chunk: positions whose logits exist at a time; 0 = as many as make 2^23 logits.
+
+The gradients of hidden, weight and bias are formed in the forward pass.)");
+}
+
 void bind_trainer(py::module_& module) {
   py::class_<PythonTrainer>(module, "Trainer",
                             R"(Trains a PreparedDecoder on token data, resumable bit for bit.
@@ -177,6 +240,7 @@ void bind_train(py::module_& module) {
   bind_data(module);
   bind_report(module);
   bind_trainer(module);
+  bind_losses(module);
   module.def(
       "default_options", [] { return as_python(train::to_json(train::Options{})); },
       "Every option of `Trainer` with its default, as a dict.");
@@ -195,23 +259,6 @@ void bind_train(py::module_& module) {
       "learning_rate_at",
       [](int64_t step, const py::kwargs& options) { return learning_rate_at(options_of(options), step); },
       py::arg("step"), "The learning rate of step 1, 2, ... under the given options.");
-  module.def(
-      "objective_loss",
-      [](const at::Tensor& student, const std::optional<at::Tensor>& teacher, const at::Tensor& tokens,
-         double kl, double ce, double temperature) {
-        return train::objective_loss(student, teacher.value_or(at::Tensor()), tokens, {kl, ce, temperature});
-      },
-      py::arg("student"), py::arg("teacher"), py::arg("tokens"), py::kw_only(),
-      py::arg("kl") = train::Objective{}.kl, py::arg("ce") = train::Objective{}.ce,
-      py::arg("temperature") = train::Objective{}.temperature, py::call_guard<py::gil_scoped_release>(),
-      R"(The trainer's loss, differentiable, for loops of your own: a scalar over predicted positions.
-
-Args:
-    student: float logits [B, T, V]; its gradient is computed in the forward pass, without a float32 copy of the logits.
-    teacher: float logits [B, T, V], constant, or None when kl is 0.
-    tokens: int64[B, T], T >= 2.
-    kl: weight of temperature^2 * KL(teacher || student) at `temperature`.
-    ce: weight of the cross-entropy with the next token.)");
 }
 
 }  // namespace qat::python

@@ -279,3 +279,25 @@ def test_options_and_errors(folder, data):
         _core.Trainer(prepared, teacher, data, **OPTIONS, frozen=["no such parameter"])
     with pytest.raises(ArgumentError, match=r"in \[0, 4\), got 4"):
         _core.TokenData.from_tensor(torch.arange(5), 4)
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_head_loss_equals_the_loss_of_full_logits(chunk):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(2, 6, 32, generator=generator), torch.randn(50, 32, generator=generator)
+    teacher = torch.randn(2, 6, 16, generator=generator), torch.randn(50, 16, generator=generator)
+    tokens = torch.randint(50, (2, 6), generator=generator)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    shipped = torch.ops.libqat.fake_quantize(weight, "int4_channel", "ste", "")
+    expected = _core.objective_loss(hidden @ shipped.T, teacher[0] @ teacher[1].T, tokens, kl=0.7, ce=0.3)
+    reference = torch.autograd.grad(expected, [hidden, weight])
+    loss = _core.head_loss(
+        hidden, weight, tokens, grid="int4_channel", teacher=teacher, kl=0.7, ce=0.3, chunk=chunk
+    )
+    # float32 sums of 32 products in another order.
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(loss, [hidden, weight]), reference, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ArgumentError, match="teacher"):
+        _core.head_loss(hidden, weight, tokens)

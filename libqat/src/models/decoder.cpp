@@ -92,10 +92,13 @@ at::Tensor Decoder::hidden(const at::Tensor& tokens) {
 }
 
 at::Tensor Decoder::head(const at::Tensor& hidden) {
-  if (parts_->lm_head) return parts_->lm_head(hidden);
+  return output_head().logits(hidden);
+}
+
+Head Decoder::output_head() const {
+  if (parts_->lm_head) return {parts_->lm_head->weight, {}, parts_->lm_head->quantizer};
   const nn::Embedding& embedding = parts_->model->embed_tokens;
-  if (embedding->quantizer) return embedding->quantizer->linear(hidden, embedding->weight, std::nullopt);
-  return float_linear(hidden, embedding->weight, std::nullopt);
+  return {embedding->weight, {}, embedding->quantizer};
 }
 
 at::Tensor Decoder::forward(const at::Tensor& tokens) {

@@ -164,6 +164,19 @@ at::Tensor fake_quantize(const at::Tensor& weight, string_view grid, EstimatorKi
   return forward_operator().call(weight, grid, to_string(estimator), tensor);
 }
 
+at::Tensor quantized_weight(const at::Tensor& weight, at::ScalarType dtype, string_view grid,
+                            string_view tensor) {
+  if (!weight.is_cpu() || dtype != at::kBFloat16) {
+    return fake_quantize(weight.detach(), grid, EstimatorKind::kSte, tensor).to(dtype);
+  }
+  // The row kernels round to bfloat16 themselves: no float32 copy of a large table.
+  const Subject subject{"quantized_weight", tensor};
+  const grid::Grid& found = check_weight(subject, weight, grid);
+  at::Tensor w_hat = at::empty(weight.sizes(), at::TensorOptions(dtype));
+  quantize_rows(subject, found, weight.contiguous(), w_hat);
+  return w_hat;
+}
+
 at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& weight, string_view grid,
                                   EstimatorKind estimator, string_view tensor) {
   return backward_operator().call(grad, weight, grid, to_string(estimator), tensor);

@@ -40,4 +40,14 @@ at::Tensor Quantizer::embedding(const at::Tensor& indices, const at::Tensor& lat
   return ops::quantized_embedding(indices, latent, padding_idx, scheme_.weight, estimator_.kind, tensor_);
 }
 
+at::Tensor Quantizer::weight(const at::Tensor& latent, at::ScalarType dtype) const {
+  return enabled_ ? ops::quantized_weight(latent, dtype, scheme_.weight, tensor_) : latent.detach().to(dtype);
+}
+
+at::Tensor Quantizer::weight_backward(const at::Tensor& grad, const at::Tensor& latent) const {
+  // The identity needs no copy of a large table.
+  if (!enabled_ || estimator_.kind == EstimatorKind::kSte) return grad;
+  return ops::fake_quantize_backward(grad, latent, scheme_.weight, estimator_.kind, tensor_);
+}
+
 }  // namespace qat

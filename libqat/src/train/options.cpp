@@ -33,6 +33,7 @@ void for_each_option(AnyOptions& options, Visit&& visit) {
   visit("weight_decay", options.weight_decay);
   visit("clip_norm", options.clip_norm);
   visit("objective", options.objective);
+  visit("loss_chunk", options.loss_chunk);
   visit("compute_dtype", options.compute_dtype);
   visit("frozen", options.frozen);
   visit("seed", options.seed);
@@ -150,6 +151,7 @@ void validate(const Options& options) {
   at_least("batch_size", options.batch_size, 1);
   at_least("sequence_length", options.sequence_length, 2);
   at_least("accumulate", options.accumulate, 1);
+  at_least("loss_chunk", options.loss_chunk, 0);
   at_least("eval_every", options.eval_every, 0);
   at_least("save_every", options.save_every, 0);
   at_least("telemetry_every", options.telemetry_every, 0);

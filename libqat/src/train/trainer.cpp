@@ -43,7 +43,7 @@ class EvaluationMode {
   std::vector<std::pair<std::reference_wrapper<torch::nn::Module>, bool>> before_;
 };
 
-void require_callable(const eval::LogitsFunction& function, const char* name, const char* why) {
+void require_callable(const LanguageModel& function, const char* name, const char* why) {
   if (function) return;
   throw ArgumentError(std::string("Trainer: ") + name + ": expected a function (" + why + "), got none");
 }
@@ -58,13 +58,13 @@ void seed_generator(at::Device device, int64_t seed, int64_t step) {
 }  // namespace
 
 struct Trainer::Impl {
-  Impl(PreparedModel& prepared, eval::LogitsFunction student_function, eval::LogitsFunction teacher_function,
+  Impl(PreparedModel& prepared, LanguageModel student_function, LanguageModel teacher_function,
        TokenData text, Options settings, std::string run_folder);
 
   std::vector<StateTensor> state() const;
   double accumulate_gradients(int64_t at_step);
-  at::Tensor teach(const at::Tensor& tokens) const;
-  at::Tensor answer(const at::Tensor& tokens);
+  TeacherAnswer teach(const at::Tensor& tokens) const;
+  at::Tensor loss_of(const at::Tensor& tokens, const Objective& objective);
   void check_finite(int64_t at_step, const char* what, double value) const;
   StepReport train_one_step(int64_t at_step);
   std::vector<eval::Score> evaluate();
@@ -73,7 +73,7 @@ struct Trainer::Impl {
   void save() { folder.save(state(), step, identity); }
 
   PreparedModel& model;
-  eval::LogitsFunction student, teacher;
+  LanguageModel student, teacher;
   TokenData data;
   Options options;
   TrainedParameters parameters;
@@ -101,9 +101,8 @@ Options validated(Options options) {
 
 }  // namespace
 
-Trainer::Impl::Impl(PreparedModel& prepared, eval::LogitsFunction student_function,
-                    eval::LogitsFunction teacher_function, TokenData text, Options settings,
-                    std::string run_folder)
+Trainer::Impl::Impl(PreparedModel& prepared, LanguageModel student_function, LanguageModel teacher_function,
+                    TokenData text, Options settings, std::string run_folder)
     : model(prepared),
       student(std::move(student_function)),
       teacher(std::move(teacher_function)),
@@ -142,17 +141,21 @@ std::vector<StateTensor> Trainer::Impl::state() const {
   return tensors;
 }
 
-at::Tensor Trainer::Impl::teach(const at::Tensor& tokens) const {
+TeacherAnswer Trainer::Impl::teach(const at::Tensor& tokens) const {
   if (options.objective.kl == 0) return {};
   const c10::NoGradGuard no_grad;
   const ComputeScope scope(compute, device);
-  return teacher(tokens);
+  if (teacher.in_halves()) return {teacher.hidden(tokens), teacher.head()};
+  return teacher.logits(tokens);
 }
 
-at::Tensor Trainer::Impl::answer(const at::Tensor& tokens) {
+/// The loss of one micro-batch.
+at::Tensor Trainer::Impl::loss_of(const at::Tensor& tokens, const Objective& objective) {
+  const TeacherAnswer expected = teach(tokens);
   const auto quantized = model.quantized();
   const ComputeScope scope(compute, device);
-  return student(tokens);
+  if (!student.in_halves()) return objective_loss(student.logits(tokens), expected, tokens, objective);
+  return head_loss(student.hidden(tokens), student.head(), expected, tokens, objective, options.loss_chunk);
 }
 
 /// Leaves the mean gradient of the step's micro-batches in the parameters and returns the mean loss.
@@ -165,8 +168,7 @@ double Trainer::Impl::accumulate_gradients(int64_t at_step) {
     const int64_t index = (at_step - 1) * options.accumulate + micro;
     const at::Tensor tokens =
         data.batch(index, options.batch_size, options.sequence_length, options.seed).to(device);
-    const at::Tensor expected = teach(tokens);
-    const at::Tensor loss = objective_loss(answer(tokens), expected, tokens, share);
+    const at::Tensor loss = loss_of(tokens, share);
     const double value = loss.item<double>();
     check_finite(at_step, "loss", value);
     total += value;
@@ -202,7 +204,11 @@ StepReport Trainer::Impl::train_one_step(int64_t at_step) {
 /// Empty when a stop was requested before it was complete.
 std::vector<eval::Score> Trainer::Impl::evaluate() {
   const EvaluationMode mode(model.module());
-  const eval::LogitsFunction ours = [this](const at::Tensor& tokens) { return answer(tokens.to(device)); };
+  const eval::LogitsFunction ours = [this](const at::Tensor& tokens) {
+    const auto quantized = model.quantized();
+    const ComputeScope scope(compute, device);
+    return student(tokens.to(device));
+  };
   const eval::LogitsFunction reference = [this](const at::Tensor& tokens) {
     const ComputeScope scope(compute, device);
     return teacher(tokens.to(device));
@@ -233,8 +239,8 @@ void Trainer::Impl::complete(StepReport& report, Clock::time_point start, int64_
   if (evaluation_tokens.defined() && due(options.eval_every)) report.evaluation = evaluate();
 }
 
-Trainer::Trainer(PreparedModel& model, eval::LogitsFunction student, eval::LogitsFunction teacher,
-                 TokenData data, Options options, std::string run_folder)
+Trainer::Trainer(PreparedModel& model, LanguageModel student, LanguageModel teacher, TokenData data,
+                 Options options, std::string run_folder)
     : impl_(std::make_unique<Impl>(model, std::move(student), std::move(teacher), std::move(data),
                                    std::move(options), std::move(run_folder))) {}
 

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "qat/models/config.hpp"
+#include "qat/quantizer/head.hpp"
 
 namespace qat::models {
 
@@ -23,11 +24,13 @@ class Decoder : public torch::nn::Module {
   /// dtype of the weights. ArgumentError for another shape or dtype and for ids outside the vocabulary.
   at::Tensor forward(const at::Tensor& tokens);
 
-  /// The two halves of `forward`, for losses that take the vocabulary in pieces.
+  /// The two halves of `forward`, for losses that take the logits in pieces.
   /// tokens: int64[B, T] -> [B, T, h] in the compute dtype, after the final norm.
   at::Tensor hidden(const at::Tensor& tokens);
   /// hidden: [..., h] -> logits [..., V].
   at::Tensor head(const at::Tensor& hidden);
+  /// The layer that `head` calls: the untied head, or the embedding's table with its quantizer.
+  Head output_head() const;
 
   /// A second decoder with a copy of the weights, without gradients and quantizers: a teacher. Matrices are
   /// stored in `dtype` (no cast per forward pass, half the memory in bfloat16), norm gains stay float32.

@@ -16,6 +16,11 @@ namespace qat::ops {
 at::Tensor fake_quantize(const at::Tensor& weight, std::string_view grid,
                          EstimatorKind estimator = EstimatorKind::kSte, std::string_view tensor = "");
 
+/// w_hat rounded once to `dtype`, without a gradient: for code that forms its own products. A plain function,
+/// not a dispatcher operator. dtype: float32, bfloat16, float16 or float64.
+at::Tensor quantized_weight(const at::Tensor& weight, at::ScalarType dtype, std::string_view grid,
+                            std::string_view tensor = "");
+
 /// dL/dw from dL/dw_hat: `grad` itself (kSte), or zero where the grid clips w (kClippedSte, with the scales
 /// that `choose` gives for `weight`). grad, weight: float32[R, ...] -> float32 of the same shape.
 at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& weight, std::string_view grid,

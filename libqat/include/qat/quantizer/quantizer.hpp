@@ -31,6 +31,12 @@ class Quantizer {
   /// See ops::quantized_embedding; float_embedding when disabled.
   at::Tensor embedding(const at::Tensor& indices, const at::Tensor& latent, int64_t padding_idx = -1) const;
 
+  /// The numbers that `linear` multiplies with: w_hat (the latent when disabled) rounded once to `dtype`.
+  /// Carries no gradient.
+  at::Tensor weight(const at::Tensor& latent, at::ScalarType dtype) const;
+  /// dL/dlatent from dL/dweight; see ops::fake_quantize_backward. The gradient itself when disabled.
+  at::Tensor weight_backward(const at::Tensor& grad, const at::Tensor& latent) const;
+
   const std::string& tensor() const noexcept { return tensor_; }
   const Scheme& scheme() const noexcept { return scheme_; }
   const Estimator& estimator() const noexcept { return estimator_; }

@@ -17,6 +17,7 @@
 
 #include "qat/eval/eval.hpp"
 #include "qat/prepare/prepare.hpp"
+#include "qat/train/language_model.hpp"
 #include "qat/train/options.hpp"
 #include "qat/train/token_data.hpp"
 
@@ -45,13 +46,14 @@ enum class Outcome { kFinished, kInterrupted };
 
 class Trainer {
  public:
-  /// `model` must outlive the trainer. `student`: tokens int64[B, T] -> logits [B, T, V], called inside
-  /// `model.quantized()`. `teacher`: the same on the float model, or null when objective.kl is 0. Both are
-  /// called under autocast when the compute dtype is bfloat16. `run_folder`: created if missing; "" keeps
-  /// everything in memory. ArgumentError for bad options, a missing teacher, latents that are not float32, a
-  /// `frozen` expression that matches nothing or is malformed, and text shorter than one sequence.
-  Trainer(PreparedModel& model, eval::LogitsFunction student, eval::LogitsFunction teacher, TokenData data,
-          Options options, std::string run_folder);
+  /// `model` must outlive the trainer. `student`: called inside `model.quantized()`; in halves (see
+  /// `in_halves`) its logits never exist in full, see `head_loss`. `teacher`: the float model, or null when
+  /// objective.kl is 0. Both are called under autocast when the compute dtype is bfloat16. `run_folder`:
+  /// created if missing; "" keeps everything in memory. ArgumentError for bad options, a missing teacher,
+  /// latents that are not float32, a `frozen` expression that matches nothing or is malformed, and text
+  /// shorter than one sequence.
+  Trainer(PreparedModel& model, LanguageModel student, LanguageModel teacher, TokenData data, Options options,
+          std::string run_folder);
   ~Trainer();
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;

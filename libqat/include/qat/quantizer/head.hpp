@@ -1,0 +1,25 @@
+#pragma once
+
+// The last layer of a language model as plain data, so that a loss can multiply with it piece by piece.
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+
+#include "qat/quantizer/quantizer.hpp"
+
+namespace qat {
+
+/// logits = hidden @ W_hat^T + bias.
+struct Head {
+  at::Tensor weight;                          ///< [V, h], the latent
+  at::Tensor bias = {};                       ///< [V], or undefined
+  std::shared_ptr<Quantizer> quantizer = {};  ///< null: the weight as it is
+
+  /// hidden: float[..., h] -> logits [..., V] in its dtype, differentiable.
+  at::Tensor logits(const at::Tensor& hidden) const;
+  /// W_hat rounded once to `dtype`, without a gradient.
+  at::Tensor shipped_weight(at::ScalarType dtype) const;
+};
+
+}  // namespace qat

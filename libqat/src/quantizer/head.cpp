@@ -1,0 +1,16 @@
+#include "qat/quantizer/head.hpp"
+
+#include <optional>
+
+namespace qat {
+
+at::Tensor Head::logits(const at::Tensor& hidden) const {
+  const std::optional<at::Tensor> addend = bias.defined() ? std::optional(bias) : std::nullopt;
+  return quantizer ? quantizer->linear(hidden, weight, addend) : float_linear(hidden, weight, addend);
+}
+
+at::Tensor Head::shipped_weight(at::ScalarType dtype) const {
+  return quantizer ? quantizer->weight(weight, dtype) : weight.detach().to(dtype);
+}
+
+}  // namespace qat

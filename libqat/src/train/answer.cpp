@@ -1,0 +1,110 @@
+#include "train/answer.hpp"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+
+#include <algorithm>
+#include <sstream>
+#include <vector>
+
+#include "qat/core/error.hpp"
+
+namespace qat::train {
+
+std::string describe(const at::Tensor& tensor) {
+  if (!tensor.defined()) return "nothing";
+  std::ostringstream text;
+  text << c10::toString(tensor.scalar_type()) << tensor.sizes();
+  return text.str();
+}
+
+void check(bool ok, const char* function, const char* subject, const std::string& expected,
+           const at::Tensor& got) {
+  if (ok) return;
+  throw ArgumentError(std::string(function) + ": " + subject + ": expected " + expected + ", got " +
+                      describe(got));
+}
+
+void check_tokens(const char* function, const at::Tensor& tokens) {
+  check(tokens.defined() && tokens.dim() == 2 && tokens.scalar_type() == at::kLong && tokens.size(0) >= 1 &&
+            tokens.size(1) >= 2,
+        function, "tokens", "int64[B, T] with T >= 2", tokens);
+}
+
+void check_answer(const char* function, const TeacherAnswer& teacher, const at::Tensor& tokens,
+                  int64_t vocabulary, const Objective& objective) {
+  if (objective.kl == 0) return;
+  const std::string size = std::to_string(vocabulary), of_tokens = " for tokens " + describe(tokens);
+  const auto fits = [&](const at::Tensor& tensor, int64_t predicted) {
+    return tensor.dim() == 3 && tensor.size(0) == tokens.size(0) && tensor.size(1) == predicted;
+  };
+  if (teacher.ids.defined()) {
+    const bool ids = teacher.ids.scalar_type() == at::kLong && fits(teacher.ids, tokens.size(1) - 1) &&
+                     teacher.ids.size(2) >= 1 && teacher.ids.size(2) < vocabulary;
+    check(ids, function, "teacher.ids", "int64[B, T - 1, k], 1 <= k < " + size + of_tokens, teacher.ids);
+    const bool log_p = teacher.log_p.defined() && teacher.log_p.is_floating_point() &&
+                       fits(teacher.log_p, tokens.size(1) - 1) &&
+                       teacher.log_p.size(2) == teacher.ids.size(2) + 1;
+    check(log_p, function, "teacher.log_p", "float[B, T - 1, k + 1]" + of_tokens, teacher.log_p);
+  } else if (teacher.hidden.defined()) {
+    const bool hidden = teacher.hidden.is_floating_point() && fits(teacher.hidden, tokens.size(1));
+    check(hidden, function, "teacher.hidden", "float[B, T, h]" + of_tokens, teacher.hidden);
+    const at::Tensor& weight = teacher.head.weight;
+    check(weight.defined() && weight.dim() == 2 && weight.size(0) == vocabulary &&
+              weight.size(1) == teacher.hidden.size(2),
+          function, "teacher.head.weight", "[" + size + ", " + std::to_string(teacher.hidden.size(2)) + "]",
+          weight);
+  } else {
+    const at::Tensor& logits = teacher.logits;
+    check(logits.defined() && logits.is_floating_point() && fits(logits, tokens.size(1)) &&
+              logits.size(2) == vocabulary,
+          function, "teacher", "float logits [B, T, " + size + "]" + of_tokens, logits);
+  }
+}
+
+at::Tensor predicted_rows(const at::Tensor& tensor, int64_t first, int64_t last, int64_t positions) {
+  std::vector<at::Tensor> parts;
+  for (int64_t row = first; row < last;) {
+    const int64_t sequence = row / positions, at = row % positions;
+    const int64_t end = std::min(positions, at + last - row);
+    parts.push_back(tensor.select(0, sequence).slice(0, at, end));
+    row += end - at;
+  }
+  return parts.size() == 1 ? parts.front() : at::cat(parts);
+}
+
+PieceLogits::PieceLogits(const Head& head, at::ScalarType dtype)
+    : weight_(head.shipped_weight(dtype)),
+      bias_(head.bias.defined() ? head.bias.detach().to(dtype) : at::Tensor()) {}
+
+at::Tensor PieceLogits::of(const at::Tensor& rows) {
+  if (!buffer_.defined() || buffer_.size(0) < rows.size(0)) {
+    buffer_.reset();  // before the larger one is allocated
+    buffer_ = at::empty({rows.size(0), weight_.size(0)}, weight_.options());
+  }
+  at::Tensor logits = buffer_.slice(0, 0, rows.size(0));
+  if (bias_.defined()) {
+    at::addmm_out(logits, bias_, rows, weight_.t());
+  } else {
+    at::mm_out(logits, rows, weight_.t());
+  }
+  return logits;
+}
+
+int64_t piece_height(int64_t chunk, int64_t vocabulary) {
+  constexpr int64_t kPieceLogits = int64_t{1} << 23, kMultiple = 32;
+  if (chunk > 0) return chunk;
+  return std::max(kPieceLogits / vocabulary / kMultiple, int64_t{1}) * kMultiple;
+}
+
+at::Tensor in_compute_dtype(const at::Tensor& tensor) {
+  const at::DeviceType device = tensor.device().type();
+  if (!at::autocast::is_autocast_enabled(device) || tensor.scalar_type() == at::kDouble) return tensor;
+  return tensor.to(at::autocast::get_autocast_dtype(device));
+}
+
+}  // namespace qat::train

@@ -1,0 +1,53 @@
+#pragma once
+
+// A teacher's answer, and the arguments of a loss, as rows.
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "qat/train/objective.hpp"
+#include "train/row_loss.hpp"
+
+namespace qat::train {
+
+/// Throws ArgumentError "function: subject: expected ..., got Float[2, 3]" unless `ok`.
+void check(bool ok, const char* function, const char* subject, const std::string& expected,
+           const at::Tensor& got);
+
+/// "Float[2, 3]", or "nothing".
+std::string describe(const at::Tensor& tensor);
+
+/// tokens must be int64[B, T], T >= 2.
+void check_tokens(const char* function, const at::Tensor& tokens);
+
+/// The answer must have the form that `objective` needs, for tokens int64[B, T] and a vocabulary of V.
+void check_answer(const char* function, const TeacherAnswer& teacher, const at::Tensor& tokens,
+                  int64_t vocabulary, const Objective& objective);
+
+/// Predicted positions first ... last - 1, counted over all sequences, of [B, T or more, ...] -> [n, ...]: a
+/// view when they lie in one sequence of a dense tensor. positions: T - 1.
+at::Tensor predicted_rows(const at::Tensor& tensor, int64_t first, int64_t last, int64_t positions);
+
+/// The products of `head` with a piece of rows at a time, in a buffer that the next piece reuses.
+class PieceLogits {
+ public:
+  PieceLogits() = default;
+  /// W_hat and bias in `dtype`.
+  PieceLogits(const Head& head, at::ScalarType dtype);
+
+  /// rows: dtype[n, h] -> dtype[n, V], valid until the next call.
+  at::Tensor of(const at::Tensor& rows);
+  const at::Tensor& weight() const noexcept { return weight_; }
+
+ private:
+  at::Tensor weight_, bias_, buffer_;
+};
+
+/// Rows of logits that exist at a time when nobody chose: 2^23 logits, a multiple of 32 rows.
+int64_t piece_height(int64_t chunk, int64_t vocabulary);
+
+/// `tensor` in autocast's dtype when autocast is on, as a matrix product would take it.
+at::Tensor in_compute_dtype(const at::Tensor& tensor);
+
+}  // namespace qat::train

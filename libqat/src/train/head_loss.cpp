@@ -1,0 +1,191 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+
+#include "qat/core/error.hpp"
+#include "qat/train/objective.hpp"
+#include "train/answer.hpp"
+
+namespace qat::train {
+namespace {
+
+constexpr const char* kName = "head_loss";
+using OptionalTensor = std::optional<at::Tensor>;
+
+struct Problem {
+  at::Tensor hidden, targets;  ///< [N, h] of the predicted positions; int64[N]; detached
+  Head head;
+  TeacherAnswer teacher;
+  RowLoss rule;
+  int64_t sequences = 0;  ///< B
+  int64_t height = 0;     ///< of a piece
+  bool wants_hidden = false, wants_weight = false, wants_bias = false;
+
+  int64_t positions() const noexcept { return targets.size(0) / sequences; }  ///< T - 1
+};
+
+struct Gradients {
+  at::Tensor hidden, weight, bias;
+};
+
+/// Gradients that start at zero, of what wants one. Sums over pieces are float32 at least.
+Gradients blank_gradients(const Problem& problem) {
+  Gradients blank;
+  const auto sums = problem.hidden.options().dtype(problem.rule.compute);
+  if (problem.wants_hidden) {
+    blank.hidden = at::zeros({problem.sequences, problem.positions() + 1, problem.hidden.size(1)},
+                             problem.hidden.options());
+  }
+  if (problem.wants_weight) blank.weight = at::zeros(problem.head.weight.sizes(), sums);
+  if (problem.wants_bias) blank.bias = at::zeros(problem.head.bias.sizes(), sums);
+  return blank;
+}
+
+/// Takes the teacher's side of one piece after another.
+class TeacherRows {
+ public:
+  TeacherRows(const TeacherAnswer& answer, int64_t positions) : answer_(answer), positions_(positions) {
+    if (!answer.hidden.defined()) return;
+    const at::Tensor hidden = answer.hidden.detach();
+    logits_ = PieceLogits(answer.head, hidden.scalar_type());
+    hidden_ = predicted_rows(hidden, 0, hidden.size(0) * positions, positions);
+  }
+
+  RowTeacher rows(int64_t first, int64_t last) {
+    if (hidden_.defined()) return {logits_.of(hidden_.slice(0, first, last)), {}, {}};
+    const auto take = [&](const at::Tensor& tensor) {
+      return tensor.defined() ? predicted_rows(tensor.detach(), first, last, positions_) : tensor;
+    };
+    return {take(answer_.logits), take(answer_.ids), take(answer_.log_p)};
+  }
+
+ private:
+  const TeacherAnswer& answer_;
+  int64_t positions_;
+  PieceLogits logits_;
+  at::Tensor hidden_;
+};
+
+/// Adds what a piece gives. gradient: [n, V] in hidden's dtype, of the loss by the logits of these rows.
+void add_piece(const Problem& problem, const at::Tensor& rows, const at::Tensor& gradient,
+               const at::Tensor& weight, int64_t first, const Gradients& sums) {
+  if (sums.hidden.defined()) {
+    const at::Tensor back = at::mm(gradient, weight);
+    const int64_t positions = problem.positions();
+    for (int64_t row = 0; row < rows.size(0);) {  // the last position of a sequence has no row
+      const int64_t sequence = (first + row) / positions, at = (first + row) % positions;
+      const int64_t count = std::min(positions - at, rows.size(0) - row);
+      sums.hidden.select(0, sequence).slice(0, at, at + count).copy_(back.slice(0, row, row + count));
+      row += count;
+    }
+  }
+  if (sums.weight.defined()) sums.weight.add_(at::mm(gradient.t(), rows));
+  if (sums.bias.defined()) sums.bias.add_(gradient.sum(0, false, sums.bias.scalar_type()));
+}
+
+/// The loss in float64, and the gradients.
+at::Tensor solve(const Problem& problem, const Gradients& sums) {
+  const int64_t total = problem.targets.size(0);
+  const at::Tensor loss = at::zeros({total}, problem.hidden.options().dtype(at::kDouble));
+  PieceLogits student(problem.head, problem.hidden.scalar_type());
+  TeacherRows teacher(problem.teacher, problem.positions());
+  for (int64_t first = 0; first < total; first += problem.height) {
+    const int64_t last = std::min(first + problem.height, total);
+    const at::Tensor rows = problem.hidden.slice(0, first, last);
+    const at::Tensor logits = student.of(rows);
+    const bool any = sums.hidden.defined() || sums.weight.defined() || sums.bias.defined();
+    problem.rule(logits, teacher.rows(first, last), problem.targets.slice(0, first, last),
+                 loss.slice(0, first, last), any ? logits : at::Tensor());
+    if (any) add_piece(problem, rows, logits, student.weight(), first, sums);
+  }
+  return loss.sum();
+}
+
+class HeadLoss : public torch::autograd::Function<HeadLoss> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& /*hidden*/,
+                            const at::Tensor& /*weight*/, const OptionalTensor& /*bias*/,
+                            const Problem& problem) {
+    // Products of the compute dtype must not be cast once more.
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    Gradients sums = blank_gradients(problem);
+    const at::Tensor loss = solve(problem, sums);
+    const Head& head = problem.head;
+    if (sums.weight.defined()) {
+      if (head.quantizer) sums.weight = head.quantizer->weight_backward(sums.weight, head.weight.detach());
+      sums.weight = sums.weight.to(head.weight.scalar_type());
+    }
+    if (sums.bias.defined()) sums.bias = sums.bias.to(head.bias.scalar_type());
+    context->save_for_backward({sums.hidden, sums.weight, sums.bias});
+    return loss.to(problem.rule.compute);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list upstream) {
+    if (c10::GradMode::is_enabled()) {
+      throw UnsupportedError("head_loss: backward: expected a first derivative, got a double backward");
+    }
+    torch::autograd::variable_list gradients = context->get_saved_variables();
+    const double scale = upstream[0].item<double>();
+    for (at::Tensor& gradient : gradients) {
+      if (gradient.defined() && scale != 1) gradient = gradient * scale;
+    }
+    gradients.emplace_back();
+    return gradients;
+  }
+};
+
+void check_arguments(const at::Tensor& hidden, const Head& head, const TeacherAnswer& teacher,
+                     const at::Tensor& tokens, const Objective& objective) {
+  check_tokens(kName, tokens);
+  check(hidden.defined() && hidden.dim() == 3 && hidden.is_floating_point() &&
+            hidden.sizes().slice(0, 2) == tokens.sizes(),
+        kName, "hidden", "float[B, T, h] for tokens " + describe(tokens), hidden);
+  const at::Tensor& weight = head.weight;
+  check(weight.defined() && weight.dim() == 2 && weight.is_floating_point() && weight.size(0) >= 1 &&
+            weight.size(1) == hidden.size(2),
+        kName, "head.weight", "float[V, " + std::to_string(hidden.size(2)) + "]", weight);
+  check(!head.bias.defined() || (head.bias.dim() == 1 && head.bias.size(0) == weight.size(0)), kName,
+        "head.bias", "[" + std::to_string(weight.size(0)) + "]", head.bias);
+  check_answer(kName, teacher, tokens, weight.size(0), objective);
+}
+
+}  // namespace
+
+at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAnswer& teacher,
+                     const at::Tensor& tokens, const Objective& objective, int64_t chunk) {
+  check_arguments(hidden, head, teacher, tokens, objective);
+  if (chunk < 0) {
+    throw ArgumentError("head_loss: chunk: expected at least 0 positions, got " + std::to_string(chunk));
+  }
+  const at::Tensor input = in_compute_dtype(hidden);
+  const at::Tensor dense = input.detach();
+  const int64_t sequences = tokens.size(0), positions = tokens.size(1) - 1;
+  Problem problem{predicted_rows(dense, 0, sequences * positions, positions).contiguous(),
+                  tokens.slice(1, 1).to(hidden.device()).flatten(),
+                  head,
+                  teacher,
+                  {objective},
+                  sequences,
+                  piece_height(chunk, head.weight.size(0))};
+  if (teacher.hidden.defined()) problem.teacher.hidden = in_compute_dtype(teacher.hidden.detach());
+  problem.rule.positions = static_cast<double>(sequences * positions);
+  if (input.scalar_type() == at::kDouble) problem.rule.compute = at::kDouble;
+  const bool on = c10::GradMode::is_enabled();
+  problem.wants_hidden = on && hidden.requires_grad();
+  problem.wants_weight = on && head.weight.requires_grad();
+  problem.wants_bias = on && head.bias.defined() && head.bias.requires_grad();
+  return HeadLoss::apply(input, head.weight, head.bias.defined() ? OptionalTensor(head.bias) : std::nullopt,
+                         problem);
+}
+
+}  // namespace qat::train
