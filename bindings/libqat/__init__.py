@@ -44,6 +44,7 @@ from .batch_norm import FoldedBatchNorms, fold_batch_norm, fold_batch_norms, fre
 from .evaluated import EvaluatedModel, EvaluationTask, evaluate, evaluate_run, open_model, open_run
 from .evaluation import compare_metric, compare_text
 from .grids import Grid, grids
+from .html_report import write_model_report, write_report
 from .prepare import PreparedModel, freeze, prepare, unprepare
 from .report import Report
 from .tokenizer import load_tokenizer
@@ -106,5 +107,7 @@ __all__ = [
     "share_removed",
     "unprepare",
     "verify",
+    "write_model_report",
+    "write_report",
     "write_tokens",
 ]

@@ -8,7 +8,7 @@ import typer
 import libqat
 
 from . import eval as eval_command
-from . import export, finetune, inspect, quantize, verify
+from . import export, finetune, inspect, quantize, report, verify
 
 app = typer.Typer(
     name="libqat",
@@ -37,7 +37,7 @@ def _version(
         raise typer.Exit
 
 
-for module in (finetune, quantize, export, eval_command, inspect, verify):
+for module in (finetune, quantize, export, eval_command, report, inspect, verify):
     app.command(module.NAME, help=module.HELP)(module.run)
 
 

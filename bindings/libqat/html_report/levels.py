@@ -1,0 +1,85 @@
+"""Where the weights of a tensor lie between the levels of its grid.
+
+Everything is measured in code units through the grid's own `decode`: a weight that equals the level of code c
+lies at c, whatever the scale, its sign or an offset. So one axis serves all blocks of a tensor and all grids.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import _core, ops
+from .tensors import TensorRow, Weight, chunks
+
+_BINS = 192
+"""Of a histogram, about."""
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """Histograms of one tensor in code units; shares of its weights."""
+
+    row: TensorRow
+    codes: tuple[int, ...]
+    """The legal codes."""
+    levels: tuple[float, ...]
+    """Where each code's level lies: its own number, on grids whose levels are evenly spaced."""
+    edges: tuple[float, ...]
+    """Borders of the bins, one more than bins. Weights outside are counted in the outermost bins."""
+    original: tuple[float, ...]
+    """The float weights, by the scales that rounding to nearest chooses for them."""
+    latent: tuple[float, ...]
+    """The trained latents, by the scales that ship."""
+
+
+@torch.no_grad()
+def on_grid(weight: Weight, row: TensorRow) -> OnGrid:
+    """The histograms of one tensor on a grid with codes."""
+    info = _core.grid_info(weight.grid)
+    low, high = info["code_min"], info["code_max"]
+    per_level = max(_BINS // (high - low + 1), 1) | 1  # odd: each level lies in the middle of a bin
+    bins = per_level * (high - low + 2) + 1
+    first, last = low - 1 - 0.5 / per_level, high + 1 + 0.5 / per_level
+    totals = torch.zeros(2, bins, dtype=torch.float64)
+    levels = None
+    for original, latent, codes, scales in chunks(weight):
+        _, ptq_scales = ops.quantize(original, weight.grid, weight.name)
+        for total, tensor, scale in zip(totals, (original, latent), (ptq_scales, scales), strict=True):
+            place = _in_codes(tensor, scale, weight.grid, low, high).clamp_(low - 1, high + 1)
+            total += torch.histc(place, bins, first, last).double()
+        if levels is None:
+            levels = _levels(scales[:1], codes.shape[1], weight.grid, low, high)
+    shares = totals / totals.sum(1, keepdim=True).clamp(min=1)
+    return OnGrid(
+        row=row,
+        codes=tuple(range(low, high + 1)),
+        levels=tuple(levels.tolist()),
+        edges=tuple(torch.linspace(first, last, bins + 1, dtype=torch.float64).tolist()),
+        original=tuple(shares[0].tolist()),
+        latent=tuple(shares[1].tolist()),
+    )
+
+
+def _constant(code: int, scales: Tensor, width: int, grid: str) -> Tensor:
+    """What each place of the rows would be if it had this code: float32[r, N]."""
+    codes = torch.full((scales.shape[0], width), code, dtype=torch.int8)
+    return ops.dequantize(codes, scales, grid)
+
+
+def _in_codes(weights: Tensor, scales: Tensor, grid: str, low: int, high: int) -> Tensor:
+    """The weights in code units, flat, without blocks of scale zero, which have but one level."""
+    least = _constant(low, scales, weights.shape[1], grid)
+    span = _constant(high, scales, weights.shape[1], grid).sub_(least)
+    alive = span != 0
+    return (weights - least)[alive] / span[alive] * (high - low) + low
+
+
+def _levels(scales: Tensor, width: int, grid: str, low: int, high: int) -> Tensor:
+    """The place of each code's level, by the first block of the row whose scale is not zero."""
+    values = torch.stack([_constant(code, scales, width, grid)[0] for code in range(low, high + 1)])
+    alive = (values[-1] != values[0]).nonzero()
+    if not len(alive):
+        return torch.arange(low, high + 1, dtype=torch.float32)
+    values = values[:, alive[0, 0]]
+    return (values - values[0]) / (values[-1] - values[0]) * (high - low) + low
