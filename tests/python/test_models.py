@@ -21,22 +21,26 @@ SHAPES = {
     "one key-value head": {"num_key_value_heads": 1, "tie_word_embeddings": True},
     "ungrouped heads": {"num_key_value_heads": 6, "tie_word_embeddings": True},
     "head_dim apart from hidden / heads": {"head_dim": 8, "tie_word_embeddings": False},
+    "biases": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     "another rope base and eps": {"rope_theta": 500.0, "rms_norm_eps": 1e-3, "tie_word_embeddings": True},
 }
 
 
-def make(seed=0, **changes):
-    """A random LlamaForCausalLM whose logits are far from uniform and whose norm gains are not 1."""
+def make(seed=0, kind=(LlamaConfig, LlamaForCausalLM), **changes):
+    """A random model whose logits are far from uniform, whose norm gains are not 1 and whose biases not 0."""
     torch.manual_seed(seed)
     sizes = dict(vocab_size=97, hidden_size=96, intermediate_size=160, num_hidden_layers=3)
     heads = dict(
         num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.1
     )
-    model = LlamaForCausalLM(LlamaConfig(**(sizes | heads | changes))).eval()
+    config, model = kind
+    model = model(config(**(sizes | heads | changes))).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
+            elif "bias" in name:
+                parameter.uniform_(-1, 1)
     return model
 
 
@@ -77,6 +81,19 @@ def test_logits_equal_transformers(changes, tmp_path):
     assert expected.std() > 0.5  # logits of 0 would agree with anything
     assert list(loaded.decoder.parameters()) == [name for name, _ in reference.named_parameters()]
     assert loaded.tokenizer == str(tmp_path)
+
+
+def test_qwen2_has_biases_on_queries_keys_and_values(tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    reference = make(kind=(Qwen2Config, Qwen2ForCausalLM), tie_word_embeddings=True)
+    reference.save_pretrained(tmp_path)
+    loaded = libqat.load_model(tmp_path)
+    tokens = tokens_for(reference)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.decoder(tokens), reference(tokens).logits, **LOGITS)
+    assert list(loaded.decoder.parameters()) == [name for name, _ in reference.named_parameters()]
+    assert sum("bias" in name for name in loaded.decoder.parameters()) == 9
 
 
 def test_old_spelling_of_the_config(tmp_path):
@@ -302,16 +319,17 @@ def test_missing_config_key_is_named(folder, key):
         ({"tie_word_embeddings": 1}, libqat.FileError, '"tie_word_embeddings": expected true or false'),
         ({"rope_parameters": {"rope_theta": 0}}, libqat.FileError, '"rope_theta"'),
         ({"rope_parameters": []}, libqat.FileError, '"rope_parameters"'),
-        ({"model_type": "qwen3"}, libqat.UnsupportedError, '"model_type": expected "llama", got "qwen3"'),
-        ({"hidden_act": "gelu"}, libqat.UnsupportedError, '"hidden_act"'),
-        ({"attention_bias": True}, libqat.UnsupportedError, '"attention_bias"'),
-        ({"mlp_bias": True}, libqat.UnsupportedError, '"mlp_bias"'),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, libqat.UnsupportedError, '"rope_scaling.type"'),
         (
-            {"rope_parameters": {"rope_type": "llama3"}},
+            {"model_type": "qwen3"},
             libqat.UnsupportedError,
-            '"rope_parameters.rope_type"',
+            '"model_type": expected "llama" or "qwen2", got "qwen3"',
         ),
+        ({"hidden_act": "gelu"}, libqat.UnsupportedError, '"hidden_act"'),
+        ({"attention_bias": 1}, libqat.FileError, '"attention_bias": expected true or false'),
+        ({"attention_bias": True}, libqat.FileError, r"missing .*k_proj\.bias"),
+        ({"mlp_bias": True}, libqat.FileError, r"missing .*up_proj\.bias"),
+        ({"use_sliding_window": True}, libqat.UnsupportedError, '"use_sliding_window": expected false'),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, libqat.UnsupportedError, '"layer_types"'),
         ({"quantization_config": {"bits": 4}}, libqat.UnsupportedError, '"quantization_config"'),
     ],
 )

@@ -173,18 +173,8 @@ def test_rope_divisors_of_one_are_passed_over(tmp_path):
             libqat.UnsupportedError,
             r"llama\.rope\.dimension_count: expected 16 .*, got 8",
         ),
-        (
-            {"keys": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}},
-            libqat.UnsupportedError,
-            "rope_type",
-        ),
         ({"keys": {"llama.expert_count": 8}}, libqat.UnsupportedError, r"llama\.expert_count"),
         ({"architecture": "mamba"}, libqat.UnsupportedError, "mamba"),
-        (
-            {"extra": {"rope_freqs.weight": (np.full(8, 2, np.float32), Type.F32)}},
-            libqat.UnsupportedError,
-            r"rope_freqs\.weight",
-        ),
         (
             {"extra": {"blk.0.attn_q.scale": (np.ones(1, np.float32), Type.F32)}},
             libqat.FileError,
@@ -193,7 +183,7 @@ def test_rope_divisors_of_one_are_passed_over(tmp_path):
         (
             {"extra": {"blk.0.attn_q.bias": (np.ones(64, np.float32), Type.F32)}},
             libqat.FileError,
-            r"unknown .*q_proj\.bias",
+            r"missing .*k_proj\.bias",
         ),
         (
             {

@@ -7,6 +7,7 @@
 namespace qat::arch {
 
 const Family& llama();
+const Family& qwen2();
 const Family& qwen3();
 
 }  // namespace qat::arch

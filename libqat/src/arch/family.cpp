@@ -79,7 +79,7 @@ std::string_view to_string(TensorKind kind) noexcept {
 }
 
 const std::vector<const Family*>& families() {
-  static const std::vector<const Family*> all{&llama(), &qwen3()};
+  static const std::vector<const Family*> all{&llama(), &qwen2(), &qwen3()};
   return all;
 }
 

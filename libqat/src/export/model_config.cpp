@@ -1,9 +1,8 @@
 #include "export/model_config.hpp"
 
-#include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <numbers>
+#include <utility>
 
 #include "export/input_file.hpp"
 #include "qat/core/error.hpp"
@@ -15,13 +14,6 @@ using arch::Absent;
 using arch::Condition;
 using arch::ValueType;
 using nlohmann::json;
-
-// Where configurations keep the rotary embedding: transformers 5 first, then older spellings.
-const std::vector<std::string_view> kRopeType{"rope_parameters.rope_type", "rope_scaling.rope_type",
-                                              "rope_scaling.type"};
-const std::vector<std::string_view> kRopeTheta{"rope_parameters.rope_theta", "rope_theta"};
-constexpr const char* kRopeDivisors = "rope_freqs.weight";
-constexpr double kDefaultRopeTheta = 10000.0;
 
 [[noreturn]] void fail(std::string_view key, const std::string& expected, const json& got) {
   throw ArgumentError("export_checkpoint: config: " + std::string(key) + ": expected " + expected + ", got " +
@@ -47,6 +39,15 @@ io::GgufValue to_gguf(std::string_view path, ValueType type, const json& value) 
   fail(path, kNames[static_cast<int>(type)], value);
 }
 
+/// As arch::read_rope asks for values.
+arch::ConfigValue config_value(const json& value, std::string_view path) {
+  if (value.is_null()) return {};
+  if (value.is_boolean()) return value.get<bool>();
+  if (value.is_number()) return value.get<double>();
+  if (value.is_string()) return value.get<std::string>();
+  fail(path, "a number, a string or true or false", value);
+}
+
 }  // namespace
 
 ModelConfig::ModelConfig(const std::string& text)
@@ -59,6 +60,23 @@ ModelConfig::ModelConfig(const std::string& text)
   const json& type = find("model_type");
   if (!type.is_string()) fail("model_type", "a string", type);
   family_ = &arch::find_by_model_type(type.get_ref<const std::string&>());
+  read_rope();
+}
+
+void ModelConfig::read_rope() {
+  const std::string prefix = "export_checkpoint: config: ";
+  try {
+    rope_ = arch::read_rope([this](std::string_view path) { return config_value(find(path), path); });
+  } catch (const UnsupportedError& error) {
+    throw UnsupportedError(prefix + error.what());
+  } catch (const ArgumentError& error) {
+    throw ArgumentError(prefix + error.what());
+  }
+  if (rope_.type == arch::RopeType::kLlama3 && !arch::matches_any(family_->gguf_only, arch::kRopeDivisors)) {
+    throw UnsupportedError(prefix + "rope_type: expected \"default\", \"linear\" or \"yarn\" for " +
+                           std::string(family_->name) +
+                           ", whose GGUF files hold no divisors, got \"llama3\"");
+  }
 }
 
 const json& ModelConfig::find(std::string_view path) const {
@@ -84,12 +102,6 @@ int64_t ModelConfig::integer(std::string_view path) const {
   return static_cast<int64_t>(std::get<uint32_t>(to_gguf(path, ValueType::kU32, value)));
 }
 
-double ModelConfig::number(const std::vector<std::string_view>& paths) const {
-  const json& value = find(paths);
-  if (!value.is_number()) fail(paths.front(), "a number", value);
-  return value.get<double>();
-}
-
 int64_t ModelConfig::key_heads() const {
   return find("num_key_value_heads").is_null() ? query_heads() : integer("num_key_value_heads");
 }
@@ -105,15 +117,8 @@ std::string ModelConfig::name() const {
   return text.substr(text.find_last_of('/') + 1);
 }
 
-std::string ModelConfig::rope_type() const {
-  const json& type = find(kRopeType);
-  return type.is_string() ? type.get<std::string>() : "default";
-}
-
 json ModelConfig::value_of(const arch::ConfigKey& key) const {
-  const std::string rope = rope_type();
   if (key.condition == Condition::kExplicitHeadDim && find("head_dim").is_null()) return {};
-  if (key.condition == Condition::kScaledRope && rope != "linear" && rope != "yarn") return {};
   const json& value = find(key.hf);
   if (!value.is_null()) return value;
   switch (key.absent) {
@@ -126,48 +131,48 @@ json ModelConfig::value_of(const arch::ConfigKey& key) const {
     case Absent::kHeadDim:
       return static_cast<uint64_t>(head_dim());
     case Absent::kRopeBase:
-      return kDefaultRopeTheta;
+      return rope_.theta;
   }
   return {};
 }
 
 io::GgufMetadata ModelConfig::gguf_keys() const {
-  const std::string rope = rope_type();
-  const bool divisors = rope == "llama3" && arch::matches_any(family_->gguf_only, kRopeDivisors);
-  if (!divisors && rope != "default" && rope != "linear" && rope != "yarn") {
-    throw UnsupportedError(
-        "export_checkpoint: config: rope_type: expected default, linear, yarn or llama3, got " + rope);
-  }
   io::GgufMetadata keys;
   for (const arch::ConfigKey& key : family_->config) {
     const json value = value_of(key);
-    if (!value.is_null()) keys.set(std::string(key.gguf), to_gguf(key.hf.front(), key.type, value));
+    if (!value.is_null()) keys.set(key.gguf, to_gguf(key.hf.front(), key.type, value));
   }
+  add_rope_scaling(keys);
   return keys;
 }
 
-std::vector<float> ModelConfig::rope_divisors() const {
-  if (rope_type() != "llama3") return {};
-  const auto parameter = [this](const char* name) {
-    const std::string current = std::string("rope_parameters.") + name,
-                      old = std::string("rope_scaling.") + name;
-    return number({current, old});
+/// The divisors of llama3 are a tensor instead.
+void ModelConfig::add_rope_scaling(io::GgufMetadata& keys) const {
+  if (rope_.type != arch::RopeType::kLinear && rope_.type != arch::RopeType::kYarn) return;
+  const auto set = [&](std::string_view key, io::GgufValue value) {
+    keys.set(std::string(family_->gguf_architecture) + ".rope.scaling." + std::string(key), std::move(value));
   };
-  const double factor = parameter("factor"), context = parameter("original_max_position_embeddings");
-  const double low = parameter("low_freq_factor"), high = parameter("high_freq_factor");
-  const double theta = find(kRopeTheta).is_null() ? kDefaultRopeTheta : number(kRopeTheta);
-  const int64_t size = head_dim();
+  set(arch::rope_key::kType, std::string(arch::to_string(rope_.type)));
+  set(arch::rope_key::kFactor, static_cast<float>(rope_.factor));
+  if (rope_.type == arch::RopeType::kLinear) return;
+  if (rope_.original_context > std::numeric_limits<uint32_t>::max()) {
+    fail("original_max_position_embeddings", "a whole number of 32 bits", rope_.original_context);
+  }
+  set(arch::rope_key::kOriginalContext, static_cast<uint32_t>(rope_.original_context));
+  const arch::Rope usual;
+  if (rope_.beta_fast != usual.beta_fast || rope_.beta_slow != usual.beta_slow) {
+    throw UnsupportedError(
+        "export_checkpoint: config: beta_fast, beta_slow: expected 32 and 1, the borders that llama.cpp "
+        "takes for this architecture, got others");
+  }
+  const auto share = static_cast<float>(rope_.attention_factor / arch::yarn_attention_factor(rope_.factor));
+  if (share != 1.0F) set(arch::rope_key::kAttentionFactor, share);
+}
+
+std::vector<float> ModelConfig::rope_divisors() const {
+  if (rope_.type != arch::RopeType::kLlama3) return {};
   std::vector<float> divisors;
-  for (int64_t i = 0; i < size; i += 2) {
-    const double wavelength =
-        2 * std::numbers::pi * std::pow(theta, static_cast<double>(i) / static_cast<double>(size));
-    double divisor = 1.0;
-    if (wavelength > context / low) {
-      divisor = factor;
-    } else if (wavelength >= context / high) {
-      const double smooth = (context / wavelength - low) / (high - low);
-      divisor = 1.0 / ((1.0 - smooth) / factor + smooth);
-    }
+  for (const double divisor : arch::rope_divisors(rope_, head_dim())) {
     divisors.push_back(static_cast<float>(divisor));
   }
   return divisors;

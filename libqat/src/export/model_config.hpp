@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "qat/arch/family.hpp"
+#include "qat/arch/rope.hpp"
 #include "qat/io/gguf.hpp"
 
 namespace qat {
@@ -15,7 +16,8 @@ namespace qat {
 class ModelConfig {
  public:
   /// `text`: the checkpoint's configuration. ArgumentError when it is empty, not JSON, or without
-  /// `model_type`; UnsupportedError for a family that is not known.
+  /// `model_type`; UnsupportedError for a family that is not known and for a rotary embedding that GGUF
+  /// cannot describe.
   explicit ModelConfig(const std::string& text);
 
   const arch::Family& family() const noexcept { return *family_; }
@@ -27,7 +29,7 @@ class ModelConfig {
   std::string name() const;
 
   /// The architecture's keys, in the order of its table. ArgumentError naming the configuration key that is
-  /// missing or of another type, UnsupportedError for a rotary embedding that GGUF cannot describe.
+  /// missing or of another type.
   io::GgufMetadata gguf_keys() const;
 
   /// The divisor of each rotary frequency, [D / 2], for rope type "llama3"; else empty.
@@ -38,13 +40,14 @@ class ModelConfig {
   const nlohmann::json& find(const std::vector<std::string_view>& paths) const;
   const nlohmann::json& find(std::string_view path) const;
   int64_t integer(std::string_view path) const;
-  double number(const std::vector<std::string_view>& paths) const;
   int64_t head_dim() const;
-  std::string rope_type() const;
+  void read_rope();
+  void add_rope_scaling(io::GgufMetadata& keys) const;
   nlohmann::json value_of(const arch::ConfigKey& key) const;
 
   std::shared_ptr<const nlohmann::json> root_;
   const arch::Family* family_ = nullptr;
+  arch::Rope rope_;
 };
 
 }  // namespace qat

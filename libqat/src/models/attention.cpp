@@ -7,28 +7,20 @@
 #include "fused.hpp"
 
 namespace qat::models {
-namespace {
-
-nn::Linear projection(int64_t in_features, int64_t out_features) {
-  return nn::Linear(in_features, out_features, /*bias=*/false);
-}
-
-}  // namespace
-
 AttentionImpl::AttentionImpl(const DecoderConfig& config)
     : head_dim_(config.head_dim),
       scale_(1.0 / std::sqrt(static_cast<double>(config.head_dim))),
-      q_proj_(projection(config.hidden_size, config.num_attention_heads * config.head_dim)),
-      k_proj_(projection(config.hidden_size, config.num_key_value_heads * config.head_dim)),
-      v_proj_(projection(config.hidden_size, config.num_key_value_heads * config.head_dim)),
-      o_proj_(projection(config.num_attention_heads * config.head_dim, config.hidden_size)) {
+      q_proj_(config.hidden_size, config.num_attention_heads * config.head_dim, config.attention_bias),
+      k_proj_(config.hidden_size, config.num_key_value_heads * config.head_dim, config.attention_bias),
+      v_proj_(config.hidden_size, config.num_key_value_heads * config.head_dim, config.attention_bias),
+      o_proj_(config.num_attention_heads * config.head_dim, config.hidden_size, config.output_bias) {
   register_module("q_proj", q_proj_);
   register_module("k_proj", k_proj_);
   register_module("v_proj", v_proj_);
   register_module("o_proj", o_proj_);
 }
 
-at::Tensor AttentionImpl::forward(const at::Tensor& x, const Rope& rope) {
+at::Tensor AttentionImpl::forward(const at::Tensor& x, const RopeTable& rope) {
   // [B, T, heads * D] -> [B, T, heads, D]; the attention kernel takes the transposed view as it is and
   // answers in the same memory order, so that nothing is copied on the way in or out.
   const auto heads = [&](const at::Tensor& flat) { return flat.unflatten(-1, {-1, head_dim_}); };

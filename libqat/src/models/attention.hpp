@@ -13,7 +13,7 @@ class AttentionImpl : public torch::nn::Module {
  public:
   explicit AttentionImpl(const DecoderConfig& config);
   /// x: [B, T, h] in the compute dtype -> [B, T, h].
-  at::Tensor forward(const at::Tensor& x, const Rope& rope);
+  at::Tensor forward(const at::Tensor& x, const RopeTable& rope);
 
  private:
   int64_t head_dim_;

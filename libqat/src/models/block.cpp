@@ -15,7 +15,7 @@ BlockImpl::BlockImpl(const DecoderConfig& config)
   register_module("post_attention_layernorm", post_attention_layernorm_);
 }
 
-at::Tensor BlockImpl::forward(const at::Tensor& x, const Rope& rope, at::ScalarType compute) {
+at::Tensor BlockImpl::forward(const at::Tensor& x, const RopeTable& rope, at::ScalarType compute) {
   const at::Tensor attended = x + self_attn_(input_layernorm_(x, compute), rope);
   return attended + mlp_(post_attention_layernorm_(attended, compute));
 }

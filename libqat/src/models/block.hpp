@@ -13,7 +13,7 @@ class BlockImpl : public torch::nn::Module {
  public:
   explicit BlockImpl(const DecoderConfig& config);
   /// x: the residual stream, float32[B, T, h] -> the same. The branches run in `compute`.
-  at::Tensor forward(const at::Tensor& x, const Rope& rope, at::ScalarType compute);
+  at::Tensor forward(const at::Tensor& x, const RopeTable& rope, at::ScalarType compute);
 
  private:
   Attention self_attn_;

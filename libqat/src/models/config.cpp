@@ -1,9 +1,11 @@
 #include "qat/models/config.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "qat/arch/family.hpp"
 #include "qat/core/error.hpp"
 
 namespace qat::models {
@@ -56,45 +58,81 @@ bool find_bool(const Json& config, const std::string& key, bool fallback) {
   return value->get<bool>();
 }
 
-/// `rope_scaling` (older files, with "type" or "rope_type") and `rope_parameters` (since transformers 5).
-void check_rope(const Json& rope, const std::string& key) {
-  if (!rope.is_object()) fail(key, "an object or null", rope.dump());
-  for (const char* name : {"rope_type", "type"}) {
-    const Json* type = find(rope, name);
-    if (type != nullptr && *type != "default") refuse(key + "." + name, "\"default\"", *type);
+/// "a.b" below `config`, as arch::read_rope asks for it.
+arch::ConfigValue look_up(const Json& config, std::string_view path) {
+  const Json* node = &config;
+  const std::string whole(path);
+  for (std::size_t dot = path.find('.'); node != nullptr; dot = path.find('.')) {
+    const bool last = dot == std::string_view::npos;
+    node = find(*node, std::string(path.substr(0, dot)));
+    if (last || node == nullptr) break;
+    if (!node->is_object()) {
+      fail(whole.substr(0, whole.size() - path.size() + dot), "an object or null", node->dump());
+    }
+    path.remove_prefix(dot + 1);
+  }
+  if (node == nullptr) return {};
+  if (node->is_boolean()) return node->get<bool>();
+  if (node->is_number()) return node->get<double>();
+  if (node->is_string()) return node->get<std::string>();
+  fail(whole, "a number, a string or true or false", node->dump());
+}
+
+/// The errors of arch/rope.hpp name the key alone.
+template <class Call>
+auto in_config(Call call) {
+  try {
+    return call();
+  } catch (const UnsupportedError& error) {
+    throw UnsupportedError(std::string("config: ") + error.what());
+  } catch (const ArgumentError& error) {
+    throw ArgumentError(std::string("config: ") + error.what());
   }
 }
 
-double rope_theta(const Json& config) {
-  const Json* scaling = find(config, "rope_scaling");
-  if (scaling != nullptr) check_rope(*scaling, "rope_scaling");
-  const Json* parameters = find(config, "rope_parameters");
-  if (parameters != nullptr) {
-    check_rope(*parameters, "rope_parameters");
-    const Json* share = find(*parameters, "partial_rotary_factor");
-    if (share != nullptr && *share != 1.0) refuse("rope_parameters.partial_rotary_factor", "1", *share);
-    const Json* theta = find(*parameters, "rope_theta");
-    if (theta != nullptr) return number(*theta, "rope_parameters.rope_theta");
+/// The families that differ from llama by nothing but names and biases.
+bool is_implemented(const arch::Family& family) {
+  return !family.qk_norm && family.norm_offset == 0.0 && family.embedding_scale == arch::EmbeddingScale::kOne;
+}
+
+const arch::Family& family_of(const Json& config) {
+  std::string known;
+  const Json* type = find(config, "model_type");
+  for (const arch::Family* family : arch::families()) {
+    if (!is_implemented(*family)) continue;
+    for (const std::string_view name : family->model_types) {
+      if (type != nullptr && *type == name) return *family;
+      known += (known.empty() ? "\"" : " or \"") + std::string(name) + "\"";
+    }
   }
-  const Json* theta = find(config, "rope_theta");
-  return theta == nullptr ? DecoderConfig().rope_theta : number(*theta, "rope_theta");
+  if (type == nullptr) fail("model_type", known, "nothing");
+  refuse("model_type", known, *type);
 }
 
 /// Everything that would make the decoder compute another function than the model's.
 void refuse_what_is_missing(const Json& config) {
-  const Json* type = find(config, "model_type");
-  if (type == nullptr) fail("model_type", "\"llama\"", "nothing");
-  if (*type != "llama") refuse("model_type", "\"llama\"", *type);
   const Json* activation = find(config, "hidden_act");
   if (activation != nullptr && *activation != "silu") refuse("hidden_act", "\"silu\"", *activation);
-  for (const char* key : {"attention_bias", "mlp_bias"}) {
-    if (find_bool(config, key, false)) refuse(key, "false", true);
+  if (find_bool(config, "use_sliding_window", false)) refuse("use_sliding_window", "false", true);
+  if (const Json* types = find(config, "layer_types")) {
+    const bool full = types->is_array() && std::all_of(types->begin(), types->end(), [](const Json& type) {
+                        return type == "full_attention";
+                      });
+    if (!full) refuse("layer_types", "\"full_attention\" everywhere", *types);
   }
-  const Json* share = find(config, "partial_rotary_factor");
-  if (share != nullptr && *share != 1.0) refuse("partial_rotary_factor", "1", *share);
   if (find(config, "quantization_config") != nullptr) {
     refuse("quantization_config", "a model with float weights", "quantized weights");
   }
+}
+
+/// Whether the model has the bias `hf`: as its family's table says, or as the key says where that is left
+/// open.
+bool has_bias(const Json& config, const arch::Family& family, std::string_view hf, const char* key) {
+  const auto& rules = family.tensors;
+  const auto rule =
+      std::find_if(rules.begin(), rules.end(), [hf](const arch::TensorRule& each) { return each.hf == hf; });
+  if (rule == rules.end()) return false;
+  return !rule->optional || find_bool(config, key, false);
 }
 
 Json parse(const std::string& text) {
@@ -112,8 +150,10 @@ Json parse(const std::string& text) {
 
 DecoderConfig config_from_json(const std::string& json) {
   const Json config = parse(json);
+  const arch::Family& family = family_of(config);
   refuse_what_is_missing(config);
   DecoderConfig result;
+  result.model_type = family.model_types.front();
   result.vocab_size = require_size(config, "vocab_size");
   result.hidden_size = require_size(config, "hidden_size");
   result.intermediate_size = require_size(config, "intermediate_size");
@@ -131,10 +171,17 @@ DecoderConfig config_from_json(const std::string& json) {
     result.head_dim = result.hidden_size / result.num_attention_heads;
   }
   if (const Json* eps = find(config, "rms_norm_eps")) result.rms_norm_eps = number(*eps, "rms_norm_eps");
-  result.rope_theta = rope_theta(config);
+  const auto values = [&config](std::string_view path) { return look_up(config, path); };
+  result.rope = in_config([&] { return arch::read_rope(values); });
   result.max_position_embeddings =
       find_size(config, "max_position_embeddings").value_or(result.max_position_embeddings);
   result.tie_word_embeddings = find_bool(config, "tie_word_embeddings", false);
+  const auto bias = [&](const char* layer, const char* key) {
+    return has_bias(config, family, "model.layers.{i}." + std::string(layer) + ".bias", key);
+  };
+  result.attention_bias = bias("self_attn.q_proj", "attention_bias");
+  result.output_bias = bias("self_attn.o_proj", "attention_bias");
+  result.mlp_bias = bias("mlp.gate_proj", "mlp_bias");
   validate(result);
   return result;
 }
@@ -160,9 +207,7 @@ void validate(const DecoderConfig& config) {
   if (!std::isfinite(config.rms_norm_eps) || config.rms_norm_eps < 0) {
     fail("rms_norm_eps", "a number >= 0", std::to_string(config.rms_norm_eps));
   }
-  if (!std::isfinite(config.rope_theta) || config.rope_theta <= 0) {
-    fail("rope_theta", "a number > 0", std::to_string(config.rope_theta));
-  }
+  in_config([&] { arch::validate(config.rope); });
 }
 
 }  // namespace qat::models

@@ -83,7 +83,7 @@ at::Tensor Decoder::hidden(const at::Tensor& tokens) {
   check_tokens(tokens, config_.vocab_size);
   Trunk& model = parts_->model;
   const at::ScalarType compute = compute_dtype(model->embed_tokens->weight);
-  const Rope rope = make_rope(tokens.size(1), config_.head_dim, config_.rope_theta, tokens.device());
+  const RopeTable rope = make_rope(tokens.size(1), config_.head_dim, config_.rope, tokens.device());
   at::Tensor x = model->embed_tokens(tokens);
   // The residual stream is float32 even when the products are bfloat16: sums over layers keep their low bits.
   x = x.to(at::promote_types(x.scalar_type(), at::kFloat));

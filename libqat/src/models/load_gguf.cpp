@@ -1,8 +1,8 @@
 #include <algorithm>
-#include <charconv>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "gguf_rope.hpp"
 #include "qat/arch/family.hpp"
 #include "qat/core/error.hpp"
 #include "qat/io/gguf.hpp"
@@ -16,16 +16,6 @@ using Json = nlohmann::ordered_json;
 
 std::string where(const io::GgufFile& file) {
   return "load_model: " + file.path().string() + ": ";
-}
-
-/// The double with the shortest decimal form of this float: 1e-05 for the float next to it, as in
-/// config.json.
-double shortest(float value) {
-  char text[32];
-  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
-  double result = value;
-  std::from_chars(text, end, result);
-  return result;
 }
 
 Json value_of(const io::GgufFile& file, const arch::ConfigKey& key) {
@@ -50,22 +40,13 @@ Json::json_pointer pointer(std::string_view dotted) {
   return Json::json_pointer(path);
 }
 
-bool is_scaled(const io::GgufFile& file, const arch::Family& family) {
-  const io::GgufValue* type =
-      file.metadata().find(std::string(family.gguf_architecture) + ".rope.scaling.type");
-  const std::string* name = type == nullptr ? nullptr : std::get_if<std::string>(type);
-  return type != nullptr && (name == nullptr || *name != "none");
-}
-
 /// Older files lack it: the embedding's rows say the same.
 std::string vocabulary_key(const arch::Family& family) {
   return std::string(family.gguf_architecture) + ".vocab_size";
 }
 
 void copy_keys(const io::GgufFile& file, const arch::Family& family, Json& config) {
-  const bool scaled = is_scaled(file, family);
   for (const arch::ConfigKey& key : family.config) {
-    if (key.condition == arch::Condition::kScaledRope && !scaled) continue;
     const bool may_lack = key.absent != arch::Absent::kError || key.gguf == vocabulary_key(family);
     if (may_lack && file.metadata().find(key.gguf) == nullptr) continue;
     const Json value = value_of(file, key);  // names the key when it is missing
@@ -79,23 +60,35 @@ void copy_keys(const io::GgufFile& file, const arch::Family& family, Json& confi
   }
 }
 
+/// Keys behind the architecture's name that the decoder does not know, with the value that changes nothing.
+/// (llama.cpp takes YaRN's borders from the file for other architectures only.)
+constexpr std::pair<const char*, double> kNeutral[] = {
+    {".expert_count", 0.0},
+    {".rope.scale_linear", 1.0},
+    {".rope.scaling.alpha", 0.0},
+    {".rope.scaling.yarn_log_multiplier", 0.0},
+    {".rope.scaling.yarn_ext_factor", 1.0},
+    {".rope.scaling.yarn_attn_factor", 1.0},
+    {".rope.scaling.yarn_beta_fast", 32.0},
+    {".rope.scaling.yarn_beta_slow", 1.0},
+};
+
 /// Metadata that changes what the model computes and that Hugging Face's Llama configuration cannot say.
 void refuse_what_is_missing(const io::GgufFile& file, const arch::Family& family) {
   const std::string prefix(family.gguf_architecture);
-  for (const auto& [key, neutral] : {std::pair(".expert_count", 0.0), std::pair(".rope.scale_linear", 1.0)}) {
+  for (const auto& [key, neutral] : kNeutral) {
     const std::string name = prefix + key;
     if (file.metadata().find(name) == nullptr || file.get_number(name) == neutral) continue;
     throw UnsupportedError(where(file) + name + ": expected " + std::to_string(static_cast<int>(neutral)) +
                            " or no such key, got " + std::to_string(file.get_number(name)));
   }
-  const io::GgufTensor* divisors = file.find_tensor("rope_freqs.weight");
-  if (divisors == nullptr) return;
-  const grid::GgmlType* type = grid::ggml_type(divisors->type);
-  const bool plain = type != nullptr && type->unpack == nullptr && divisors->dims.size() == 1;
-  if (!plain || !(read_ggml(divisors->data, *type, divisors->shape(), {}) == 1).all().item<bool>()) {
-    throw UnsupportedError(
-        where(file) + "rope_freqs.weight: expected divisors of 1 (unscaled rotary positions), got others");
-  }
+}
+
+/// Whether the first layer has one of these biases.
+bool has_any(const io::GgufFile& file, std::initializer_list<const char*> parts) {
+  return std::any_of(parts.begin(), parts.end(), [&file](const char* part) {
+    return file.find_tensor(std::string("blk.0.") + part + ".bias") != nullptr;
+  });
 }
 
 Json make_config(const io::GgufFile& file, const arch::Family& family) {
@@ -103,18 +96,26 @@ Json make_config(const io::GgufFile& file, const arch::Family& family) {
   config["architectures"] = {family.hf_class};
   config["model_type"] = family.model_types.front();
   config["hidden_act"] = family.activation;
-  config["attention_bias"] = false;
-  config["mlp_bias"] = false;
+  if (arch::hf_to_gguf(
+          family, "model.layers.0.mlp.gate_proj.bias")) {  // llama; other families' classes have no such keys
+    config["attention_bias"] = has_any(file, {"attn_q", "attn_k", "attn_v", "attn_output"});
+    config["mlp_bias"] = has_any(file, {"ffn_gate", "ffn_up", "ffn_down"});
+  }
   copy_keys(file, family, config);
   if (!config.contains("vocab_size")) {
     if (const io::GgufTensor* embedding = file.find_tensor("token_embd.weight")) {
       config["vocab_size"] = embedding->shape().front();
     }
   }
-  const Json rope = config.value("rope_parameters", Json::object());
-  const double theta = rope.value("rope_theta", DecoderConfig().rope_theta);
-  config["rope_parameters"] = {{"rope_type", rope.value("rope_type", "default")}, {"rope_theta", theta}};
-  config["rope_theta"] = theta;  // what transformers 4 reads
+  const Json base = config.value("rope_parameters", Json::object());
+  const arch::Rope rope = read_gguf_rope(file, family, base.value("rope_theta", arch::Rope().theta));
+  config["rope_parameters"] = rope_parameters(rope);
+  // What transformers 4 reads:
+  config["rope_theta"] = rope.theta;
+  if (rope.type != arch::RopeType::kDefault) {
+    config["rope_scaling"] = config["rope_parameters"];
+    config["rope_scaling"].erase("rope_theta");
+  }
   config["tie_word_embeddings"] = file.find_tensor("output.weight") == nullptr;
   for (const auto& [gguf, hf] : {std::pair("bos", "bos_token_id"), std::pair("eos", "eos_token_id"),
                                  std::pair("padding", "pad_token_id")}) {

@@ -5,9 +5,9 @@
 namespace qat::models {
 
 MlpImpl::MlpImpl(const DecoderConfig& config)
-    : gate_proj_(config.hidden_size, config.intermediate_size, /*bias=*/false),
-      up_proj_(config.hidden_size, config.intermediate_size, /*bias=*/false),
-      down_proj_(config.intermediate_size, config.hidden_size, /*bias=*/false) {
+    : gate_proj_(config.hidden_size, config.intermediate_size, config.mlp_bias),
+      up_proj_(config.hidden_size, config.intermediate_size, config.mlp_bias),
+      down_proj_(config.intermediate_size, config.hidden_size, config.mlp_bias) {
   register_module("gate_proj", gate_proj_);
   register_module("up_proj", up_proj_);
   register_module("down_proj", down_proj_);

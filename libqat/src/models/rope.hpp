@@ -2,16 +2,19 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "qat/arch/rope.hpp"
+
 namespace qat::models {
 
-/// The angles of rotary positions: position t turns the pair i of a head of D by t * theta^(-2i/D).
-/// (Su et al. 2021, arXiv:2104.09864; pairs are half-split, as in Hugging Face.)
-struct Rope {
+/// The angles of rotary positions: position t turns the pair i of a head of D by
+/// t * theta^(-2i/D) / divisor_i. (Su et al. 2021, arXiv:2104.09864; pairs are half-split, as in Hugging
+/// Face.)
+struct RopeTable {
   at::Tensor cos;  ///< float32[T, D/2]
   at::Tensor sin;  ///< float32[T, D/2]
 };
 
 /// For positions 0 .. tokens - 1.
-Rope make_rope(int64_t tokens, int64_t head_dim, double theta, at::Device device);
+RopeTable make_rope(int64_t tokens, int64_t head_dim, const arch::Rope& rope, at::Device device);
 
 }  // namespace qat::models

@@ -131,7 +131,7 @@ std::string expected_file() {
   file.key("llama.block_count", 1U).key("llama.feed_forward_length", 32U);
   file.key("llama.attention.head_count", 2U).key("llama.attention.head_count_kv", 1U);
   file.key("llama.attention.layer_norm_rms_epsilon", 1e-5F);
-  file.key("llama.rope.dimension_count", 32U).key("llama.rope.freq_base", 500000.0F);
+  file.key("llama.rope.freq_base", 500000.0F).key("llama.rope.dimension_count", 32U);
   file.key("tokenizer.ggml.model", std::string("none"));
   uint64_t offset = 0;
   for (const Expected& tensor : tensors) {

@@ -229,7 +229,7 @@ TEST_CASE("a configuration that does not describe the model is refused with its 
                Contains("intermediate_size"));
   REQUIRE_THAT(
       refusal(replaced(whole, "\"rope_theta\"", "\"rope_scaling\": {\"type\": \"dynamic\"}, \"rope_theta\"")),
-      Contains("rope_type") && Contains("dynamic"));
+      Contains("rope_scaling.type") && Contains("dynamic"));
   REQUIRE(folder.entries() == 0);
 }
 

@@ -22,15 +22,15 @@ TEST_CASE("what a configuration leaves out has Hugging Face's defaults") {
   REQUIRE(config.num_key_value_heads == 9);
   REQUIRE(config.head_dim == 64);
   REQUIRE(config.rms_norm_eps == 1e-6);
-  REQUIRE(config.rope_theta == 10000.0);
+  REQUIRE(config.rope.theta == 10000.0);
   REQUIRE(config.max_position_embeddings == 2048);
   REQUIRE_FALSE(config.tie_word_embeddings);
 }
 
 TEST_CASE("both spellings of the rope base are read, the current one first") {
-  REQUIRE(config_from_json(with(R"(, "rope_theta": 5.0, "rope_scaling": null)")).rope_theta == 5.0);
+  REQUIRE(config_from_json(with(R"(, "rope_theta": 5.0, "rope_scaling": null)")).rope.theta == 5.0);
   const char* both = R"(, "rope_theta": 5.0, "rope_parameters": {"rope_type": "default", "rope_theta": 7})";
-  REQUIRE(config_from_json(with(both)).rope_theta == 7.0);
+  REQUIRE(config_from_json(with(both)).rope.theta == 7.0);
 }
 
 TEST_CASE("null means the default") {

@@ -61,18 +61,16 @@ enum class Condition {
   kAlways,
   /// Only if the configuration has head_dim (llama.cpp otherwise assumes embedding_length / head_count).
   kExplicitHeadDim,
-  /// Only if the rope type is "linear" or "yarn". ("default" has no keys; "llama3" is a tensor, see
-  /// `gguf_only`.)
-  kScaledRope,
 };
 
-/// One configuration value. Read GGUF -> Hugging Face, it goes to the first spelling.
+/// One configuration value. Read GGUF -> Hugging Face, it goes to the first spelling. (The scaling of the
+/// rotary embedding is in `rope.hpp`.)
 struct ConfigKey {
   /// Dotted paths from the root of config.json, current spelling first: "rope_parameters.rope_theta",
   /// "rope_theta".
   std::vector<std::string_view> hf;
   /// The whole GGUF key, architecture included: "llama.rope.freq_base".
-  std::string_view gguf;
+  std::string gguf;
   ValueType type = ValueType::kU32;
   Absent absent = Absent::kError;
   Condition condition = Condition::kAlways;
