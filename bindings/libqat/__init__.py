@@ -5,6 +5,7 @@ from . import ops
 from ._build import version as __version__
 from ._core import (
     ArgumentError,
+    ChoiceScore,
     Decoder,
     Error,
     FileError,
@@ -29,11 +30,13 @@ from ._core import (
     load,
     load_checkpoint,
     load_model,
+    log_likelihoods,
     mean_interval,
     objective_loss,
     removed,
     resampled_means,
     save,
+    score_choices,
     score_intervals,
     share_removed,
     verify,
@@ -41,8 +44,9 @@ from ._core import (
 )
 from ._paths import cmake_prefix_path, include_paths
 from .batch_norm import FoldedBatchNorms, fold_batch_norm, fold_batch_norms, freeze_batch_norm
+from .choices import Question, read_choices
 from .evaluated import EvaluatedModel, EvaluationTask, evaluate, evaluate_run, open_model, open_run
-from .evaluation import compare_metric, compare_text
+from .evaluation import compare_choices, compare_metric, compare_text
 from .grids import Grid, grids
 from .html_report import write_model_report, write_report
 from .prepare import PreparedModel, freeze, prepare, unprepare
@@ -51,6 +55,7 @@ from .tokenizer import load_tokenizer
 
 __all__ = [
     "ArgumentError",
+    "ChoiceScore",
     "Decoder",
     "Error",
     "EvaluatedModel",
@@ -65,6 +70,7 @@ __all__ = [
     "PreparedModel",
     "QuantizedCheckpoint",
     "QuantizedTensor",
+    "Question",
     "Report",
     "Score",
     "StepReport",
@@ -76,6 +82,7 @@ __all__ = [
     "check_options",
     "cmake_prefix_path",
     "compare",
+    "compare_choices",
     "compare_metric",
     "compare_text",
     "default_options",
@@ -94,15 +101,18 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "load_tokenizer",
+    "log_likelihoods",
     "mean_interval",
     "objective_loss",
     "open_model",
     "open_run",
     "ops",
     "prepare",
+    "read_choices",
     "removed",
     "resampled_means",
     "save",
+    "score_choices",
     "score_intervals",
     "share_removed",
     "unprepare",

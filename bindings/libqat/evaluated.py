@@ -15,8 +15,9 @@ import torch
 
 from . import _core, run_folder
 from ._core import ArgumentError, Decoder, FileError
+from .choices import Question, read_choices
 from .data import read_texts, spread_windows, tokenize
-from .evaluation import FLOAT, PTQ, QAT, RESAMPLES, compare_metric, compare_text
+from .evaluation import FLOAT, PTQ, QAT, RESAMPLES, compare_choices, compare_metric, compare_text
 from .finetune import tokenizer_source
 from .prepare import as_policy
 from .tokenizer import load_tokenizer
@@ -137,6 +138,8 @@ class EvaluationTask:
 
     texts: Mapping[str, str | os.PathLike | Sequence[str] | torch.Tensor] = field(default_factory=dict)
     """Name -> UTF-8 file, list of documents, or token ids int64[n], which are taken whole."""
+    choices: Mapping[str, str | os.PathLike | Sequence[Question]] = field(default_factory=dict)
+    """Name -> file of questions, see `read_choices`, or the questions."""
     metrics: Mapping[str, Callable] = field(default_factory=dict)
     """Name -> metric, see `compare_metric`. One with a parameter `tokenizer` gets the tokenizer there."""
     tokens: int = 65536
@@ -163,7 +166,7 @@ def evaluate(
 
     tokenizer: a `tokenizers.Tokenizer`, see `libqat.load_tokenizer`, for texts that are no token ids yet.
     ArgumentError when two models have the
-    same row name, and as `compare_text` and `compare_metric`; FileError for texts.
+    same row name, and as the comparisons; FileError for the files.
     """
     rows = [model.row for model in models]
     for row in rows:
@@ -171,12 +174,17 @@ def evaluate(
             raise ArgumentError(f"evaluate: models: {row}: expected different row names, got it twice")
     decoders = {model.row: model.decoder for model in models}
     streams = {name: _tokens(tokenizer, text, task) for name, text in task.texts.items()}
+    questions = {name: _questions(source) for name, source in task.choices.items()}
     intervals = {"resamples": task.resamples, "seed": task.seed}
     found = run_folder.new_evaluation() | {"models": [model.entry() for model in models]}
     for name, tokens in streams.items():
         with stage(f"scoring {name}") as update:
             options = {"window": task.window, "batch": task.batch, "progress": _rate(update, "tokens")}
             found["texts"].append(compare_text(decoders, tokens, name=name, **options, **intervals))
+    for name, asked in questions.items():
+        with stage(f"choosing {name}") as update:
+            options = {"progress": _rate(update, "choices")} | intervals
+            found["choices"].append(compare_choices(decoders, asked, tokenizer, name=name, **options))
     for name, metric in task.metrics.items():
         if "tokenizer" in inspect.signature(metric).parameters:
             metric = functools.partial(metric, tokenizer=tokenizer)
@@ -209,6 +217,10 @@ def _tokens(tokenizer: Any, text: Any, task: EvaluationTask) -> torch.Tensor:
         return text
     documents = read_texts([text]) if isinstance(text, (str, os.PathLike)) else text
     return spread_windows(tokenize(tokenizer, documents), task.tokens, task.window)
+
+
+def _questions(source: Any) -> Sequence[Question]:
+    return read_choices(source) if isinstance(source, (str, os.PathLike)) else source
 
 
 def _rate(update: Callable[[int, int, str], Any], unit: str) -> Callable[[int, int], Any]:

@@ -13,6 +13,7 @@ import torch
 
 from . import _core
 from ._core import ArgumentError, Score
+from .choices import Question, encode_questions, question_of
 
 FLOAT, PTQ, QAT = "float", "ptq", "qat"
 """Rows of a run: the model as it was, rounded to nearest on the run's grids, and trained on them."""
@@ -80,6 +81,72 @@ def _figures(score: Score) -> dict[str, float | None]:
     return {key: _number(value) for key, value in figures.items()}
 
 
+def compare_choices(
+    models: Mapping[str, Model],
+    questions: "Sequence[Question | Mapping[str, Any]]",
+    tokenizer: Any,
+    *,
+    name: str = "choices",
+    max_length: int = 2048,
+    batch_tokens: int = 1024,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    progress: Callable[[int, int], Any] | None = None,
+) -> dict[str, Any]:
+    """Multiple choice by log-likelihood: the choice whose tokens are the most probable after the question.
+
+    models: row name -> Model; the first is the reference. questions: `read_choices(path)`, or dicts with the
+    keys of such a file's lines. tokenizer: see `load_tokenizer`. max_length: longest input in tokens; longer
+    questions lose their beginning. batch_tokens: tokens of a forward pass. progress: in scored choices, over
+    all models.
+
+    Returns {"name", "questions", "rows": [{"row", "accuracy", "accuracy_norm", "agreement", each with its
+    "..._interval"}]}. accuracy: share of right choices (lm-evaluation-harness: acc). accuracy_norm: after
+    division by the choice's bytes (acc_bytes there; acc_norm divides by characters, the same for ASCII).
+    agreement: share of questions where the model chooses what the first one chooses. Rows after the first
+    also have "difference" in accuracy to the first and "difference_interval".
+    """
+    rows = _rows(models)
+    asked = encode_questions(
+        tokenizer,
+        [q if isinstance(q, Question) else question_of(q, f"{name}[{i}]") for i, q in enumerate(questions)],
+    )
+    total = len(rows) * sum(len(choices) for choices, _, _ in asked)
+    scores = []
+    for index, row in enumerate(rows):
+        before = index * total // len(rows)
+        scores.append(
+            _core.score_choices(
+                models[row],
+                asked,
+                max_length=max_length,
+                batch_tokens=batch_tokens,
+                progress=progress and (lambda done, _, before=before: progress(before + done, total)),
+            )
+        )
+    answers = [answer for _, _, answer in asked]
+    options = (resamples, seed)
+    entry = {"name": name, "questions": len(asked), "rows": []}
+    right = [_matches(score.chosen, answers) for score in scores]
+    for index, (row, score) in enumerate(zip(rows, scores, strict=True)):
+        result = {"row": row}
+        result |= _share("accuracy", right[index], *options)
+        result |= _share("accuracy_norm", _matches(score.chosen_per_byte, answers), *options)
+        result |= _share("agreement", _matches(score.chosen, scores[0].chosen), *options)
+        if index > 0:
+            result |= _difference(right[index], right[0], *options)
+        entry["rows"].append(result)
+    return entry
+
+
+def _matches(chosen: Sequence[int], expected: Sequence[int]) -> list[float]:
+    return [float(a == b) for a, b in zip(chosen, expected, strict=True)]
+
+
+def _share(key: str, items: list[float], resamples: int, seed: int) -> dict[str, Any]:
+    return {key: math.fsum(items) / len(items), f"{key}_interval": _interval(items, resamples, seed)}
+
+
 def compare_metric(
     models: Mapping[str, Any],
     metric: Callable[[Any], "float | Sequence[float]"],
@@ -108,7 +175,8 @@ def compare_metric(
         if items is not None:
             result["interval"] = _interval(items, resamples, seed)
             if row != rows[0]:
-                result |= _difference(items, found[rows[0]][1], name, row, resamples, seed)
+                _check_items(items, found[rows[0]][1], f"compare_metric: {name}({row})")
+                result |= _difference(items, found[rows[0]][1], resamples, seed)
         entry["rows"].append(result)
     return entry
 
@@ -150,15 +218,16 @@ class _EvaluationMode:
             part.training = True
 
 
-def _difference(
-    items: list[float], first: list[float] | None, name: str, row: str, resamples: int, seed: int
-) -> dict[str, Any]:
+def _check_items(items: list[float], first: list[float] | None, subject: str) -> None:
     if first is None or len(first) != len(items):
         got = "a number" if first is None else f"{len(first)}"
         raise ArgumentError(
-            f"compare_metric: {name}({row}): expected as many items for each model, got {len(items)} here "
-            f"and {got} for the first"
+            f"{subject}: expected as many items for each model, got {len(items)} here and {got} for the first"
         )
+
+
+def _difference(items: list[float], first: list[float], resamples: int, seed: int) -> dict[str, Any]:
+    """Of the means, over the same items."""
     apart = [a - b for a, b in zip(items, first, strict=True)]
     return {
         "difference": _number(math.fsum(apart) / len(apart)),

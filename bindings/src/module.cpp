@@ -16,5 +16,6 @@ PYBIND11_MODULE(_core, module) {
   qat::python::bind_prepare(module);
   qat::python::bind_eval(module);
   qat::python::bind_bootstrap(module);
+  qat::python::bind_choices(module);
   qat::python::bind_train(module);
 }

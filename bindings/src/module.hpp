@@ -16,6 +16,7 @@ void bind_models(pybind11::module_& module);
 void bind_prepare(pybind11::module_& module);
 void bind_eval(pybind11::module_& module);
 void bind_bootstrap(pybind11::module_& module);
+void bind_choices(pybind11::module_& module);
 void bind_train(pybind11::module_& module);
 
 }  // namespace qat::python

@@ -18,7 +18,7 @@ from libqat.evaluation import FLOAT, RESAMPLES
 from . import console
 
 NAME = "eval"
-HELP = """Compare models on texts and metrics of your own, with 95 % intervals.
+HELP = """Compare models on texts, questions and metrics of your own, with 95 % intervals.
 
 With a run folder of [bold]libqat finetune[/bold]: the float model, the same model rounded to nearest (ptq),
 the trained one (qat), and whatever else is given. The result is kept in RUN/evaluation.json, where
@@ -29,7 +29,7 @@ Models are Hugging Face folders, GGUF files, checkpoints or run folders; all see
 float32. KL to the float model is the figure to trust: perplexity also falls when a model merely learns the
 text.
 
-Example: [bold]libqat eval out/run --text other.txt --metric my_metric.py:accuracy[/bold]
+Example: [bold]libqat eval out/run --text other.txt --choices exam.jsonl --metric my.py:accuracy[/bold]
 
 Example: [bold]libqat eval rtn.qat.safetensors out/run --reference ./SmolLM2-135M --text other.txt[/bold]
 """
@@ -44,6 +44,10 @@ def run(
     ],
     text: Annotated[
         list[str] | None, typer.Option(help="UTF-8 text file or NAME=PATH; may be given several times.")
+    ] = None,
+    choices: Annotated[
+        list[str] | None,
+        typer.Option(help="Multiple-choice questions, JSON Lines or NAME=PATH; may be given several times."),
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -70,13 +74,22 @@ def run(
             f"expected a run folder (with {run_folder.RUN}) first, or --reference MODEL, got {models[0]}"
         )
     metrics = {name: load_metric(spec) for name, spec in named(metric or [], _function_name).items()}
-    texts: dict[str, Any] = named(text or [], lambda path: Path(path).stem)
-    if not texts and not metrics:
-        console.say("no task given: scoring Python's language reference; choose with --text or --metric")
+    texts: dict[str, Any] = named(text or [], _stem)
+    questions = named(choices or [], _stem)
+    if not (texts or questions or metrics):
+        console.say("no task given: scoring Python's language reference; see --text, --choices, --metric")
         texts = {DEFAULT_TEXT: data.python_topics()}
-    found = _compare(
-        models, reference, EvaluationTask(texts, metrics, tokens, window, batch, resamples, seed)
+    task = EvaluationTask(
+        texts=texts,
+        choices=questions,
+        metrics=metrics,
+        tokens=tokens,
+        window=window,
+        batch=batch,
+        resamples=resamples,
+        seed=seed,
     )
+    found = _compare(models, reference, task)
     if out is not None:
         run_folder.write_json(out, found)
     if json:
@@ -112,6 +125,10 @@ def named(arguments: Iterable[str], name_of: Callable[[str], str]) -> dict[str, 
             )
         result[name] = path
     return result
+
+
+def _stem(path: str) -> str:
+    return Path(path).stem
 
 
 def _function_name(spec: str) -> str:
@@ -159,6 +176,13 @@ def print_found(found: dict[str, Any]) -> None:
             told = " and ".join(f"{share} of the {what}" for what, share in shares.items() if share != "-")
             line = f"training removed {told} that rounding cost" if told else "rounding cost nothing here"
             console.out.print(line, highlight=False, soft_wrap=True)
+    for entry in found["choices"]:
+        title = f"{entry['name']}: {entry['questions']:,} questions"
+        table = console.table(title, "model", ">accuracy", ">per byte", ">same as float", ">difference")
+        for row in entry["rows"]:
+            shares = [_cell(row, key, "{:.1%}") for key in ("accuracy", "accuracy_norm", "agreement")]
+            table.add_row(row["row"], *shares, _cell(row, "difference", "{:+.1%}"))
+        console.out.print(table)
     for entry in found["metrics"]:
         table = console.table(entry["name"], "model", ">value", ">difference to float")
         for row in entry["rows"]:

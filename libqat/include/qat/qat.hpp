@@ -5,6 +5,8 @@
 #include "qat/checkpoint/checkpoint.hpp"
 #include "qat/core/error.hpp"
 #include "qat/core/scheme.hpp"
+#include "qat/eval/bootstrap.hpp"
+#include "qat/eval/choices.hpp"
 #include "qat/eval/eval.hpp"
 #include "qat/export/export.hpp"
 #include "qat/grid/grid.hpp"
