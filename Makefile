@@ -11,7 +11,7 @@ CMAKE_FLAGS := -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/p
 STAMP := $(VENV)/.ready-$(shell cat requirements.txt Makefile | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test quickstart bench format lint clean
+.PHONY: help setup build test quickstart bench tutorial format lint clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ quickstart: build ## fine-tune SmolLM2-135M on the Q4_0 grid, export GGUF, run i
 bench: build ## measure libqat beside its peers; writes out/bench/*.json and docs/benchmarks.md
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps torchao==0.18.0
 	$(BIN)/python benchmarks/run.py
+
+tutorial: build ## execute docs/tutorial.ipynb and keep what it prints and plots
+	$(BIN)/python docs/execute_tutorial.py
 
 format: $(STAMP) ## rewrite the sources in the project's style
 	git ls-files '*.cpp' '*.hpp' | xargs -r $(BIN)/clang-format -i
