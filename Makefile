@@ -11,7 +11,7 @@ CMAKE_FLAGS := -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/p
 STAMP := $(VENV)/.ready-$(shell cat requirements.txt Makefile | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test quickstart bench tutorial format lint clean
+.PHONY: help setup build test quickstart custom bench tutorial format lint clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -41,6 +41,11 @@ test: build ## ctest and pytest
 
 quickstart: build ## fine-tune SmolLM2-135M on the Q4_0 grid, export GGUF, run it in llama.cpp
 	$(BIN)/python examples/quickstart.py $(ARGS)
+
+custom: build ## QAT of a convolutional network and of a sentence encoder from Python, at 4 and 2 bits
+	$(BIN)/python examples/custom_vision.py
+	$(BIN)/python examples/custom_encoder.py
+	$(BIN)/python examples/custom_summary.py
 
 bench: build ## measure libqat beside its peers; writes out/bench/*.json and docs/benchmarks.md
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps torchao==0.18.0

@@ -84,8 +84,8 @@ def fold_batch_norm(layer: nn.Module, batch_norm: nn.Module) -> None:
 
     `layer`: nn.Linear, nn.Conv* or nn.ConvTranspose* whose output nothing but `batch_norm` reads (which only
     the caller knows; `fold_batch_norms` proves it). Its parameters stay the same objects; a bias is added
-    where there was none. `batch_norm` becomes an nn.Identity in place. The model then computes what it computed in
-    evaluation mode, up to the rounding of weight and bias to their dtype.
+    where there was none. `batch_norm` becomes an nn.Identity in place. The model then computes what it
+    computed in evaluation mode, up to the rounding of weight and bias to their dtype.
 
     Call it before `prepare`, so that the grid rounds the folded weight (one scale per output channel), and
     before the optimizer is made. ArgumentError for a prepared layer: its codes would change behind the
