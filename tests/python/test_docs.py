@@ -1,7 +1,7 @@
 """Every snippet of the README and of docs/ does what it says.
 
 python blocks run, in order and in one namespace per document, in a folder that holds `my-model` (a tiny
-Hugging Face folder), `my-text.txt` and `my-policy.json`; console blocks run their `$ libqat ...` lines there;
+Hugging Face folder), `my-text.txt`, `my-policy.json`, `my-questions.jsonl` and `my_metric.py`; console blocks run their `$ libqat ...` lines there;
 json blocks are policies; cpp blocks stand word for word in a program that the build compiles and ctest runs.
 """
 
@@ -36,6 +36,9 @@ def user_folder(tmp_path, hf_folder, text_file, monkeypatch):
     shutil.copytree(hf_folder, tmp_path / "my-model")
     shutil.copy(text_file, tmp_path / "my-text.txt")
     (tmp_path / "my-policy.json").write_text(blocks(ROOT / "docs" / "policy.md", "json")[0], encoding="utf-8")
+    evaluate = ROOT / "docs" / "evaluate.md"
+    (tmp_path / "my-questions.jsonl").write_text(blocks(evaluate, "jsonl")[0], encoding="utf-8")
+    (tmp_path / "my_metric.py").write_text(blocks(evaluate, "python")[0], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

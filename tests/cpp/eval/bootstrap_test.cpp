@@ -1,8 +1,14 @@
 #include "qat/eval/bootstrap.hpp"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/randn.h>
 
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <numeric>
 
@@ -120,6 +126,24 @@ TEST_CASE("series are paired: a constant quotient has no spread") {
                          shares.nll_interval.low, shares.nll_interval.high}) {
     REQUIRE(x == Approx(0.75).margin(1e-12));
   }
+}
+
+TEST_CASE("scores of models, and what training removed") {
+  at::manual_seed(3);
+  const at::Tensor table = at::randn({11, 11}), noise = at::randn({11, 11});
+  const auto model = [&](double scale) {
+    return [logits = table + scale * noise](const at::Tensor& ids) { return at::embedding(logits, ids); };
+  };
+  const auto teacher = model(0), rounded = model(0.5), trained = model(0.25);
+  const at::Tensor tokens = at::randint(11, {4000}, at::kLong);
+  const auto scores = qat::eval::compare(teacher, {rounded, trained}, tokens);
+  const auto shares = qat::eval::removed(scores[0], scores[1], scores[2]);
+  std::printf("KL removed: %.3f (%.3f to %.3f)\n", shares.kl, shares.kl_interval.low,
+              shares.kl_interval.high);
+  // The KL of a small change of logits goes with its square: a quarter remains.
+  REQUIRE(shares.kl == Approx(0.75).margin(0.03));
+  REQUIRE(shares.kl_interval.low < shares.kl);
+  REQUIRE(shares.kl_interval.high > shares.kl);
 }
 
 TEST_CASE("a share of a cost that may be nothing has no interval") {
