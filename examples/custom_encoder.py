@@ -1,0 +1,234 @@
+"""An encoder of your own at 4 and 2 bits: all-MiniLM-L6-v2, trained to keep its sentence embeddings.
+
+    .venv/bin/python examples/custom_encoder.py
+
+An ordinary Hugging Face model in a loop of its own. No labels are needed: on the same sentence, the rounded
+model's token vectors shall be those of the float model. Under each policy three models face each other:
+float, rounded to nearest (PTQ) and trained (QAT), the last two read back from their checkpoints. A table goes
+to standard output; the checkpoints and encoder.json to the folder `--out`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from encoder import qat, sentences
+from libqat.cli import console
+from torch import Tensor, nn
+
+import libqat
+from libqat import data
+
+MODEL = "all-MiniLM-L6-v2"
+BLOCK = r"encoder\.layer\.\d+\."
+TITLES = {"movies": "movies", "nyt": "NYT", "amazon": "Amazon"}
+
+
+class Candidate(NamedTuple):
+    """A policy and what it is trained with."""
+
+    name: str
+    title: str
+    attention: str
+    feed_forward: str
+    embeddings: str
+    learning_rate: float
+
+    @property
+    def policy(self) -> dict:
+        """LayerNorm and biases are no one's match: they stay float."""
+        rules = [
+            {"match": BLOCK + r"attention\..*", "kind": "linear", "weight": self.attention},
+            {"match": BLOCK + r"(intermediate|output)\.dense", "weight": self.feed_forward},
+            {"match": r"embeddings\..*", "kind": "embedding", "weight": self.embeddings},
+        ]
+        return {"rules": rules}
+
+
+def uniform(grid: str, embeddings: str, learning_rate: float) -> Candidate:
+    """Every linear on one grid."""
+    return Candidate(grid, grid, grid, grid, embeddings, learning_rate)
+
+
+CANDIDATES = (
+    uniform("q4_0", "q8_0", 2e-4),
+    uniform("int4_g32", "int8_channel", 2e-4),
+    uniform("int4_channel", "int8_channel", 2e-4),
+    uniform("int2_g32", "int8_channel", 5e-4),
+    Candidate("mixed", "4-bit, FFN 2-bit", "int4_g32", "int2_g32", "int8_channel", 5e-4),
+    Candidate("mixed-e4", "+ embeddings 4-bit", "int4_g32", "int2_g32", "int4_g32", 5e-4),
+)
+
+Vectors = dict[str, Tensor]
+"""Text -> embeddings float32[N, D]; "regression" too."""
+
+
+def parse() -> argparse.Namespace:
+    """The command line; the defaults are the published run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [candidate.name for candidate in CANDIDATES]
+    parser.add_argument("--out", type=Path, default=Path("out/custom"))
+    parser.add_argument(
+        "--policies", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {names}"
+    )
+    parser.add_argument("--steps", type=int, default=240, help="of each policy")
+    parser.add_argument("--batch-size", type=int, default=32, help="sentences")
+    parser.add_argument("--judged", type=int, default=500, help="sentences of each text that are scored")
+    parser.add_argument(
+        "--regression", type=int, default=1500, help="sentences that the sentiment is fitted on"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser.parse_args()
+
+
+def load(folder: Path) -> tuple[nn.Module, Any]:
+    """The float model (without BERT's pooler, which sentence embeddings do not use) and its tokenizer."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model = transformers.BertModel.from_pretrained(
+        folder, dtype=torch.float32, add_pooling_layer=False, attn_implementation="eager"
+    )
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+class Judge:
+    """Scores models by their embeddings of the same sentences."""
+
+    def __init__(self, texts: sentences.Texts, tokenizer, teacher: nn.Module):
+        self.texts = texts
+        self.tokenizer = tokenizer
+        self.reference = self.vectors(teacher)
+        self.drop_in = sentences.Regression(self.reference["regression"], texts.regression.ratings)
+
+    def vectors(self, model: nn.Module) -> Vectors:
+        """Embeddings of everything that is measured, in float32."""
+        texts = {**self.texts.judged, "regression": self.texts.regression}
+        return {name: sentences.embed(model, self.tokenizer, text.texts) for name, text in texts.items()}
+
+    def metrics(self, models: dict[str, Vectors]) -> list[dict]:
+        """Entries as in evaluation.json: each metric's value for each row, with its 95 % interval."""
+        metrics = {}
+        for text, (_, ratings) in self.texts.judged.items():
+            metrics[f"cosine {text}"] = lambda v, t=text: (v[t] * self.reference[t]).sum(1)
+            metrics[f"neighbour {text}"] = lambda v, t=text: sentences.same_neighbour(v[t], self.reference[t])
+            metrics[f"sentiment {text}, float's regression"] = lambda v, t=text, r=ratings: (
+                sentences.rank_products(self.drop_in(v[t]), r)
+            )
+            metrics[f"sentiment {text}, own regression"] = lambda v, t=text, r=ratings: (
+                sentences.rank_products(
+                    sentences.Regression(v["regression"], self.texts.regression.ratings)(v[t]), r
+                )
+            )
+        return [libqat.compare_metric(models, metric, name=name) for name, metric in metrics.items()]
+
+
+def run(
+    candidate: Candidate, teacher: nn.Module, steps: list, targets: list, judge: Judge, out: Path
+) -> dict:
+    """Rounds, trains, ships and scores one policy."""
+    prepared = qat.attach(teacher, candidate.policy)
+    rounded = judge.vectors(qat.ship(prepared, out / f"encoder-{candidate.name}-ptq.qat.safetensors"))
+    begin = time.monotonic()
+    with console.progress(f"training {candidate.title}") as update:
+        qat.train(prepared, steps, targets, candidate.learning_rate, update)
+    seconds = time.monotonic() - begin
+    path = out / f"encoder-{candidate.name}.qat.safetensors"
+    trained = judge.vectors(qat.ship(prepared, path))
+    return {
+        "name": candidate.name,
+        "title": candidate.title,
+        "policy": candidate.policy,
+        "learning_rate": candidate.learning_rate,
+        "train_seconds": round(seconds, 1),
+        "checkpoint": str(path),
+        "bytes": path.stat().st_size,
+        "bits_per_weight": prepared.report().bits_per_weight,
+        "metrics": judge.metrics({"float": judge.reference, "ptq": rounded, "qat": trained}),
+    }
+
+
+def figure(entry: dict, metric: str, row: str, form: str = "{:.3f}") -> str:
+    """One figure of the table."""
+    rows = next(found["rows"] for found in entry["metrics"] if found["name"] == metric)
+    return form.format(next(found["value"] for found in rows if found["row"] == row))
+
+
+def print_table(summary: dict) -> None:
+    """Each policy rounded and trained, below the float model."""
+    columns = [">bits", ">MB", *(f">cosine\n{title}" for title in TITLES.values()), ">same\nnext"]
+    columns += [">mood\nmovies", ">own fit", ">mood\nAmazon"]
+    table = console.table("", "linears", "model", *columns)
+
+    def add(entry: dict, title: str, row: str, bits: float, size: float) -> None:
+        cells = [figure(entry, f"cosine {text}", row) for text in TITLES]
+        cells.append(figure(entry, "neighbour movies", row, "{:.1%}"))
+        tasks = ("movies, float's", "movies, own", "amazon, float's")
+        cells += [figure(entry, f"sentiment {task} regression", row) for task in tasks]
+        table.add_row(title, row, f"{bits:.2f}", f"{size / 1e6:.1f}", *cells)
+
+    add(summary["policies"][0], "float32", "float", 32, summary["float"]["bytes"])
+    for entry in summary["policies"]:
+        table.add_section()
+        for row in ("ptq", "qat"):
+            add(entry, entry["title"] if row == "ptq" else "", row, entry["bits_per_weight"], entry["bytes"])
+    console.out.print(table)
+
+
+def main() -> None:
+    """All stages in order."""
+    begin = time.monotonic()
+    options = parse()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    texts = sentences.read(options.judged, options.regression, options.seed)
+    teacher, tokenizer = load(data.minilm())
+    console.say("embedding the sentences with the float model")
+    judge = Judge(texts, tokenizer, teacher)
+    settings = qat.Training(options.steps, options.batch_size, options.seed)
+    steps = qat.batches(tokenizer, texts.training, settings)
+    with console.progress("float token vectors to learn from") as update:
+        targets = qat.token_vectors(teacher, steps, update)
+    chosen = [candidate for candidate in CANDIDATES if candidate.name in options.policies]
+    weights = sum(parameter.numel() for parameter in teacher.parameters())
+    summary = {
+        "model": MODEL,
+        "weights": weights,
+        "sentences": {
+            "judged": options.judged,
+            "regression": options.regression,
+            "training": len(texts.training),
+        },
+        "steps": options.steps,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "float": {"bytes": 4 * weights, "bits_per_weight": 32},
+        "policies": [run(candidate, teacher, steps, targets, judge, options.out) for candidate in chosen],
+    }
+    summary["seconds"] = round(time.monotonic() - begin, 1)
+    path = options.out / "encoder.json"
+    path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print_table(summary)
+    console.out.print(
+        f"{options.judged} sentences of each text; no weight of a file differs from the trained model's\n"
+        f"done in {console.clock(summary['seconds'])}; figures with 95 % intervals: {path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except libqat.Error as error:
+        sys.exit(f"error: {error}")
