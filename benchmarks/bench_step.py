@@ -1,5 +1,7 @@
 """One training step of a SmolLM2-shaped model: libqat's decoder and Hugging Face's, float and quantized.
 
+Hugging Face's also under `torch.compile`; the first rounds, which compile, are not timed.
+
 All variants live in one process on the same random weights and take turns; each round's times are divided by
 the float step of the Hugging Face model in that round.
 
@@ -44,12 +46,21 @@ def variants(folder: str, policy: str) -> dict[str, tuple]:
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prepared = copy.deepcopy(plain)
     libqat.prepare(prepared, policy)
+    compiled, compiled_prepared = torch.compile(plain), torch.compile(prepared)
     native = libqat.load_model(folder).decoder
     quantized = libqat.load_model(folder).decoder
     libqat.prepare(quantized, policy)
     return {
         "transformers, float": (lambda tokens: plain(tokens).logits, list(plain.parameters())),
         "transformers, libqat.prepare": (lambda tokens: prepared(tokens).logits, list(prepared.parameters())),
+        "transformers, float, torch.compile": (
+            lambda tokens: compiled(tokens).logits,
+            list(plain.parameters()),
+        ),
+        "transformers, libqat.prepare, torch.compile": (
+            lambda tokens: compiled_prepared(tokens).logits,
+            list(prepared.parameters()),
+        ),
         "libqat decoder, float": (native, list(native.parameters().values())),
         "libqat decoder, quantized": (quantized, list(quantized.parameters().values())),
     }
@@ -106,7 +117,7 @@ def main() -> None:
                 }
             )
             last = results[-1]
-            print(f"{compute:9} {name:30} {last['ms']:8.1f} ms  ratio {last['ratio']:.3f}", flush=True)
+            print(f"{compute:9} {name:44} {last['ms']:8.1f} ms  ratio {last['ratio']:.3f}", flush=True)
     if options.json:
         setting = {**vars(options), "libqat": libqat.__version__, "torch": torch.__version__}
         with open(options.json, "w", encoding="utf-8") as file:

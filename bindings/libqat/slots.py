@@ -52,9 +52,8 @@ def _class_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def is_sharded(module: nn.Module) -> bool:
-    """True for modules that `torch.distributed.fsdp.fully_shard` was called on."""
-    return any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
+def _is_a(module: nn.Module, *names: str) -> bool:
+    return any(base.__name__ in names for base in type(module).__mro__)
 
 
 def _refuse_adapter(module: nn.Module, name: str, layer: nn.Module | None) -> None:
@@ -77,20 +76,24 @@ def check_model(model: nn.Module) -> None:
                 f"prepare: {name or 'model'}: expected a model without PEFT adapters, got "
                 f"{_class_name(module)}: {_ADAPTERS}; merge the adapters first"
             )
-        if is_sharded(module):
+        if _is_a(module, "FSDPModule", "FullyShardedDataParallel"):
             raise UnsupportedError(
                 f"prepare: {name or 'model'}: expected a model before fully_shard, got a sharded one: "
-                "call prepare first, then fully_shard"
+                "call prepare first, then fully_shard (or FSDP)"
             )
 
 
 def check_whole(model: nn.Module, function: str) -> None:
     """UnsupportedError, in the name of `function`, when FSDP keeps only a part of the weights here."""
     for name, module in model.named_modules():
-        if is_sharded(module):
+        # FSDP1 leaves a flat piece in the layer's place, or a view that is no parameter; its wrapper may be
+        # outside of this module
+        weight = module._parameters.get("weight") if type(module) in FLOAT else None
+        flat = type(module) in FLOAT and (weight is None or weight.dim() < 2)
+        if flat or _is_a(module, "FSDPModule"):
             raise UnsupportedError(
-                f"{function}: {name or 'model'}: expected whole weights, got those that fully_shard split: "
-                "load the full state_dict into a prepared model that is not sharded, and use that"
+                f"{function}: {name or 'model'}: expected whole weights, got those that FSDP split: load the "
+                "full state_dict into a prepared model that is not sharded, and use that"
             )
 
 
@@ -161,6 +164,8 @@ def _reasons(module: nn.Module) -> list[str]:
         return [f"{layer.__module__}.{layer.__qualname__} is a subclass with a forward of its own"]
     if "weight" not in module._parameters:
         return ["its weight is computed (weight_norm or the like), so it is no latent"]
+    if hasattr(module.weight, "full_tensor"):
+        return ["its weight is a DTensor (tensor parallelism): a block of the grid may be cut in two"]
     if isinstance(module, nn.Embedding):
         options = ("max_norm", "scale_grad_by_freq", "sparse")
         return [f"nn.Embedding with {option}" for option in options if getattr(module, option)]

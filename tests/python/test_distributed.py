@@ -59,6 +59,46 @@ def run_accelerate(ids):
     return {"losses": losses, "state": model.state_dict(), "same": same, "ranks": accelerator.num_processes}
 
 
+def refusals(**attempts):
+    errors = {}
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except libqat.Error as error:
+            errors[name] = f"{type(error).__name__}: {error}"
+    return errors
+
+
+def tensor_parallel(model, mesh):
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    return parallelize_module(model, mesh, {"model.layers.0.mlp.up_proj": ColwiseParallel()})
+
+
+def run_fsdp1(ids):
+    """The older wrapper, with its parameters in pieces of their own or in one flat parameter."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    seen = {"errors": {}}
+    for own in (True, False):
+        model = prepared_llama()
+        wrapped = FullyShardedDataParallel(model, use_orig_params=own, device_id=torch.device("cpu"))
+        seen["losses"] = train(wrapped, sgd(wrapped), ids)
+        seen["errors"] |= refusals(
+            **{
+                f"freeze wrapper, {own}": lambda wrapped=wrapped: libqat.freeze(wrapped),
+                f"freeze model, {own}": lambda model=model: libqat.freeze(model),
+                f"report, {own}": lambda model=model: libqat.PreparedModel(model).report(),
+                f"prepare, {own}": lambda wrapped=wrapped: libqat.prepare(wrapped, "gguf-q8_0"),
+            }
+        )
+        if own:
+            with FullyShardedDataParallel.summon_full_params(wrapped):
+                seen["shipped"] = dict(libqat.dequantize(libqat.freeze(wrapped)))
+                seen["state"] = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return seen
+
+
 def run_fsdp(ids):
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
@@ -69,20 +109,14 @@ def run_fsdp(ids):
     for layer in (*model.model.layers, model):
         fully_shard(layer, mesh=mesh)
     losses = train(model, sgd(model), ids)
-    errors = {}
-    attempts = {
-        "freeze": lambda: libqat.freeze(model),
-        "report": lambda: libqat.PreparedModel(model).report(),
-        "prepare": lambda: libqat.prepare(fully_shard(make_llama(), mesh=mesh), "gguf-q4_0"),
-        "bf16": lambda: fully_shard(
-            prepared_llama(), mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)
-        )(ids),
-    }
-    for name, attempt in attempts.items():
-        try:
-            attempt()
-        except libqat.Error as error:
-            errors[name] = f"{type(error).__name__}: {error}"
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    errors = refusals(
+        freeze=lambda: libqat.freeze(model),
+        report=lambda: libqat.PreparedModel(model).report(),
+        prepare=lambda: libqat.prepare(fully_shard(make_llama(), mesh=mesh), "gguf-q4_0"),
+        bf16=lambda: fully_shard(prepared_llama(), mesh=mesh, mp_policy=half)(ids),
+        parallel=lambda: libqat.prepare(tensor_parallel(make_llama(), mesh), "gguf-q4_0"),
+    )
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return {"losses": losses, "state": get_model_state_dict(model, options=options), "errors": errors}
 
@@ -93,7 +127,7 @@ def worker(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=WORLD)
     ids = batch()[rank::WORLD]
-    seen = {run.__name__: run(ids) for run in (run_ddp, run_accelerate, run_fsdp)}
+    seen = {run.__name__: run(ids) for run in (run_ddp, run_accelerate, run_fsdp, run_fsdp1)}
     torch.save(seen, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -133,8 +167,9 @@ def test_two_processes_equal_one(ranks, alone, run, tolerance):
         assert (value - end).norm() <= 10 * tolerance * (end - start).norm(), name
 
 
-def test_what_ddp_trained_ships(ranks):
-    state, shipped = ranks[0]["run_ddp"]["state"], ranks[0]["run_ddp"]["shipped"]
+@pytest.mark.parametrize("run", ["run_ddp", "run_fsdp1"])
+def test_what_was_trained_ships(ranks, run):
+    state, shipped = ranks[0][run]["state"], ranks[0][run]["shipped"]
     name = "model.layers.1.mlp.down_proj.weight"
     assert torch.equal(shipped[name], ops.fake_quantize(state[name], "q4_0"))
 
@@ -150,8 +185,16 @@ def test_sharded_weights_are_refused_and_whole_ones_ship(ranks):
     assert "load the full state_dict" in errors["freeze"]
     assert "load the full state_dict" in errors["report"]
     assert "float32 latent" in errors["bf16"]
+    assert "layers.0.mlp.up_proj: its weight is a DTensor" in errors["parallel"]
     whole = prepared_llama()
     whole.load_state_dict(ranks[0]["run_fsdp"]["state"])
     shipped = dict(libqat.dequantize(libqat.freeze(whole)))
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(shipped[name], ops.fake_quantize(whole.get_parameter(name).detach(), "q4_0"))
+
+
+def test_pieces_of_the_older_wrapper_are_refused(ranks):
+    errors = ranks[0]["run_fsdp1"]["errors"]
+    assert len(errors) == 8
+    for name, message in errors.items():
+        assert ("before fully_shard" if "prepare" in name else "load the full state_dict") in message, name
