@@ -186,7 +186,7 @@ def evaluate(
             options = {"progress": _rate(update, "choices")} | intervals
             found["choices"].append(compare_choices(decoders, asked, tokenizer, name=name, **options))
     for name, metric in task.metrics.items():
-        if "tokenizer" in inspect.signature(metric).parameters:
+        if _takes_tokenizer(metric):
             metric = functools.partial(metric, tokenizer=tokenizer)
         with stage(f"computing {name}"):
             found["metrics"].append(compare_metric(decoders, metric, name=name, **intervals))
@@ -210,6 +210,13 @@ def evaluate_run(
     found = evaluate(models, task, tokenizer, stage)
     run_folder.merge_evaluation(folder, found)
     return found
+
+
+def _takes_tokenizer(metric: Callable) -> bool:
+    try:
+        return "tokenizer" in inspect.signature(metric).parameters
+    except ValueError:  # some functions written in C tell no signature
+        return False
 
 
 def _tokens(tokenizer: Any, text: Any, task: EvaluationTask) -> torch.Tensor:

@@ -33,7 +33,9 @@ def task(tmp_path, monkeypatch):
         "    return model(ids).mean(-1)[0]\n"
         "not_a_function = 3\n"
     )
+    before = list(sys.path)
     yield tmp_path
+    sys.path[:] = before
     sys.modules.pop("my_metric", None)
 
 
@@ -102,6 +104,33 @@ def test_two_seeds_differ_and_one_repeats(folder, text_file, task):
 
 def test_a_module_on_the_path_is_a_metric_too(folder, task):
     works("eval", folder, "--metric", "my_metric:mean_logit", *FEW)
+
+
+def test_a_metric_file_may_have_any_name_and_import_its_neighbour(folder, task):
+    (task / "sub").mkdir()
+    (task / "sub" / "json.py").write_text(
+        "import neighbour\ndef value(model):\n    import other\n    return neighbour.VALUE + other.VALUE\n"
+    )
+    (task / "sub" / "neighbour.py").write_text("VALUE = 2\n")
+    (task / "other.py").write_text("VALUE = 3\n")
+    found = json.loads(works("eval", folder, "--metric", "five=sub/json.py:value", "--json", *FEW))
+    assert found["metrics"][0] == {
+        "name": "five",
+        "rows": [{"row": row, "value": 5, "interval": None} for row in ("float", "ptq", "qat")],
+    }
+    assert sys.modules["json"] is json
+    for name in ("neighbour", "other"):
+        del sys.modules[name]
+
+
+def test_ctrl_c_leaves_the_earlier_evaluation(folder, task):
+    works("eval", folder, "--choices", "exam.jsonl", *FEW)
+    before = (folder / "evaluation.json").read_bytes()
+    (task / "stop.py").write_text("def f(model):\n    raise KeyboardInterrupt\n")
+    code, out, _ = run("eval", folder, "--choices", "exam.jsonl", "--metric", "stop.py:f", *FEW)
+    assert code == 130
+    assert out == ""
+    assert (folder / "evaluation.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

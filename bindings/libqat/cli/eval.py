@@ -140,13 +140,14 @@ def load_metric(spec: str) -> Callable:
     source, _, name = spec.rpartition(":")
     if not source or not name:
         raise libqat.ArgumentError(f"eval: --metric {spec}: expected module:function or file.py:function")
-    sys.path.insert(0, os.getcwd())
+    is_file = source.endswith(".py")
+    for folder in (os.getcwd(), os.path.dirname(os.path.abspath(source))) if is_file else (os.getcwd(),):
+        if folder not in sys.path:  # for what the module imports, now or when the function runs
+            sys.path.insert(0, folder)
     try:
-        module = _from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+        module = _from_file(Path(source)) if is_file else importlib.import_module(source)
     except (ImportError, OSError, SyntaxError) as error:
         raise libqat.ArgumentError(f"eval: --metric {spec}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
     function = getattr(module, name, None)
     if not callable(function):
         raise libqat.ArgumentError(f"eval: --metric {spec}: expected a function {name} in {source}, got none")
@@ -154,9 +155,10 @@ def load_metric(spec: str) -> Callable:
 
 
 def _from_file(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"libqat_metric_{path.stem}"  # a user's json.py must not take json's place
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
