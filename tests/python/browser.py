@@ -2,16 +2,24 @@
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _PATIENCE = 60.0
+_ONTO_3_AND_4 = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_browser() -> str | None:
@@ -23,24 +31,23 @@ class Browser:
     """One page. `events` holds what the protocol reported, in order."""
 
     def __init__(self, executable: str, profile: Path):
-        ours_in, self._out = os.pipe()
-        self._in, ours_out = os.pipe()
+        theirs_in, self._out = os.pipe()
+        self._in, theirs_out = os.pipe()
+        # High enough to be out of the way of 3 and 4, where the browser expects them.
+        pipes = [fcntl.fcntl(pipe, fcntl.F_DUPFD, 16) for pipe in (theirs_in, theirs_out)]
         command = [
             executable, "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}",
             "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
             "--no-first-run", "--hide-scrollbars", "--force-color-profile=srgb", "about:blank",
         ]  # fmt: skip
-
-        # The protocol is on descriptors 3 (to the browser) and 4 (from it). Both move out of the way first.
-        script = f'exec "$@" 3<&{ours_in} 4>&{ours_out}'
         self._process = subprocess.Popen(
-            ["sh", "-c", script, "sh", *command],
-            pass_fds=(ours_in, ours_out),
+            [sys.executable, "-c", _ONTO_3_AND_4, *map(str, pipes), *command],
+            pass_fds=pipes,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(ours_in)
-        os.close(ours_out)
+        for pipe in (theirs_in, theirs_out, *pipes):
+            os.close(pipe)
         self._buffer, self._number, self._session = b"", 0, None
         self.events: list[dict] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -96,8 +103,8 @@ class Browser:
             self.events.append(self._read())
 
     def evaluate(self, expression: str):
-        """The value of a JavaScript expression."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression, awaited when it is a promise."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"])
         return answer["result"].get("value")

@@ -74,7 +74,7 @@ def finished_run(hf_folder, text_file, tmp_path_factory):
     torch.set_num_threads(2)
     tokens = finetune.tokenize_files(hf_folder, [text_file])
     options = {
-        "steps": STEPS, "sequence_length": 16, "learning_rate": 3e-3, "telemetry_every": 4,
+        "steps": STEPS, "sequence_length": 16, "learning_rate": 3e-4, "telemetry_every": 4,
         "compute_dtype": "float32", "frozen": list(finetune.FROZEN),
     }  # fmt: skip
     finetune.start(hf_folder, tokens, "gguf-q4_0", folder, text=[text_file], **options).train()

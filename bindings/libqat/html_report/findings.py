@@ -10,7 +10,7 @@ from statistics import median
 from .data import ReportData
 from .tensors import TensorRow
 
-FEW_TOKENS = 8192
+FEW_TOKENS = 8000
 STILL_FALLING = 0.1
 HARDLY_MOVED = 0.001
 SPIKE = 10.0

@@ -166,9 +166,7 @@ def _cards(data: ReportData) -> list[Card]:
         removed = text.kl_removed
         if removed and removed.value is not None:
             low = formatting.span(removed.interval, "percent0") if removed.interval else ""
-            cards.append(
-                Card("KL removed", f"{removed.value:.0%}", f"{text.name}" + (f"; 95% {low}" if low else ""))
-            )
+            cards.append(Card("KL removed", f"{removed.value:.0%}", text.name + (f" ({low})" if low else "")))
     shipped = data.file_bytes or size
     detail = f"{2 * weights / max(size, 1):.1f} times smaller than bfloat16"
     cards.append(Card("File", formatting.megabytes(shipped), detail))

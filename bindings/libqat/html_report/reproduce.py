@@ -10,7 +10,7 @@ from .._core import Policy
 from ..finetune import FROZEN
 from .inputs import RunFolder
 
-_BOOKKEEPING = ("compute_dtype", "eval_every", "save_every", "telemetry_every")
+BOOKKEEPING = ("compute_dtype", "eval_every", "save_every", "telemetry_every")
 """Options that a command may leave out: the type was chosen by the machine, the others change no number."""
 POLICY_FILE = "policy.json"
 
@@ -31,7 +31,7 @@ def _changed(run: RunFolder) -> dict[str, Any]:
     return {
         name: value
         for name, value in run.options.items()
-        if value != defaults.get(name) and name not in _BOOKKEEPING
+        if value != defaults.get(name) and name not in BOOKKEEPING
     }
 
 

@@ -176,7 +176,8 @@ def _measure_codes(weight: Weight) -> dict:
 def _measure_float(weight: Weight) -> dict:
     """A tensor that ships in a float type. A narrow one (f16, bf16) rounds too, though it has no codes."""
     shipped = weight.shipped()
-    _check_shape(weight, tuple(shipped.shape))
+    _check_shape(weight, tuple(shipped.shape), "checkpoint")
+    _check_shape(weight, tuple(weight.latent().shape), "state of the run")
     original, latent = (tensor.float().reshape(1, -1) for tensor in (weight.original(), weight.latent()))
     sums = _Sums()
     sums.add(original=original, latent=latent, moved=latent - original)
@@ -195,7 +196,8 @@ def chunks(weight: Weight) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     codes, scales = weight.shipped()
     rows, width = codes.shape
     original, latent = weight.original(), weight.latent()
-    _check_shape(weight, (rows, width), flat=True)
+    _check_shape(weight, (rows, width), "checkpoint", flat=True)
+    _check_shape(weight, tuple(latent.shape), "state of the run")
     step = max(_CHUNK // max(width, 1), 1)
     for first in range(0, rows, step):
         part = slice(first, first + step)
@@ -203,12 +205,10 @@ def chunks(weight: Weight) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         yield floats[0], floats[1], codes[part], scales[part]
 
 
-def _check_shape(weight: Weight, shipped: tuple[int, ...], flat: bool = False) -> None:
-    expected = weight.shape
-    if flat:
-        expected = (weight.shape[0], math.prod(weight.shape[1:]))
-    if shipped != expected:
+def _check_shape(weight: Weight, shape: tuple[int, ...], where: str, flat: bool = False) -> None:
+    expected = (weight.shape[0], math.prod(weight.shape[1:])) if flat else weight.shape
+    if shape != expected:
         raise ArgumentError(
-            f"report: {weight.name}: expected {list(expected)} as in the float model, got {list(shipped)} "
-            "in the checkpoint"
+            f"report: {weight.name}: expected {list(expected)} as in the float model, got {list(shape)} in "
+            f"the {where}"
         )
