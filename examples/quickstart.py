@@ -5,12 +5,13 @@
 
 Model and text come out of published Python packages (libqat.data). The C++ decoder and the C++ trainer do the
 work; the teacher is the float model. An interrupted run continues where it was. Results: a table on standard
-output, and in the folder `--out` the checkpoint, the GGUF, training.png and summary.json.
+output, and in the folder `--out` the checkpoint, the GGUF, report.html, training.png and summary.json.
 """
 
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from libqat.cli import console
 from libqat.cli.inspect import describe
 
 import libqat
-from libqat import data, finetune, llama_cpp, run_folder
+from libqat import data, finetune, html_report, llama_cpp, run_folder
 
 MODEL = "SmolLM2-135M-Instruct"
 POLICY = "gguf-q4_0"
@@ -159,33 +160,18 @@ def judge(gguf: Path, ours: libqat.Decoder, tokens: torch.Tensor, threads: int) 
     }
 
 
-def telemetry(folder: Path) -> list[dict]:
-    """One entry per step."""
-    lines = (folder / "telemetry.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def draw_curve(steps: list[dict], path: Path) -> None:
-    """Loss and flip rate over the steps, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, loss = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    loss.plot([s["step"] for s in steps], [s["loss"] for s in steps], color="tab:blue", linewidth=1.2)
-    loss.set_xlabel("step")
-    loss.set_ylabel("KL to the float model, nats per token", color="tab:blue")
-    loss.set_ylim(bottom=0)
-    measured = [s for s in steps if s.get("flip_rate", -1) >= 0]
-    flips = loss.twinx()
-    percents = [100 * s["flip_rate"] for s in measured]
-    flips.plot([s["step"] for s in measured], percents, color="tab:red", marker="o", markersize=3)
-    flips.set_ylabel("codes changed since the last measurement, %", color="tab:red")
-    flips.set_ylim(bottom=0)
-    loss.set_title(f"{MODEL} on the Q4_0 grid")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+def report(options: argparse.Namespace) -> Path:
+    """Everything about the run as one page. Its text came from a package, so the command is this program."""
+    command = ["python", "examples/quickstart.py", "--steps", options.steps]
+    command += ["--learning-rate", options.learning_rate, "--seed", options.seed]
+    with console.progress("writing the report") as update:
+        return libqat.write_report(
+            options.out / "run",
+            options.out / "report.html",
+            title=f"{MODEL} on the Q4_0 grid",
+            command=shlex.join(map(str, command)),
+            progress=update,
+        )
 
 
 def summarise(options: argparse.Namespace, steps: list[dict], scores: dict, gguf: Path, judged: dict) -> dict:
@@ -254,8 +240,8 @@ def print_results(summary: dict, out: Path, seconds: float) -> None:
         f"llama.cpp ({judged['version']}) on {judged['tokens']} tokens: perplexity {judged['ppl']:.2f}; ours "
         f"on the same tokens {judged['ppl_ours_same_tokens']:.2f} (llama.cpp rounds activations to 8 bits)",
         f"llama.cpp writes: {judged['text']}",
-        f"done in {console.clock(seconds)}; figures: {out / 'summary.json'}, training curve: "
-        f"{out / 'training.png'}",
+        f"done in {console.clock(seconds)}; report: {summary['report']}, figures: {out / 'summary.json'}, "
+        f"training curves: {out / 'training.png'}",
     ]
     console.out.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
@@ -277,13 +263,14 @@ def main() -> None:
     if options.control:
         checkpoints["control"] = train(options, source, training, finetune.FLOAT, out / "control")
 
-    steps = telemetry(out / "run")
-    draw_curve(steps, out / "training.png")
+    steps = html_report.read_telemetry(out / "run" / "telemetry.jsonl")
+    html_report.save_training_png(steps, out / "training.png", f"{MODEL} on the Q4_0 grid")
     paths = {"float": source, **checkpoints}
     models = {row: libqat.open_model(path, row) for row, path in paths.items()}
     scores = score(list(models.values()), texts, out / "run")
     judged = judge(gguf, models["qat"].decoder, texts["wiki"][:JUDGED], options.threads)
-    summary = summarise(options, steps, scores, gguf, judged)
+    del models
+    summary = summarise(options, steps, scores, gguf, judged) | {"report": str(report(options))}
     path = out / "summary.json"
     path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print_results(summary, out, time.monotonic() - begin)

@@ -238,6 +238,8 @@ def test_a_model_of_the_users_own(tmp_path, evaluation):
             assert row.distance == pytest.approx(report[name].relative_error, rel=1e-5)
     assert rows["depthwise.weight"].kind == "conv"
     assert rows["stem.weight"].flip_rate > 0
+    assert rows["norm.bias"].moved is None  # it began as zeros
+    assert rows["norm.weight"].moved > 0
     assert not overview.heat_maps(data.tensors)  # no layers: a line in the model's order instead
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from .._core import FileError
 from .curves import save_training_png
 from .data import Progress, ReportData, gather_model, gather_run
+from .inputs import read_telemetry
 from .page import render
 
 REPORT = "report.html"
@@ -27,19 +28,21 @@ def write_report(
     out: str | os.PathLike | None = None,
     *,
     model: str | os.PathLike | None = None,
+    title: str | None = None,
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the report of a finished run folder and returns its path. It appears whole or not at all.
 
     out: default RUN/report.html. model: the float model that the run began with; default: what the run says.
-    command: what to show as the way to repeat the run, where it was not `libqat finetune`.
+    title: the model's name; default: the name of its folder or file. command: what to show as the way to
+    repeat the run, where that was not `libqat finetune`.
     progress: called as progress(done, total, tensor name).
 
     The same run gives the same bytes. FileError for missing, malformed and unfinished runs; ArgumentError
     when `model` is not the model of the run; UnsupportedError when matplotlib or jinja2 is not installed.
     """
-    data = gather_run(run, model, command, progress)
+    data = gather_run(run, model, title, command, progress)
     return save_page(render(data), Path(run) / REPORT if out is None else out)
 
 
@@ -85,6 +88,7 @@ __all__ = [
     "ReportData",
     "gather_model",
     "gather_run",
+    "read_telemetry",
     "render",
     "save_page",
     "save_training_png",

@@ -21,20 +21,18 @@ class Curve:
 
     key: str
     title: str
-    unit: str
+    unit: str = ""
     scale: float = 1.0
     colour: str = COLOURS["qat"]
     from_zero: bool = True
 
 
 _CURVES = (
-    Curve("loss", "Loss", "nats per token"),
-    Curve("learning_rate", "Learning rate", "", colour=COLOURS["float"]),
-    Curve("gradient_norm", "Gradient norm", "before clipping", colour=COLOURS["float"]),
-    Curve("flip_rate", "Flip rate", "% of codes, since the last measurement", 100, COLOURS["ptq"]),
-    Curve(
-        "distance_to_grid", "Distance to grid", "% of the latents' RMS", 100, COLOURS["ptq"], from_zero=False
-    ),
+    Curve("loss", "Loss"),
+    Curve("learning_rate", "Learning rate", colour=COLOURS["float"]),
+    Curve("gradient_norm", "Gradient norm", colour=COLOURS["float"]),
+    Curve("flip_rate", "Flip rate", "% of codes", 100, COLOURS["ptq"]),
+    Curve("distance_to_grid", "Distance to grid", "% of RMS", 100, COLOURS["ptq"], from_zero=False),
     Curve("evaluation", "KL during training", "nats per token, held-out"),
 )
 
@@ -49,7 +47,7 @@ def series(steps: Steps, key: str) -> tuple[list[int], list[float]]:
     return [step["step"] for step in measured], [step[key] for step in measured]
 
 
-def training_figures(steps: Steps, clip_norm: float = 0.0) -> list[tuple[str, str]]:
+def training_figures(steps: Steps, clip_norm: float = 0.0, loss_unit: str = "") -> list[tuple[str, str]]:
     """(title, SVG) of each curve that has values. clip_norm: drawn into the gradient norm, unless 0."""
     figures = []
     for curve in _CURVES:
@@ -57,6 +55,8 @@ def training_figures(steps: Steps, clip_norm: float = 0.0) -> list[tuple[str, st
             continue
         with figure() as (drawing, axes):
             _draw(axes, curve, steps, clip_norm)
+            if curve.key == "loss" and loss_unit:
+                axes.set_title(f"{curve.title} ({loss_unit})")
             figures.append((curve.title, inline_svg(drawing, f"curve-{curve.key}", _spoken(curve, steps))))
     return figures
 

@@ -53,6 +53,7 @@ class ReportData:
 def gather_run(
     run: str | os.PathLike,
     model: str | os.PathLike | None = None,
+    title: str | None = None,
     command: str | None = None,
     progress: Progress | None = None,
 ) -> ReportData:
@@ -62,7 +63,7 @@ def gather_run(
     with weights_of(folder, source) as weights:
         rows, worst = _measure_all(weights, progress)
     return ReportData(
-        title=source.name if source.is_dir() else source.stem,
+        title=title or (source.name if source.is_dir() else source.stem),
         version=folder.version or _version(),
         policy_name="float (control)" if folder.control else policy_name(folder.policy),
         policy=policy_text(folder.policy),

@@ -14,6 +14,8 @@ from .tensors import TensorRow, Weight, chunks
 
 _BINS = 192
 """Of a histogram, about."""
+_LEAST_PER_BIN = 40
+"""Weights of a bin on average; fewer would show noise. A small tensor gets wider bins."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def on_grid(weight: Weight, row: TensorRow) -> OnGrid:
     """The histograms of one tensor on a grid with codes."""
     info = _core.grid_info(weight.grid)
     low, high = info["code_min"], info["code_max"]
-    per_level = max(_BINS // (high - low + 1), 1) | 1  # odd: each level lies in the middle of a bin
+    wanted = min(_BINS, row.weights // _LEAST_PER_BIN)
+    per_level = max(wanted // (high - low + 1), 1) | 1  # odd: each level lies in the middle of a bin
     bins = per_level * (high - low + 2) + 1
     first, last = low - 1 - 0.5 / per_level, high + 1 + 0.5 / per_level
     totals = torch.zeros(2, bins, dtype=torch.float64)

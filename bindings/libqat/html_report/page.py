@@ -85,9 +85,10 @@ def _marked(value: Any, markup: type) -> Any:
 
 
 def _figures(data: ReportData) -> dict[str, Any]:
-    tasks = data.evaluation
+    tasks, options = data.evaluation, data.options
+    unit = f"{formatting.objective(options['objective'])}, nats" if "objective" in options else ""
     return {
-        "training_figures": training_figures(data.steps, data.options.get("clip_norm", 0.0)),
+        "training_figures": training_figures(data.steps, options.get("clip_norm", 0.0), unit),
         "text_figures": _interval_figures(tasks.texts if tasks else [], "kl", "KL to float, nats per token"),
         "choice_figures": _interval_figures(tasks.choices if tasks else [], "accuracy", "Accuracy"),
         "metric_figures": _interval_figures(tasks.metrics if tasks else [], "value", "Value"),

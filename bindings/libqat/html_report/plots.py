@@ -9,6 +9,7 @@ from .levels import OnGrid
 from .svg import COLOURS, figure, inline_svg
 from .tensors import TensorRow
 
+_NAMED_TICKS = 8
 _ROW_COLOURS = {"float": COLOURS["float"], "ptq": COLOURS["ptq"], "qat": COLOURS["qat"]}
 
 
@@ -39,17 +40,24 @@ def order_figure(rows: Sequence[TensorRow], name: str = "order") -> str:
     rows = [row for row in rows if row.ptq_error is not None]
     if len(rows) < 2:
         return ""
-    with figure(9.2, 2.6) as (drawing, axes):
-        for key, label in (("ptq", "PTQ"), ("qat", "QAT")):
+    with figure(11, 2.8) as (drawing, axes):
+        for key in ("ptq", "qat"):
             values = [100 * getattr(row, f"{key}_error") for row in rows]
             axes.plot(
-                range(1, len(rows) + 1), values, color=COLOURS[key], label=label, marker=".", markersize=4
+                range(1, len(rows) + 1),
+                values,
+                color=COLOURS[key],
+                label=key.upper(),
+                marker=".",
+                markersize=4,
             )
         axes.set_ylim(bottom=0)
         axes.set_title("Error against the float weights (% of their RMS)")
         axes.set_xlabel("quantized tensor, in the model's order")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.16))
+        if len(rows) <= _NAMED_TICKS:
+            axes.set_xticks(range(1, len(rows) + 1), [label(row.role) for row in rows])
+        _legend(axes)
         return inline_svg(drawing, name, f"Relative error of {len(rows)} quantized tensors, PTQ and QAT")
 
 
@@ -65,7 +73,7 @@ def latent_figure(shown: OnGrid, name: str) -> str:
                           alpha=0.55, linewidth=0, label="latents")  # fmt: skip
         axes.plot(centres, [100 * share for share in shown.original], drawstyle="steps-mid",
                   color=COLOURS["ptq"], linewidth=0.9, label="float weights")  # fmt: skip
-        _code_axis(axes, shown, "% of the weights in each bin")
+        _code_axis(axes, shown, "% of weights per bin")
         text = (
             f"Histogram of the latents of {shown.row.name} in code units, levels of {shown.row.grid} marked"
         )
@@ -88,10 +96,15 @@ def occupancy_figure(shown: OnGrid, name: str) -> str:
                 axes.step(
                     shown.codes, values, where="mid", color=COLOURS[key], linewidth=1, label=key.upper()
                 )
-        _code_axis(axes, shown, "% of the weights with each code")
+        _code_axis(axes, shown, "% of weights per code")
         pairs = zip(shown.codes, *shares, strict=True)
         spoken = "; ".join(f"{code}: {ptq:.1f} and {qat:.1f}" for code, ptq, qat in list(pairs)[:16])
         return inline_svg(drawing, name, f"Codes of {shown.row.name}, percent under PTQ and QAT. {spoken}")
+
+
+def _legend(axes) -> None:
+    """Beside the title, where it covers nothing."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, handlelength=1.2)
 
 
 def _code_axis(axes, shown: OnGrid, title: str) -> None:
@@ -101,4 +114,4 @@ def _code_axis(axes, shown: OnGrid, title: str) -> None:
     axes.set_xlabel("code")
     if len(shown.codes) <= 16:
         axes.set_xticks(shown.codes)
-    axes.legend(loc="upper right", handlelength=1.2)
+    _legend(axes)

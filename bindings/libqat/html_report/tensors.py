@@ -57,8 +57,8 @@ class TensorRow:
     bits_per_weight: float
     bytes: int
     trained: bool
-    moved: float
-    """Latent against original."""
+    moved: float | None
+    """Latent against original; None when the original is all zeros and the latent is not."""
     ptq_error: float | None = None
     """Original, rounded to nearest, against original. None where nothing is rounded, as all that follow."""
     qat_error: float | None = None
@@ -137,6 +137,10 @@ class _Sums:
             rows = torch.linalg.vector_norm(tensor, dim=1).double()
             setattr(self, name, getattr(self, name) + float(rows @ rows))
 
+    def moved_by(self) -> float | None:
+        """How far training moved the latent, where that can be told."""
+        return None if self.moved > 0 == self.original else self.relative("moved", "original")
+
     def relative(self, name: str, base: str) -> float:
         size = getattr(self, base)
         return math.sqrt(getattr(self, name) / size) if size > 0 else 0.0
@@ -160,7 +164,7 @@ def _measure_codes(weight: Weight) -> dict:
     total = max(math.prod(weight.shape), 1)
     ptq_counts, qat_counts = counts.tolist()
     return {
-        "moved": sums.relative("moved", "original"),
+        "moved": sums.moved_by(),
         "ptq_error": sums.relative("ptq", "original"),
         "qat_error": sums.relative("qat", "original"),
         "distance": sums.relative("distance", "latent"),
@@ -181,7 +185,7 @@ def _measure_float(weight: Weight) -> dict:
     original, latent = (tensor.float().reshape(1, -1) for tensor in (weight.original(), weight.latent()))
     sums = _Sums()
     sums.add(original=original, latent=latent, moved=latent - original)
-    result = {"moved": sums.relative("moved", "original")}
+    result = {"moved": sums.moved_by()}
     if shipped.dtype not in (torch.float16, torch.bfloat16):
         return result
     rounded, stored = original.to(shipped.dtype).float(), shipped.float().reshape(1, -1)
