@@ -161,3 +161,34 @@ def test_heat_maps_have_layers_and_roles(report_data):
 
 def test_short_names_stay_apart():
     assert overview.short_names(["a.x.dense", "a.y.dense", "a.q_proj"]) == ["x.dense", "y.dense", "a.q"]
+
+
+def test_what_evaluate_run_writes_is_what_the_page_shows(run_copy, text_file):
+    """Texts, questions, a metric and a further model, through the file between the two commands."""
+    task = libqat.EvaluationTask(
+        texts={"the text": text_file},
+        choices={"the questions": [{"question": "One and", "choices": ["two", "blue"], "answer": 0}] * 3},
+        metrics={"the metric": lambda model: [0.25, 0.75]},
+        tokens=512,
+        window=64,
+        resamples=50,
+    )
+    (run_copy / "evaluation.json").unlink()
+    found = libqat.evaluate_run(run_copy, task, more={"again": run_copy / "model.qat.safetensors"})
+    data = html_report.gather_run(run_copy)
+    [text], [asked], [metric] = data.evaluation.texts, data.evaluation.choices, data.evaluation.metrics
+    assert [row.row for row in text.rows] == ["float", "ptq", "qat", "again"]
+    for shown, written in zip(text.rows, found["texts"][0]["rows"], strict=True):
+        assert shown.scores["kl"].value == written["kl"]
+        assert shown.scores["ppl"].interval == tuple(written["ppl_interval"])
+    assert text.row("again").scores == text.row("qat").scores
+    assert text.kl_removed.value == found["texts"][0]["kl_removed"]
+    assert asked.items == 3
+    for shown, written in zip(asked.rows, found["choices"][0]["rows"], strict=True):
+        assert {name: score.value for name, score in shown.scores.items()} == {
+            name: written[name] for name in ("accuracy", "accuracy_norm", "agreement")
+        }
+    assert [row.scores["value"].value for row in metric.rows] == [0.5] * 4
+    page = html_report.render(data)
+    for expected in ("the text", "the questions", "the metric", "Accuracy per byte", "rounded in memory"):
+        assert expected in page, expected

@@ -7,6 +7,8 @@ from typing import Any
 from .reading import Reader
 
 TEXT_FIELDS = ("ppl", "nll", "kl", "top1")
+CHOICE_FIELDS = ("accuracy", "accuracy_norm", "agreement")
+"""accuracy_norm divides by the length of the choice; evaluations without it are read too."""
 ROWS = {"float": "Float", "ptq": "PTQ", "qat": "QAT"}
 """Rows that every evaluation has, and what the report calls them."""
 
@@ -56,6 +58,10 @@ class Task:
     """Share of the KL that rounding costs and training won back (texts)."""
     nll_removed: Measured | None = None
 
+    def has(self, field: str) -> bool:
+        """Whether any model has this figure."""
+        return any(row.scores[field].value is not None for row in self.rows)
+
     def row(self, name: str) -> Row | None:
         """The row of that name."""
         return next((row for row in self.rows if row.row == name), None)
@@ -89,8 +95,7 @@ def parse_evaluation(content: Any, source: str) -> Evaluation:
         ],
         texts=[_text(entry) for entry in root.entries("texts")],
         choices=[
-            _task(entry, ("accuracy", "agreement"), items=entry.whole("questions"))
-            for entry in root.entries("choices")
+            _task(entry, CHOICE_FIELDS, items=entry.whole("questions")) for entry in root.entries("choices")
         ],
         metrics=[_metric(entry) for entry in root.entries("metrics")],
     )
