@@ -11,7 +11,7 @@ CMAKE_FLAGS := -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/p
 STAMP := $(VENV)/.ready-$(shell cat requirements.txt Makefile | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test quickstart custom bench tutorial format lint clean
+.PHONY: help setup build test quickstart custom bench tutorial stubs format lint sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ bench: build ## measure libqat beside its peers; writes out/bench/*.json and doc
 tutorial: build ## execute docs/tutorial.ipynb and keep what it prints and plots
 	$(BIN)/python docs/execute_tutorial.py
 
+stubs: build ## rewrite bindings/libqat/_core.pyi, the types of the extension
+	$(BIN)/python bindings/src/stubs.py
+
 format: $(STAMP) ## rewrite the sources in the project's style
 	git ls-files '*.cpp' '*.hpp' | xargs -r $(BIN)/clang-format -i
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -61,6 +64,13 @@ format: $(STAMP) ## rewrite the sources in the project's style
 lint: $(STAMP) ## fail on sources that are not in the project's style
 	git ls-files '*.cpp' '*.hpp' | xargs -r $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/mypy
+
+sanitize: $(STAMP) ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, in build-sanitize
+	@$(BIN)/cmake --preset sanitize -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -Wno-dev --log-level=WARNING
+	@$(BIN)/cmake --build build-sanitize --parallel $(JOBS)
+	$(BIN)/ctest --preset sanitize
 
 clean: ## remove what was built (keeps .venv and out/)
-	rm -rf $(BUILD)
+	rm -rf $(BUILD) build-*

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import nn
@@ -86,6 +87,10 @@ class _Enabled:
             quantizer.enabled = enabled
 
 
+@overload
+def prepare(model: nn.Module, policy: "str | os.PathLike | Mapping | Policy") -> "PreparedModel": ...
+@overload
+def prepare(model: Decoder, policy: "str | os.PathLike | Mapping | Policy") -> PreparedDecoder: ...
 def prepare(
     model: "nn.Module | Decoder", policy: "str | os.PathLike | Mapping | Policy"
 ) -> "PreparedModel | PreparedDecoder":

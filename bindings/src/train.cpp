@@ -122,10 +122,10 @@ void bind_report(py::module_& module) {
       .def_readonly("step", &StepReport::step, "1-based.")
       .def_readonly("steps", &StepReport::steps, "In all.")
       .def_readonly("loss", &StepReport::loss, "Mean over the step's predicted tokens, nats.")
-      .def_readonly("learning_rate", &StepReport::learning_rate)
+      .def_readonly("learning_rate", &StepReport::learning_rate, "Of this step.")
       .def_readonly("gradient_norm", &StepReport::gradient_norm, "Global, before clipping.")
       .def_readonly("tokens_per_second", &StepReport::tokens_per_second, "Since `run` began.")
-      .def_readonly("seconds_left", &StepReport::seconds_left)
+      .def_readonly("seconds_left", &StepReport::seconds_left, "Until the last step, at the present speed.")
       .def_readonly("flip_rate", &StepReport::flip_rate,
                     "Share of trained codes that differ from the last measurement.")
       .def_readonly("distance_to_grid", &StepReport::distance_to_grid,

@@ -1,0 +1,1077 @@
+"""
+The compiled part of libqat. Use the names in `libqat`; this module is its implementation.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import os
+import typing
+
+import numpy
+import numpy.typing
+import torch
+
+__all__: list[str] = [
+    "ArgumentError",
+    "ChoiceScore",
+    "Decoder",
+    "Difference",
+    "Error",
+    "FileError",
+    "LoadedModel",
+    "NumericError",
+    "Policy",
+    "PreparedDecoder",
+    "QuantizedCheckpoint",
+    "QuantizedTensor",
+    "Score",
+    "StepReport",
+    "TensorReport",
+    "TokenData",
+    "Trainer",
+    "UnsupportedError",
+    "check_options",
+    "compare",
+    "compute_dtype",
+    "default_options",
+    "dequantize",
+    "export",
+    "export_targets",
+    "freeze_tensors",
+    "ggml_pack",
+    "ggml_unpack",
+    "grid_choose",
+    "grid_decode",
+    "grid_encode",
+    "grid_fake_quantize",
+    "grid_fake_quantize_bf16",
+    "grid_in_range",
+    "grid_info",
+    "grid_names",
+    "grid_row_bytes",
+    "grid_store",
+    "head_loss",
+    "learning_rate_at",
+    "load",
+    "load_checkpoint",
+    "load_model",
+    "log_likelihoods",
+    "mean_interval",
+    "objective_loss",
+    "prepare_decoder",
+    "read_gguf_header",
+    "read_safetensors_header",
+    "removed",
+    "report_tensor",
+    "resampled_means",
+    "save",
+    "score_choices",
+    "score_intervals",
+    "share_removed",
+    "verify",
+    "write_tokens",
+]
+
+class Error(Exception):
+    """Base of every exception that libqat raises on purpose."""
+
+class ArgumentError(Error, ValueError):
+    """A bad argument, policy or configuration."""
+
+class FileError(Error, OSError):
+    """A file that cannot be read, is malformed, or cannot be written."""
+
+class NumericError(Error, ArithmeticError):
+    """A value that has no place on a grid."""
+
+class UnsupportedError(Error, NotImplementedError):
+    """Legal input that cannot be represented."""
+
+class Policy:
+    """
+    Which tensor goes to which grid: ordered rules, first match wins. See docs/policy.md.
+    """
+
+    @staticmethod
+    def from_file(path: os.PathLike | str | bytes) -> Policy:
+        """
+        A policy from a JSON file. FileError when it cannot be read.
+        """
+
+    @staticmethod
+    def from_json(json: str) -> Policy:
+        """
+        A policy from JSON text. ArgumentError naming the JSON path of whatever is wrong.
+        """
+
+    @staticmethod
+    def load(name_or_path: str) -> Policy:
+        """
+        A preset by name, or a file: anything that contains '/' or ends in '.json'.
+        """
+
+    @staticmethod
+    def preset(name: str) -> Policy:
+        """
+        A policy that ships with libqat, see `presets`. ArgumentError lists the names.
+        """
+
+    @staticmethod
+    def presets() -> list[str]:
+        """
+        The names of all presets.
+        """
+
+    def __eq__(self, arg0: object) -> bool: ...
+    def __getstate__(self) -> str: ...
+    def __hash__(self) -> int: ...
+    def __repr__(self) -> str: ...
+    def __setstate__(self, arg0: str) -> None: ...
+    def resolve(
+        self,
+        tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsIndex]]],
+    ) -> list[str]:
+        """
+        One grid per tensor, "f32" where no rule matches.
+
+        Args:
+            tensors: (parameter name, "linear" | "embedding" | "conv" | "other", shape) of each; a row is everything
+                after dimension 0.
+
+        ArgumentError for a rule that matches nothing and is not optional, and for a width that the grid's block does
+        not divide, naming the tensor.
+        """
+
+    def to_json(self) -> str:
+        """
+        Canonical JSON: sorted keys, defaults left out. from_json(to_json()) is the same policy.
+        """
+
+    @property
+    def estimator(self) -> str:
+        """
+        How gradients pass through the rounding: 'ste' or 'clipped_ste'.
+        """
+
+    @property
+    def name(self) -> str:
+        """
+        Preset name or file path; '' when built from JSON.
+        """
+
+class QuantizedTensor:
+    """
+    One tensor on a grid.
+    """
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """
+        int8 [R, N], unpacked.
+        """
+
+    @property
+    def grid(self) -> str:
+        """
+        Name of the grid.
+        """
+
+    @property
+    def scales(self) -> torch.Tensor:
+        """
+        float32 [R, G, P], the stored values.
+        """
+
+    @property
+    def shape(self) -> list[int]:
+        """
+        Of the weight: [R, ...].
+        """
+
+class QuantizedCheckpoint:
+    """
+    What ships: codes, scales and grid of each quantized tensor, all other tensors as they are, and the model's configuration.
+    """
+
+    def weight(self, key: str) -> torch.Tensor:
+        """
+        The float32 weight of one key, aliases followed. ArgumentError when there is none.
+        """
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """
+        Tied key -> the key that holds the data.
+        """
+
+    @property
+    def config(self) -> str:
+        """
+        The model's configuration as JSON, or ''.
+        """
+
+    @property
+    def floats(self) -> dict[str, torch.Tensor]:
+        """
+        state_dict key -> tensor, as it is stored.
+        """
+
+    @property
+    def grids(self) -> dict[str, str]:
+        """
+        state_dict key -> grid, of the quantized tensors.
+        """
+
+    @property
+    def policy(self) -> str:
+        """
+        The policy as JSON, or ''.
+        """
+
+    @property
+    def quantized(self) -> dict[str, QuantizedTensor]:
+        """
+        state_dict key -> QuantizedTensor.
+        """
+
+    @property
+    def tokenizer(self) -> str:
+        """
+        Path of a tokenizer.json, a Hugging Face folder or a GGUF, or ''.
+        """
+
+class Difference:
+    """
+    One difference between a file and a checkpoint.
+    """
+
+    def __repr__(self) -> str: ...
+    @property
+    def count(self) -> int:
+        """
+        How many differ.
+        """
+
+    @property
+    def first(self) -> str:
+        """
+        The first of them in words.
+        """
+
+    @property
+    def tensor(self) -> str:
+        """
+        State_dict key, or the file's own name of what is surplus.
+        """
+
+    @property
+    def what(self) -> str:
+        """
+        'codes', 'scales', 'values', 'missing', 'extra', 'type', 'shape', 'alias' or 'metadata'.
+        """
+
+class Decoder:
+    """
+    libqat's own decoder (llama family). Runs in autocast's dtype when autocast is on, else in the weights'.
+    """
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor: ...
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """
+        tokens: int64[B, T] -> logits [B, T, V]. ArgumentError for ids outside the vocabulary.
+        """
+
+    def frozen_copy(self, dtype: torch.dtype) -> Decoder:
+        """
+        A copy without gradients and quantizers, matrices stored in `dtype`: a teacher.
+        """
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """
+        hidden: [..., h] -> logits [..., V].
+        """
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """
+        tokens: int64[B, T] -> [B, T, h] after the final norm; `head` makes logits of it.
+        """
+
+    def parameters(self) -> dict:
+        """
+        name -> parameter, with Hugging Face's names. The tensors are the latents themselves, not copies.
+        """
+
+    def set_trainable(self, trainable: bool) -> None:
+        """
+        Whether every parameter asks for a gradient; single ones by `parameters()[name].requires_grad_()`.
+        """
+
+class LoadedModel:
+    """
+    A model as it was found on disk.
+    """
+
+    @property
+    def config(self) -> str:
+        """
+        JSON in Hugging Face's spelling.
+        """
+
+    @property
+    def decoder(self) -> Decoder:
+        """
+        The Decoder, with float32 latents.
+        """
+
+    @property
+    def tokenizer(self) -> str:
+        """
+        Path to take the tokenizer from: the GGUF itself, or the Hugging Face folder.
+        """
+
+class TensorReport:
+    """
+    How one tensor ships.
+    """
+
+    @property
+    def bits_per_weight(self) -> float:
+        """
+        Scales included.
+        """
+
+    @property
+    def bytes(self) -> int:
+        """
+        Codes and scales.
+        """
+
+    @property
+    def grid(self) -> str:
+        """
+        Name of the grid, or the tensor's own type.
+        """
+
+    @property
+    def kind(self) -> str:
+        """
+        'linear', 'embedding', 'conv' or 'other'.
+        """
+
+    @property
+    def name(self) -> str:
+        """
+        state_dict key.
+        """
+
+    @property
+    def relative_error(self) -> float:
+        """
+        RMS(w_hat - w) / RMS(w); 0 for tensors kept as they are.
+        """
+
+    @property
+    def shape(self) -> tuple:
+        """
+        Of the weight: (R, ...).
+        """
+
+class PreparedDecoder:
+    """
+    A Decoder with a policy attached. Its parameters are the latents.
+    """
+
+    def freeze(self, config: str = "", tokenizer: str = "") -> QuantizedCheckpoint:
+        """
+        The QuantizedCheckpoint of the present latents. config: JSON in Hugging Face's spelling; tokenizer: a path, see QuantizedCheckpoint.
+        """
+
+    def report(self) -> typing.Any:
+        """
+        A `libqat.Report`: a TensorReport of each parameter; printable.
+        """
+
+    def set_enabled(self, enabled: bool) -> None:
+        """
+        Whether forward sees the quantized weights or the float latents.
+        """
+
+    @property
+    def decoder(self) -> Decoder:
+        """
+        The Decoder itself.
+        """
+
+    @property
+    def policy(self) -> Policy:
+        """
+        Its Policy.
+        """
+
+class Score:
+    """
+    Means over the predicted tokens of a text.
+    """
+
+    def __repr__(self) -> str: ...
+    @property
+    def kl(self) -> float:
+        """
+        KL(reference || candidate), nats per token.
+        """
+
+    @property
+    def nll(self) -> float:
+        """
+        Negative log-likelihood, nats per token.
+        """
+
+    @property
+    def perplexity(self) -> float:
+        """
+        exp(nll).
+        """
+
+    @property
+    def tokens(self) -> int:
+        """
+        Predicted tokens.
+        """
+
+    @property
+    def top1(self) -> float:
+        """
+        Share of positions whose argmax equals the reference's.
+        """
+
+    @property
+    def window_kl(self) -> list[float]:
+        """
+        Mean of each window, for intervals.
+        """
+
+    @property
+    def window_nll(self) -> list[float]:
+        """
+        Mean of each window, for intervals.
+        """
+
+    @property
+    def window_tokens(self) -> list[int]:
+        """
+        Predicted tokens of each window.
+        """
+
+    @property
+    def window_top1(self) -> list[float]:
+        """
+        Mean of each window, for intervals.
+        """
+
+class ChoiceScore:
+    """
+    What one model chose in a multiple-choice test.
+    """
+
+    @property
+    def accuracy(self) -> float:
+        """
+        Share of `chosen` that are the answer.
+        """
+
+    @property
+    def accuracy_norm(self) -> float:
+        """
+        The same for `chosen_per_byte`.
+        """
+
+    @property
+    def chosen(self) -> list[int]:
+        """
+        Per question: index of the greatest log-likelihood.
+        """
+
+    @property
+    def chosen_per_byte(self) -> list[int]:
+        """
+        The same after division by the choice's bytes.
+        """
+
+    @property
+    def log_likelihoods(self) -> list[list[float]]:
+        """
+        [question][choice], nats.
+        """
+
+class TokenData:
+    """
+    A tokenised text, memory-mapped or in memory.
+    """
+
+    @staticmethod
+    def from_tensor(tokens: torch.Tensor, vocabulary: typing.SupportsIndex) -> TokenData:
+        """
+        tokens: int64[n], ids in [0, vocabulary). Copies.
+        """
+
+    @staticmethod
+    def open(path: os.PathLike | str | bytes) -> TokenData:
+        """
+        Maps a *.tokens file. FileError naming what is malformed, or the position of an id beyond the vocabulary.
+        """
+
+    def __len__(self) -> int: ...
+    def batch(
+        self,
+        index: typing.SupportsIndex,
+        batch_size: typing.SupportsIndex,
+        length: typing.SupportsIndex,
+        seed: typing.SupportsIndex = 0,
+    ) -> torch.Tensor:
+        """
+        The index-th micro-batch of a run, int64[batch_size, length]: windows without replacement within an epoch, in an order that `seed` and the epoch decide.
+        """
+
+    def tokens(self) -> torch.Tensor:
+        """
+        All tokens, int64[n].
+        """
+
+    @property
+    def fingerprint(self) -> int:
+        """
+        64-bit hash of vocabulary and ids.
+        """
+
+    @property
+    def vocabulary(self) -> int:
+        """
+        Ids are below it.
+        """
+
+class StepReport:
+    """
+    What one training step did; -1 where nothing was measured.
+    """
+
+    def to_json(self) -> str:
+        """
+        The line of telemetry.jsonl.
+        """
+
+    @property
+    def distance_to_grid(self) -> float:
+        """
+        RMS(w_hat - w) / RMS(w) of the trained quantized weights.
+        """
+
+    @property
+    def evaluation(self) -> list[Score]:
+        """
+        Scores of teacher (if any) and student, or nothing when not evaluated.
+        """
+
+    @property
+    def flip_rate(self) -> float:
+        """
+        Share of trained codes that differ from the last measurement.
+        """
+
+    @property
+    def gradient_norm(self) -> float:
+        """
+        Global, before clipping.
+        """
+
+    @property
+    def learning_rate(self) -> float:
+        """
+        Of this step.
+        """
+
+    @property
+    def loss(self) -> float:
+        """
+        Mean over the step's predicted tokens, nats.
+        """
+
+    @property
+    def seconds_left(self) -> float:
+        """
+        Until the last step, at the present speed.
+        """
+
+    @property
+    def step(self) -> int:
+        """
+        1-based.
+        """
+
+    @property
+    def steps(self) -> int:
+        """
+        In all.
+        """
+
+    @property
+    def tokens_per_second(self) -> float:
+        """
+        Since `run` began.
+        """
+
+class Trainer:
+    """
+    Trains a PreparedDecoder on token data, resumable bit for bit.
+
+    Args:
+        student: a PreparedDecoder; its parameters are trained in place.
+        teacher: a Decoder or a function int64[B, T] -> logits; None when objective["kl"] is 0. A cheap one is
+            `decoder.frozen_copy(torch.bfloat16)`, made before training.
+        data: TokenData.
+        run_folder: holds run.json, state.safetensors and telemetry.jsonl; "" keeps everything in memory.
+        **options: see `default_options()`, for example steps=100, learning_rate=1e-4,
+            objective={"kl": 0.5, "ce": 0.5}, frozen=["model\\\\.embed_tokens"].
+
+    ArgumentError naming the option, or what does not fit together.
+    """
+
+    def __init__(
+        self,
+        student: PreparedDecoder,
+        teacher: typing.Any,
+        data: TokenData,
+        run_folder: os.PathLike | str | bytes = "",
+        **kwargs,
+    ) -> None: ...
+    def request_stop(self) -> None:
+        """
+        Ends `run` after the step under way, from any thread; the state is saved.
+        """
+
+    def resume(self) -> None:
+        """
+        Continues from the run folder's state. FileError when there is none or it is another run's.
+        """
+
+    def run(self, progress: typing.Any = None) -> bool:
+        """
+        Trains to `steps`. True when finished, False when stopped.
+
+        progress: called with a StepReport after each step; returning False stops. On Ctrl-C, or when progress raises, the
+        state is saved and the exception raised. NumericError naming the step for a loss that is not finite.
+        """
+
+    def set_evaluation(
+        self, tokens: torch.Tensor, *, window: typing.SupportsIndex = 256, batch: typing.SupportsIndex = 4
+    ) -> None:
+        """
+        Held-out tokens int64[n], scored every `eval_every` steps; see `compare`.
+        """
+
+    @property
+    def step(self) -> int:
+        """
+        Optimizer steps done.
+        """
+
+def check_options(**kwargs) -> typing.Any:
+    """
+    The options completed by the defaults. ArgumentError naming an unknown or illegal one.
+    """
+
+def compare(
+    reference: typing.Any,
+    candidates: collections.abc.Sequence[typing.Any],
+    tokens: torch.Tensor,
+    *,
+    window: typing.SupportsIndex = 256,
+    batch: typing.SupportsIndex = 4,
+    progress: typing.Any = None,
+) -> list[Score]:
+    """
+    Scores of a reference model (its own kl 0, top1 1) and of candidates, on the same text in one pass.
+
+    Args:
+        reference, candidates: a Decoder, a PreparedDecoder (scored with its quantized weights), or any function
+            int64[B, T] -> float logits [B, T, V]. Decoders run without the GIL. Under torch.autocast they compute in its
+            dtype; log-probabilities are float32 and sums float64 always.
+        tokens: int64[n], n >= 2, cut into windows; each predicts its tokens but the first. The shorter rest counts too.
+        window: tokens per window.
+        batch: windows per call.
+        progress: called with (predicted tokens done, in all) after each batch; returning False stops early.
+
+    Returns 1 + len(candidates) scores, the reference's first. ArgumentError for bad tokens and for logits of another
+    shape.
+    """
+
+def compute_dtype(name: str = "auto") -> str:
+    """
+    'float32' or 'bfloat16': what the option compute_dtype means on this CPU. Best for a teacher, too.
+    """
+
+def default_options() -> typing.Any:
+    """
+    Every option of `Trainer` with its default, as a dict.
+    """
+
+def dequantize(checkpoint: QuantizedCheckpoint) -> dict[str, torch.Tensor]:
+    """
+    state_dict key -> float32 tensor: what the consumer of the file computes, aliases included.
+    """
+
+def export(
+    checkpoint: QuantizedCheckpoint,
+    path: os.PathLike | str | bytes,
+    target: str = "gguf",
+    tokenizer_from: os.PathLike | str | bytes | None = None,
+    name: str = "",
+    progress: collections.abc.Callable[[int, int], None] | None = None,
+) -> None:
+    """
+    Writes a checkpoint as the file that a consumer opens; packs, never rounds.
+
+    The file appears whole or not at all; the same checkpoint gives the same bytes.
+
+    Args:
+        checkpoint: what `freeze` or `load` returned, with the model's configuration.
+        path: the file to write.
+        target: "gguf".
+        tokenizer_from: a GGUF, a tokenizer.json, a Hugging Face directory, or "none" for a file without
+            vocabulary (llama.cpp loads it, but its server needs one); by default the checkpoint's reference.
+        name: the name that the file gives the model; by default the configuration's.
+        progress: called with bytes written and bytes in all.
+
+    Raises:
+        ArgumentError: unknown target, no tokenizer, incomplete checkpoint or configuration.
+        UnsupportedError: what the target cannot hold; the message names the tensor.
+        FileError: the file cannot be written, or the tokenizer cannot be read.
+    """
+
+def export_targets() -> list[str]:
+    """
+    The targets that `export` knows.
+    """
+
+def freeze_tensors(
+    tensors: collections.abc.Sequence[tuple[str, torch.Tensor]],
+    grids: collections.abc.Mapping[str, str],
+    *,
+    config: str = "",
+    tokenizer: str = "",
+    policy: str = "",
+) -> QuantizedCheckpoint:
+    """
+    A checkpoint of latent tensors.
+
+    Args:
+        tensors: (state_dict key, tensor) pairs; a tensor given under several names is stored once, under the first.
+        grids: key -> grid; tensors without one stay as they are. Latents on a grid are float32 [R, ...].
+        config, tokenizer, policy: see QuantizedCheckpoint.
+    """
+
+def ggml_pack(
+    name: str, codes: numpy.typing.NDArray[numpy.int8], stored: numpy.typing.NDArray[numpy.float32]
+) -> numpy.typing.NDArray[numpy.uint8]:
+    """
+    codes int8[rows, n], stored float32[rows, n / B, P] -> ggml blocks uint8[rows, bytes].
+    """
+
+def ggml_unpack(
+    name: str, bytes: numpy.typing.NDArray[numpy.uint8]
+) -> tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32]]:
+    """
+    The reverse of `ggml_pack`: (codes, stored).
+    """
+
+def grid_choose(name: str, w: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    The consumer's scale rule. w float32[rows, n] -> s float32[rows, n / B, P].
+    """
+
+def grid_decode(
+    name: str, codes: numpy.typing.NDArray[numpy.int8], stored: numpy.typing.NDArray[numpy.float32]
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    What the consumer computes. codes int8[rows, n], stored -> w_hat float32[rows, n].
+    """
+
+def grid_encode(
+    name: str, w: numpy.typing.NDArray[numpy.float32], s: numpy.typing.NDArray[numpy.float32]
+) -> numpy.typing.NDArray[numpy.int8]:
+    """
+    The consumer's rounding. w float32[rows, n], s unstored scales -> codes int8[rows, n].
+    """
+
+def grid_fake_quantize(
+    name: str, w: numpy.typing.NDArray[numpy.float32], reference: bool = False
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    w float32[rows, n] -> w_hat float32[rows, n]; `reference` forces the scalar path.
+    """
+
+def grid_fake_quantize_bf16(
+    name: str, w: numpy.typing.NDArray[numpy.float32], reference: bool = False
+) -> numpy.typing.NDArray[numpy.uint16]:
+    """
+    w float32[rows, n] -> bfloat16 bits uint16[rows, n].
+    """
+
+def grid_in_range(
+    name: str, w: numpy.typing.NDArray[numpy.float32], s: numpy.typing.NDArray[numpy.float32]
+) -> numpy.typing.NDArray[numpy.uint8]:
+    """
+    1 where w lies inside the code range of scales s. -> uint8[rows, n].
+    """
+
+def grid_info(name: str) -> dict:
+    """
+    What a grid is: name, bits, block (None: one scale per row), code_min, code_max, fields as (name, count per block, dtype), is_float, dtype (float grids).
+    """
+
+def grid_names() -> list[str]:
+    """
+    Every grid's name, float grids first.
+    """
+
+def grid_row_bytes(name: str, n: typing.SupportsIndex) -> int:
+    """
+    Bytes of one row of n weights: packed codes and stored scales.
+    """
+
+def grid_store(
+    name: str, s: numpy.typing.NDArray[numpy.float32], n: typing.SupportsIndex
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    What a file holds of s float32[rows, n / B, P]; NumericError where that is not finite.
+    """
+
+def head_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    tokens: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    grid: str = "f32",
+    estimator: str = "ste",
+    teacher: tuple[torch.Tensor, torch.Tensor] | None = None,
+    kl: float = 1.0,
+    ce: float = 0.0,
+    temperature: float = 1.0,
+    chunk: typing.SupportsIndex = 0,
+) -> torch.Tensor:
+    """
+    objective_loss of the logits hidden @ W_hat^T + bias, which never exist in full.
+
+    Args:
+        hidden: float [B, T, h], what goes into the head.
+        weight: float [V, h], the head's latent; `grid` and `estimator` say how it is quantized.
+        tokens: int64[B, T], T >= 2.
+        teacher: (hidden [B, T, h'], weight [V, h']), constant, or None when kl is 0.
+        chunk: positions whose logits exist at a time; 0 = as many as make 2^23 logits.
+
+    The gradients of hidden, weight and bias are formed in the forward pass.
+    """
+
+def learning_rate_at(step: typing.SupportsIndex, **kwargs) -> float:
+    """
+    The learning rate of step 1, 2, ... under the given options.
+    """
+
+def load(path: os.PathLike | str | bytes) -> QuantizedCheckpoint:
+    """
+    Reads and validates a *.qat.safetensors file. FileError naming file and tensor.
+    """
+
+def load_checkpoint(path: os.PathLike | str | bytes) -> LoadedModel:
+    """
+    The decoder with the dequantized numbers of a *.qat.safetensors, for scoring what ships.
+    """
+
+def load_model(path: os.PathLike | str | bytes) -> LoadedModel:
+    """
+    Reads a Hugging Face folder (config.json and safetensors) or a GGUF file into a LoadedModel. FileError listing every missing, unknown or misshapen tensor; UnsupportedError for what the decoder lacks.
+    """
+
+def log_likelihoods(
+    model: typing.Any,
+    continuations: collections.abc.Sequence[
+        tuple[collections.abc.Sequence[typing.SupportsIndex], typing.SupportsIndex]
+    ],
+    *,
+    max_length: typing.SupportsIndex = 2048,
+    batch_tokens: typing.SupportsIndex = 1024,
+    progress: typing.Any = None,
+) -> list[float]:
+    """
+    log p(continuation | context), nats, of token ids.
+
+    Args:
+        model: a Decoder, a PreparedDecoder (with its quantized weights), or any function int64[B, T] -> float
+            logits [B, T, V] of a causal model. For decoders logits exist only at scored positions.
+        continuations: (tokens, context) pairs: the first `context` tokens are given, the others scored.
+        max_length: longest input; longer contexts lose their beginning.
+        batch_tokens: B * T of a call at most, padding included; a single long row may exceed it.
+        progress: called with continuations done and in all.
+
+    ArgumentError for an empty context or continuation, for ids out of range, and for logits of another shape.
+    """
+
+def mean_interval(
+    values: collections.abc.Sequence[float],
+    weights: collections.abc.Sequence[float] | None = None,
+    *,
+    resamples: typing.SupportsIndex = 10000,
+    seed: typing.SupportsIndex = 0,
+) -> tuple:
+    """
+    (low, high): the 95 % percentile bootstrap interval of a weighted mean; NaN for a single value.
+
+    For the difference of two models pass the differences of their values, item by item.
+    """
+
+def objective_loss(
+    student: torch.Tensor,
+    teacher: torch.Tensor | None,
+    tokens: torch.Tensor,
+    *,
+    kl: float = 1.0,
+    ce: float = 0.0,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """
+    The trainer's loss, differentiable, for loops of your own: a scalar over predicted positions.
+
+    Args:
+        student: float logits [B, T, V]; its gradient is computed in the forward pass, without a float32 copy of the logits.
+        teacher: float logits [B, T, V], constant, or None when kl is 0.
+        tokens: int64[B, T], T >= 2.
+        kl: weight of temperature^2 * KL(teacher || student) at `temperature`.
+        ce: weight of the cross-entropy with the next token.
+    """
+
+def prepare_decoder(decoder: Decoder, policy: Policy) -> PreparedDecoder:
+    """
+    Attaches a Policy to a Decoder, in place. ArgumentError for a rule that matches nothing and for widths that a grid's block does not divide, naming the tensor.
+    """
+
+def read_gguf_header(path: os.PathLike | str | bytes, *, full: bool = False) -> dict:
+    """
+    What a GGUF file declares: {"version", "alignment", "metadata": {key: value}, "types": {key: type},
+    "tensors": [{"name", "type", "shape", "offset", "bytes"}]}, in file order.
+
+    Shapes are in torch's order (outermost first), offsets in bytes from the start of the file. An array of more than 8
+    elements is given as {"length", "first"} unless `full`. Raises FileError when the file is missing or malformed.
+    """
+
+def read_safetensors_header(path: os.PathLike | str | bytes) -> dict:
+    """
+    What a safetensors file declares: {"metadata": {key: text}, "tensors": [{"name", "dtype", "shape",
+    "offset", "bytes"}]}, in the order of the data.
+
+    Offsets are in bytes from the start of the file. Raises FileError when the file is missing or malformed.
+    """
+
+def removed(
+    reference: Score,
+    quantized: Score,
+    trained: Score,
+    *,
+    resamples: typing.SupportsIndex = 10000,
+    seed: typing.SupportsIndex = 0,
+) -> dict:
+    """
+    {"kl", "kl_interval", "nll", "nll_interval"}: shares of the cost of quantization that training removed.
+
+    1 - cost(trained) / cost(quantized), for the KL and for the loss above the reference's, from three Scores of
+    one `compare`. Numerator and denominator share their resampled windows. An interval is NaN when the quantized
+    model's cost is not positive in every resample.
+    """
+
+def report_tensor(name: str, kind: str, latent: torch.Tensor, grid: str) -> TensorReport:
+    """
+    The TensorReport of one tensor; grid 'f32' keeps it.
+    """
+
+def resampled_means(
+    series: collections.abc.Sequence[collections.abc.Sequence[float]],
+    weights: collections.abc.Sequence[float] | None = None,
+    *,
+    resamples: typing.SupportsIndex = 10000,
+    seed: typing.SupportsIndex = 0,
+) -> torch.Tensor:
+    """
+    Paired bootstrap: weighted means of several series over the same items, for statistics of your own.
+
+    Args:
+        series: S sequences of n values; item i of each belongs to the same window, question or image.
+        weights: n positive numbers, by default all 1.
+        resamples: how often n items are drawn with replacement, the same ones for each series.
+        seed: the same seed gives the same draws on each machine.
+
+    Returns float64 [S, resamples].
+    """
+
+def save(checkpoint: QuantizedCheckpoint, path: os.PathLike | str | bytes) -> None:
+    """
+    Writes a *.qat.safetensors file; it appears whole or not at all. The same checkpoint gives the same bytes.
+    """
+
+def score_choices(
+    model: typing.Any,
+    questions: collections.abc.Sequence[
+        tuple[
+            collections.abc.Sequence[
+                tuple[collections.abc.Sequence[typing.SupportsIndex], typing.SupportsIndex]
+            ],
+            collections.abc.Sequence[typing.SupportsIndex],
+            typing.SupportsIndex,
+        ]
+    ],
+    *,
+    max_length: typing.SupportsIndex = 2048,
+    batch_tokens: typing.SupportsIndex = 1024,
+    progress: typing.Any = None,
+) -> ChoiceScore:
+    """
+    A ChoiceScore of token ids; `libqat.compare_choices` takes text.
+
+    Args:
+        model, max_length, batch_tokens, progress: as `log_likelihoods`.
+        questions: (choices, bytes, answer) each: the choices as (tokens, context) pairs, the UTF-8 length of each
+            choice's text, and the index of the right one.
+    """
+
+def score_intervals(
+    scores: collections.abc.Sequence[Score],
+    *,
+    resamples: typing.SupportsIndex = 10000,
+    seed: typing.SupportsIndex = 0,
+) -> list:
+    """
+    {"ppl", "nll", "kl", "top1": (low, high)} per Score of one `compare`.
+
+    95 % bootstrap intervals over windows weighted by their tokens; NaN for a text of a single window.
+    """
+
+def share_removed(quantized: float, trained: float) -> float:
+    """
+    Share of a quantization loss that training won back: 1 - trained / quantized; NaN when `quantized` is not positive.
+    """
+
+def verify(path: os.PathLike | str | bytes, checkpoint: QuantizedCheckpoint) -> list[Difference]:
+    """
+    Reads an exported file (or a checkpoint file) by its consumer's rule and compares it bit for bit.
+
+    Returns:
+        A list of `Difference`; empty when the file holds exactly the checkpoint's numbers.
+    """
+
+def write_tokens(
+    path: os.PathLike | str | bytes, tokens: torch.Tensor, vocabulary: typing.SupportsIndex
+) -> None:
+    """
+    Writes a *.tokens file; it appears whole or not at all. tokens: int64[n], ids in [0, vocabulary).
+    """
+
+__version__: str = "0.1.0"
