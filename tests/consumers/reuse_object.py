@@ -3,8 +3,8 @@
 
     REUSE_FROM=compile_commands.json reuse_object.py compiler arguments...
 
-When the build in REUSE_FROM has compiled the same source by the same command, its object is taken; anything else
-is compiled. The library as a subfolder then costs seconds, and still compiles where a flag differs.
+When the build in REUSE_FROM has compiled the same source by the same command, its object is taken; anything
+else is compiled. The library as a subfolder then costs seconds, and is compiled where a flag differs.
 """
 
 import json

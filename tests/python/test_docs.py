@@ -1,8 +1,9 @@
 """Every snippet of the README and of docs/ does what it says.
 
 python blocks run, in order and in one namespace per document, in a folder that holds `my-model` (a tiny
-Hugging Face folder), `my-text.txt`, `my-policy.json`, `my-questions.jsonl` and `my_metric.py`; console blocks run their `$ libqat ...` lines there;
-json blocks are policies; cpp blocks stand word for word in a program that the build compiles and ctest runs.
+Hugging Face folder), `my-text.txt`, `my-policy.json`, `my-questions.jsonl` and `my_metric.py`; console blocks
+run their `$ libqat ...` lines there; json blocks are policies; cpp and cmake blocks stand word for word in a
+program or project that ctest builds and runs; the sh blocks of install.md are run by test_wheel.py.
 """
 
 import json
@@ -80,10 +81,19 @@ def test_cpp_snippets_are_compiled_somewhere(document):
     def squeeze(text: str) -> str:
         return re.sub(r"\s+", " ", text).strip()
 
-    programs = [*(ROOT / "examples").rglob("*.cpp"), *(ROOT / "tests" / "cpp").rglob("*.cpp")]
+    programs = [path for folder in ("examples", "tests") for path in (ROOT / folder).rglob("*.cpp")]
     compiled = [squeeze(path.read_text(encoding="utf-8")) for path in programs]
     for body in blocks(document, "cpp"):
         assert any(squeeze(body) in text for text in compiled), body
+
+
+@with_blocks("cmake")
+def test_cmake_snippets_are_configured_somewhere(document):
+    projects = [
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests/consumers").rglob("CMakeLists.txt")
+    ]
+    for body in blocks(document, "cmake"):
+        assert any(body in text for text in projects), body
 
 
 def test_links_inside_the_repository_lead_somewhere():

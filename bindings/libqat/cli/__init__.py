@@ -3,6 +3,7 @@
 import os
 import sys
 
+import torch
 import typer
 
 import libqat
@@ -33,7 +34,7 @@ def _version(
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
     if version:
-        print(f"libqat {libqat.__version__}")
+        print(f"libqat {libqat.__version__} (torch {torch.__version__})")
         raise typer.Exit
 
 
