@@ -15,6 +15,7 @@ from ._core import (
     PreparedDecoder,
     QuantizedCheckpoint,
     QuantizedTensor,
+    Requantization,
     Score,
     StepReport,
     TensorReport,
@@ -25,7 +26,6 @@ from ._core import (
     compare,
     default_options,
     dequantize,
-    export,
     export_targets,
     load,
     load_checkpoint,
@@ -34,6 +34,7 @@ from ._core import (
     mean_interval,
     objective_loss,
     removed,
+    requantization_report,
     resampled_means,
     save,
     score_choices,
@@ -47,6 +48,7 @@ from .batch_norm import FoldedBatchNorms, fold_batch_norm, fold_batch_norms, fre
 from .choices import Question, read_choices
 from .evaluated import EvaluatedModel, EvaluationTask, evaluate, evaluate_run, open_model, open_run
 from .evaluation import compare_choices, compare_metric, compare_text
+from .exporting import export
 from .grids import Grid, grids
 from .html_report import write_model_report, write_report
 from .prepare import PreparedModel, freeze, prepare, unprepare
@@ -72,6 +74,7 @@ __all__ = [
     "QuantizedTensor",
     "Question",
     "Report",
+    "Requantization",
     "Score",
     "StepReport",
     "TensorReport",
@@ -110,6 +113,7 @@ __all__ = [
     "prepare",
     "read_choices",
     "removed",
+    "requantization_report",
     "resampled_means",
     "save",
     "score_choices",

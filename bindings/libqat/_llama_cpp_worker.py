@@ -97,13 +97,28 @@ def score(server: Any, request: dict[str, Any], send: Send) -> list[float]:
 def tokenize(server: Any, request: dict[str, Any], send: Send | None = None) -> list[int]:
     del send
     body = {"content": request["text"], "add_special": request["add_special"], "parse_special": True}
+    return post(server, "/tokenize", body)["tokens"]
+
+
+def chat_prompt(server: Any, request: dict[str, Any], send: Send) -> str:
+    del send
+    return post(server, "/apply-template", {"messages": request["messages"]})["prompt"]
+
+
+def chat(server: Any, request: dict[str, Any], send: Send) -> str:
+    del send
+    body = {"messages": request["messages"], "max_tokens": request["n_tokens"], "temperature": 0}
+    return post(server, "/v1/chat/completions", body)["choices"][0]["message"]["content"]
+
+
+def post(server: Any, route: str, body: dict[str, Any]) -> dict[str, Any]:
     call = urllib.request.Request(
-        server.listening_address + "/tokenize",
+        server.listening_address + route,
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(call) as answer:
-        return json.load(answer)["tokens"]
+        return json.load(answer)
 
 
 def main() -> None:
@@ -115,7 +130,13 @@ def main() -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
-    actions = {"generate": generate, "score": score, "tokenize": tokenize}
+    actions = {
+        "generate": generate,
+        "score": score,
+        "tokenize": tokenize,
+        "chat_prompt": chat_prompt,
+        "chat": chat,
+    }
     server = None
     for line in sys.stdin:
         request = json.loads(line)

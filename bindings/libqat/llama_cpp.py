@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -100,6 +100,14 @@ class LlamaCpp:
         `add_special` adds the tokens that the file asks for at the beginning and end.
         """
         return self._call("tokenize", text=text, add_special=add_special)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text that the file's chat template makes of `messages`: [{"role", "content"}, ...]."""
+        return self._call("chat_prompt", messages=[dict(message) for message in messages])
+
+    def chat(self, messages: Sequence[Mapping[str, str]], n_tokens: int = 32) -> str:
+        """The answer to `messages` through the file's chat template, always taking the likeliest token."""
+        return self._call("chat", messages=[dict(message) for message in messages], n_tokens=n_tokens)
 
     def close(self) -> None:
         """Ends llama.cpp's process."""

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "module.hpp"
+#include "qat/export/requantization.hpp"
 
 namespace py = pybind11;
 
@@ -18,10 +19,22 @@ using Path = std::filesystem::path;
 
 void write(const QuantizedCheckpoint& checkpoint, const Path& path, const std::string& target,
            const std::optional<Path>& tokenizer_from, const std::string& name,
-           std::function<void(int64_t, int64_t)> progress) {
-  const ExportOptions options{tokenizer_from ? tokenizer_from->string() : "", name, std::move(progress)};
+           std::function<void(int64_t, int64_t)> progress, const std::string& dtype, int64_t max_shard_bytes,
+           bool require_exact, bool overwrite) {
+  const ExportOptions options{tokenizer_from ? tokenizer_from->string() : "",
+                              name,
+                              std::move(progress),
+                              dtype,
+                              max_shard_bytes,
+                              require_exact,
+                              overwrite};
   const py::gil_scoped_release unlocked;  // the progress callback takes the lock again by itself
   export_checkpoint(checkpoint, path.string(), target, options);
+}
+
+std::vector<Requantization> requantize(const QuantizedCheckpoint& checkpoint, const std::string& dtype) {
+  const py::gil_scoped_release unlocked;
+  return requantization_report(checkpoint, dtype);
 }
 
 std::vector<Difference> compare(const Path& path, const QuantizedCheckpoint& checkpoint) {
@@ -40,36 +53,56 @@ void bind_export(py::module_& module) {
   py::class_<Difference>(module, "Difference", "One difference between a file and a checkpoint.")
       .def_readonly("tensor", &Difference::tensor,
                     "State_dict key, or the file's own name of what is surplus.")
-      .def_readonly(
-          "what", &Difference::what,
-          "'codes', 'scales', 'values', 'missing', 'extra', 'type', 'shape', 'alias' or 'metadata'.")
+      .def_readonly("what", &Difference::what,
+                    "'codes', 'scales', 'values', 'rounded' (nothing but rounding to the file's float type), "
+                    "'missing', "
+                    "'extra', 'type', 'shape', 'alias' or 'metadata'.")
       .def_readonly("count", &Difference::count, "How many differ.")
       .def_readonly("first", &Difference::first, "The first of them in words.")
       .def("__repr__", &describe);
 
   module.def("export_targets", &export_targets, "The targets that `export` knows.");
-  module.def("export", &write, py::arg("checkpoint"), py::arg("path"), py::arg("target") = "gguf",
-             py::arg("tokenizer_from") = py::none(), py::arg("name") = "", py::arg("progress") = py::none(),
-             R"(Writes a checkpoint as the file that a consumer opens; packs, never rounds.
+  module.def("export_checkpoint", &write, py::arg("checkpoint"), py::arg("path"), py::kw_only(),
+             py::arg("target"), py::arg("tokenizer_from"), py::arg("name"), py::arg("progress"),
+             py::arg("dtype"), py::arg("max_shard_bytes"), py::arg("require_exact"), py::arg("overwrite"),
+             "The writer behind `libqat.export`.");
 
-The file appears whole or not at all; the same checkpoint gives the same bytes.
+  py::class_<Requantization>(
+      module, "Requantization",
+      "What becomes of one tensor that is dequantized, written in a float type and quantized "
+      "again by its grid's own rule.")
+      .def_readonly("tensor", &Requantization::tensor, "State_dict key.")
+      .def_readonly("grid", &Requantization::grid, "Name of its grid.")
+      .def_readonly("blocks", &Requantization::blocks, "Groups of weights that share their scales.")
+      .def_readonly("changed_blocks", &Requantization::changed_blocks,
+                    "Blocks whose codes or stored scales come out differently.")
+      .def_readonly("weights", &Requantization::weights, "How many weights it has.")
+      .def_readonly("rounded_weights", &Requantization::rounded_weights,
+                    "Weights that the float type does not hold exactly.")
+      .def_property_readonly("exact", &Requantization::exact, "Whether no block changes.")
+      .def("__repr__", [](const Requantization& row) {
+        return row.tensor + " (" + row.grid + "): " + std::to_string(row.changed_blocks) + " of " +
+               std::to_string(row.blocks) + " blocks change";
+      });
+  module.def("requantization_report", &requantize, py::arg("checkpoint"), py::arg("dtype") = "float32",
+             R"(Does quantizing the dequantized weights again give back the trained codes and scales?
+
+Programs that take float weights and quantize them by themselves find each block's scale from its weights. They
+find the trained one only if, for example, a Q4_0 block uses its code -8.
 
 Args:
-    checkpoint: what `freeze` or `load` returned, with the model's configuration.
-    path: the file to write.
-    target: "gguf".
-    tokenizer_from: a GGUF, a tokenizer.json, a Hugging Face directory, or "none" for a file without
-        vocabulary (llama.cpp loads it, but its server needs one); by default the checkpoint's reference.
-    name: the name that the file gives the model; by default the configuration's.
-    progress: called with bytes written and bytes in all.
+    checkpoint: what `freeze` or `load` returned.
+    dtype: "float32", "float16" or "bfloat16": the type in which the weights are handed over.
+
+Returns:
+    One `Requantization` for each quantized tensor, by key.
 
 Raises:
-    ArgumentError: unknown target, no tokenizer, incomplete checkpoint or configuration.
-    UnsupportedError: what the target cannot hold; the message names the tensor.
-    FileError: the file cannot be written, or the tokenizer cannot be read.)");
+    ArgumentError: another dtype.
+    NumericError: a weight beyond the dtype's range; the message names tensor and row.)");
   module.def(
       "verify", &compare, py::arg("path"), py::arg("checkpoint"),
-      R"(Reads an exported file (or a checkpoint file) by its consumer's rule and compares it bit for bit.
+      R"(Reads an exported file or folder (or a checkpoint file) by its consumer's rule, and compares it bit for bit.
 
 Returns:
     A list of `Difference`; empty when the file holds exactly the checkpoint's numbers.)");

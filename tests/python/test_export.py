@@ -186,7 +186,7 @@ def test_progress_reaches_the_end(tmp_path):
 
 def test_errors_are_those_of_the_library(tmp_path):
     checkpoint = checkpoint_of(make_llama())
-    with pytest.raises(libqat.ArgumentError, match="target: expected one of gguf"):
+    with pytest.raises(libqat.ArgumentError, match="target: expected one of gguf, hf"):
         libqat.export(checkpoint, tmp_path / "a", target="onnx")
     with pytest.raises(libqat.ArgumentError, match="--tokenizer-from"):
         libqat.export(checkpoint_of(make_llama(), tokenizer=""), tmp_path / "a")

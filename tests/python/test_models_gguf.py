@@ -186,6 +186,11 @@ def test_rope_divisors_of_one_are_passed_over(tmp_path):
             r"missing .*k_proj\.bias",
         ),
         (
+            {"extra": {"blk.0.attn_q.bias": (np.zeros(36, np.uint8), Type.Q4_0)}},
+            libqat.UnsupportedError,
+            r"blk\.0\.attn_q\.bias: expected a bias in a float type, got Q4_0",
+        ),
+        (
             {
                 "drop": ["token_embd.weight"],
                 "extra": {"token_embd.weight": (np.zeros((50, 44), np.uint8), Type.Q5_0)},

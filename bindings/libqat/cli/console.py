@@ -99,6 +99,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def read_json(path: Path) -> Any:
+    """A JSON file that libqat wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def table(title: str, *columns: str):
     """A rich table; columns whose name begins with '>' are right-aligned."""
     from rich.table import Table

@@ -1,7 +1,8 @@
 """`libqat export`: a checkpoint as the file that a consumer reads."""
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,28 +11,98 @@ import libqat
 from . import console
 
 NAME = "export"
-HELP = """Write a checkpoint as the file that llama.cpp, Ollama or LM Studio opens.
+HELP = """Write a checkpoint as the file that llama.cpp, Ollama or LM Studio opens, or a Hugging Face folder.
 
-Codes and scales are packed as they are: nothing is quantized again.
+For a GGUF, codes and scales are packed as they are: nothing is quantized again. A Hugging Face folder holds
+the dequantized weights; the command says whether quantizing those again gives back the trained numbers.
 
 Example: [bold]libqat export out/run/model.qat.safetensors model.gguf[/bold]
+
+Example: [bold]libqat export out/run/model.qat.safetensors model-hf --target hf[/bold]
 """
+
+
+class Target(str, Enum):
+    """What to write."""
+
+    gguf = "gguf"
+    hf = "hf"
+
+
+class Dtype(str, Enum):
+    """Float types of a folder."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
 
 
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="A *.qat.safetensors file.")],
-    out: Annotated[Path, typer.Argument(help="File to write.")],
-    target: Annotated[str, typer.Option(help="Format of the file.")] = "gguf",
+    out: Annotated[Path, typer.Argument(help="File or folder to write.")],
+    target: Annotated[Target, typer.Option(help="A GGUF file, or a Hugging Face folder.")] = Target.gguf,
     tokenizer_from: Annotated[
         str,
         typer.Option(help="GGUF, tokenizer.json or Hugging Face folder. Default: where the checkpoint says."),
     ] = "",
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="hf: type of the weights. Default: the narrowest that is exact.")
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="hf: bytes per file, like 5GB. Default: 50GB.")
+    ] = None,
+    require_exact: Annotated[
+        bool, typer.Option("--require-exact", help="hf: refuse unless requantizing gives the same bytes.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="hf: replace an earlier export that holds nothing else.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """See HELP."""
     loaded = libqat.load(checkpoint)
     with console.progress(f"writing {out}") as update:
-        libqat.export(loaded, out, target=target, tokenizer_from=tokenizer_from, progress=update)
-    console.say(f"check it with: libqat verify {out} --against {checkpoint}")
+        libqat.export(
+            loaded,
+            out,
+            target=target.value,
+            tokenizer_from=tokenizer_from,
+            progress=update,
+            dtype=dtype.value if dtype else None,
+            max_shard_size=max_shard_size,
+            require_exact=require_exact,
+            overwrite=overwrite,
+        )
+    written = describe(out, target)
     if json:
-        console.print_json({"file": str(out), "target": target, "bytes": out.stat().st_size})
+        console.print_json(written)
+    elif target is Target.hf:
+        _print(written)
+    console.say(f"check it with: libqat verify {out} --against {checkpoint}")
+
+
+def describe(out: Path, target: Target) -> dict[str, Any]:
+    """{"file", "target", "bytes"}, and for a folder what its libqat.json says of the weights."""
+    files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
+    written = {"file": str(out), "target": target.value, "bytes": sum(path.stat().st_size for path in files)}
+    if target is not Target.hf:
+        return written
+    manifest = console.read_json(out / "libqat.json")
+    return written | {key: manifest[key] for key in ("dtype", "exact", "requantizes_exactly", "tensors")}
+
+
+def _print(written: dict[str, Any]) -> None:
+    rows = written["tensors"].values()
+    held = "exactly as trained" if written["exact"] else "rounded; the checkpoint holds them exactly"
+    console.out.print(
+        f"{written['file']}: {written['dtype']} weights, {held}", highlight=False, soft_wrap=True
+    )
+    table = console.table(
+        "Quantized again by the grid's own rule", "grid", ">tensors", ">blocks", ">that change"
+    )
+    for grid in sorted({row["grid"] for row in rows}):
+        same = [row for row in rows if row["grid"] == grid]
+        blocks, changed = (sum(row[key] for row in same) for key in ("blocks", "changed_blocks"))
+        table.add_row(grid, f"{len(same):,}", f"{blocks:,}", f"{changed:,}")
+    if rows:
+        console.out.print(table)

@@ -9,6 +9,7 @@
 #include "qat/eval/choices.hpp"
 #include "qat/eval/eval.hpp"
 #include "qat/export/export.hpp"
+#include "qat/export/requantization.hpp"
 #include "qat/grid/grid.hpp"
 #include "qat/nn/embedding.hpp"
 #include "qat/nn/linear.hpp"

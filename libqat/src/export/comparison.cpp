@@ -3,20 +3,22 @@
 #include <array>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 
 #include "export/input_file.hpp"
 
 namespace qat {
-namespace {
-
-std::string text_of(int8_t code) {
-  return std::to_string(static_cast<int>(code));
-}
 
 std::string text_of(float value) {
   std::array<char, 32> text{};
   std::snprintf(text.data(), text.size(), "%.9g", static_cast<double>(value));
   return text.data();
+}
+
+namespace {
+
+std::string text_of(int8_t code) {
+  return std::to_string(static_cast<int>(code));
 }
 
 /// By bits: 0 and -0 differ, and a NaN equals itself.
@@ -90,6 +92,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 }
 
 std::vector<Difference> verify(const std::string& path, const QuantizedCheckpoint& checkpoint) {
+  if (std::filesystem::is_directory(path)) return verify_hf(path, checkpoint);
   return is_gguf(path) ? verify_gguf(path, checkpoint) : verify_checkpoint(path, checkpoint);
 }
 

@@ -45,11 +45,17 @@ void compare_bits(int64_t row, const uint8_t* expected, const uint8_t* got, int6
 void report(const std::string& tensor, const char* what, const Mismatch& mismatch,
             std::vector<Difference>& differences);
 
+/// A weight in a message, with all its digits.
+std::string text_of(float value);
+
 /// "[2, 3]".
 std::string shape_text(const std::vector<int64_t>& shape);
 
 /// verify() for a file that begins as a GGUF.
 std::vector<Difference> verify_gguf(const std::string& path, const QuantizedCheckpoint& checkpoint);
+
+/// verify() for a Hugging Face folder.
+std::vector<Difference> verify_hf(const std::string& path, const QuantizedCheckpoint& checkpoint);
 
 /// verify() for a checkpoint file.
 std::vector<Difference> verify_checkpoint(const std::string& path, const QuantizedCheckpoint& checkpoint);

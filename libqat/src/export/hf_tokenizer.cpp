@@ -1,10 +1,12 @@
-// Special tokens, beginning-of-text rule and chat template of a Hugging Face tokenizer. They are spread over
-// tokenizer.json and the files beside it; the first file that speaks wins, in the order that llama.cpp's own
-// converter uses: tokenizer_config.json, config.json, generation_config.json, the model's configuration.
+// Special tokens and beginning-of-text rule of a Hugging Face tokenizer. They are spread over tokenizer.json
+// and the files beside it; the first file that speaks wins, in the order that llama.cpp's own converter uses:
+// tokenizer_config.json, config.json, generation_config.json, the model's configuration.
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "export/hf_chat.hpp"
 #include "export/hf_vocabulary.hpp"
 #include "export/input_file.hpp"
 #include "export/tokenizer_metadata.hpp"
@@ -23,8 +25,8 @@ constexpr int64_t kSmolLmVocabulary = 49152;
 struct TokenizerFiles {
   json tokenizer;
   json tokenizer_config;
+  json generation_config;
   std::vector<json> configs;  ///< with `*_token_id` fields, the most trusted first
-  std::optional<std::string> template_file;
 };
 
 TokenizerFiles read_files(const path& file, const std::string& config) {
@@ -32,11 +34,9 @@ TokenizerFiles read_files(const path& file, const std::string& config) {
   TokenizerFiles files;
   files.tokenizer = read_json(file);
   files.tokenizer_config = read_json_if_there(folder / "tokenizer_config.json");
-  files.configs = {read_json_if_there(folder / "config.json"),
-                   read_json_if_there(folder / "generation_config.json"),
+  files.generation_config = read_json_if_there(folder / "generation_config.json");
+  files.configs = {read_json_if_there(folder / "config.json"), files.generation_config,
                    json::parse(config, nullptr, false)};
-  const path template_path = folder / "chat_template.jinja";
-  if (std::filesystem::is_regular_file(template_path)) files.template_file = read_text(template_path);
   return files;
 }
 
@@ -97,15 +97,24 @@ bool adds(const TokenizerFiles& files, const Vocabulary& vocabulary, const char*
   return found != vocabulary.ids.end() && found->second == *id;
 }
 
-/// A string, or a list of named templates of which "default" is taken.
-std::optional<std::string> chat_template(const TokenizerFiles& files) {
-  if (files.template_file) return files.template_file;
-  const json& value = field(files.tokenizer_config, "chat_template");
-  if (value.is_string()) return value.get<std::string>();
-  for (const json& named : elements(value)) {
-    if (token_text(field(named, "name")) == "default") return token_text(field(named, "template"));
+/// Generation ends at any of these besides `eos`. GGUF has two more places; llama.cpp stops at each of them,
+/// and at tokens that it knows by name ("<|im_end|>", "<|eot_id|>", ...).
+std::vector<uint32_t> further_ends(const TokenizerFiles& files, const path& file, std::optional<uint32_t> eos,
+                                   int64_t vocab_size) {
+  constexpr std::size_t kPlaces = 2;
+  std::vector<uint32_t> ends;
+  const json& config = files.generation_config.is_null() ? files.configs.back() : files.generation_config;
+  for (const uint32_t id : end_ids(config, vocab_size)) {
+    if (id != eos && std::find(ends.begin(), ends.end(), id) == ends.end()) ends.push_back(id);
   }
-  return {};
+  if (ends.size() > kPlaces) {
+    throw UnsupportedError(
+        "export_checkpoint: " + file.parent_path().string() +
+        ": eos_token_id: expected at most 3 tokens that end a text, which is what GGUF can "
+        "say, got " +
+        std::to_string(ends.size() + 1));
+  }
+  return ends;
 }
 
 }  // namespace
@@ -115,6 +124,7 @@ io::GgufMetadata hf_tokenizer_metadata(const path& file, const std::string& conf
   Vocabulary vocabulary = read_vocabulary(files.tokenizer, file, vocab_size);
   const auto bos = special_id(files, vocabulary, "bos");
   const auto eos = special_id(files, vocabulary, "eos");
+  const std::vector<uint32_t> ends = further_ends(files, file, eos, vocab_size);
   const bool add_bos = vocab_size != kSmolLmVocabulary && adds(files, vocabulary, "add_bos_token", bos, true);
   const bool add_eos = adds(files, vocabulary, "add_eos_token", eos, false);
 
@@ -132,10 +142,13 @@ io::GgufMetadata hf_tokenizer_metadata(const path& file, const std::string& conf
   for (const auto& [key, id] : ids) {
     if (id) metadata.set(key, *id);
   }
+  constexpr const char* kEndKeys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+  for (std::size_t i = 0; i < ends.size(); ++i) metadata.set(kEndKeys[i], ends[i]);
   metadata.set("tokenizer.ggml.add_bos_token", add_bos);
   metadata.set("tokenizer.ggml.add_eos_token", add_eos);
   metadata.set("tokenizer.ggml.add_space_prefix", false);
-  if (const auto text = chat_template(files)) metadata.set("tokenizer.chat_template", *text);
+  add_chat_templates(file.parent_path(), files.tokenizer_config, metadata);
+  add_sampling_defaults(files.generation_config, file.parent_path(), metadata);
   return metadata;
 }
 

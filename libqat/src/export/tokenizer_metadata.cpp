@@ -1,5 +1,8 @@
 #include "export/tokenizer_metadata.hpp"
 
+#include <algorithm>
+#include <iterator>
+
 #include "export/input_file.hpp"
 #include "qat/core/error.hpp"
 
@@ -8,7 +11,7 @@ namespace {
 
 using std::filesystem::path;
 
-constexpr std::string_view kPrefix = "tokenizer.";
+constexpr std::string_view kPrefixes[] = {"tokenizer.", "general.sampling."};
 constexpr const char* kTokens = "tokenizer.ggml.tokens";
 
 io::GgufMetadata copy_from_gguf(const path& source, int64_t vocab_size) {
@@ -21,7 +24,9 @@ io::GgufMetadata copy_from_gguf(const path& source, int64_t vocab_size) {
   }
   io::GgufMetadata copied;
   for (const auto& [key, value] : file.metadata()) {
-    if (key.starts_with(kPrefix)) copied.set(key, value);
+    const bool wanted = std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
+                                    [&](std::string_view prefix) { return key.starts_with(prefix); });
+    if (wanted) copied.set(key, value);
   }
   return copied;
 }

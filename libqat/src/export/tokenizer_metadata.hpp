@@ -1,6 +1,6 @@
 #pragma once
 
-// The `tokenizer.*` keys of a GGUF file, from wherever the tokenizer is.
+// The keys `tokenizer.*` and `general.sampling.*` of a GGUF file, from wherever the tokenizer is.
 
 #include <cstdint>
 #include <filesystem>

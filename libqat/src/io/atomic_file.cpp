@@ -7,36 +7,17 @@
 #include <array>
 #include <cerrno>
 #include <cstdio>
-#include <random>
 #include <string>
 #include <system_error>
 #include <utility>
 
+#include "io/temporary.hpp"
 #include "qat/core/error.hpp"
 
 namespace qat::io {
 namespace {
 
 constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
-
-std::string random_suffix() {
-  constexpr std::string_view kLetters = "abcdefghijklmnopqrstuvwxyz0123456789";
-  std::random_device device;
-  std::uniform_int_distribution<std::size_t> pick(0, kLetters.size() - 1);
-  std::string suffix;
-  for (int i = 0; i < 6; ++i) suffix += kLetters[pick(device)];
-  return suffix;
-}
-
-/// A rename that the machine's loss of power must not undo. Best effort: some file systems refuse it, and the
-/// file itself is already complete.
-void sync_directory(const std::filesystem::path& directory) {
-  const int descriptor =
-      ::open(directory.empty() ? "." : directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) return;
-  ::fsync(descriptor);
-  ::close(descriptor);
-}
 
 }  // namespace
 
@@ -51,8 +32,7 @@ AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
   // Not mkstemp: its mode 0600 would ignore the user's umask.
   constexpr int kAttempts = 16;
   for (int attempt = 0; attempt < kAttempts && descriptor_ < 0; ++attempt) {
-    temporary_ = path_;
-    temporary_ += ".tmp-" + random_suffix();
+    temporary_ = temporary_beside(path_);
     descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor_ < 0 && errno != EEXIST) break;
   }

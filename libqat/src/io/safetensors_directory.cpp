@@ -70,6 +70,15 @@ void SafetensorsDirectory::open_shards(const std::filesystem::path& index_path) 
     files_.emplace_back(index_path.parent_path() / shard);
   }
   for (const auto& [name, shard] : weight_map) index_.emplace(name, &files_[positions.at(shard)].at(name));
+  for (const SafetensorsFile& file : files_) {
+    for (const SafetensorsTensor& tensor : file.tensors()) {
+      const auto listed = index_.find(tensor.name);
+      if (listed == index_.end() || listed->second == &tensor) continue;
+      throw FileError(subject_of(index_path) + ": weight_map: expected " + printable(tensor.name) +
+                      " in one shard, got it in " + printable(weight_map.at(tensor.name)) + " and " +
+                      printable(file.path().filename().string()));
+    }
+  }
 }
 
 std::vector<std::string> SafetensorsDirectory::names() const {

@@ -145,10 +145,18 @@ StoredTensor open_tensor(const std::shared_ptr<const io::GgufFile>& file, const 
     throw UnsupportedError(where(*file) + tensor.name + ": expected a type that libqat has a grid for, got " +
                            std::string(io::ggml_type_size(tensor.type)->name));
   }
+  const bool moved_bias = rows != arch::RowOrder::kSame && tensor.dims.size() == 1;
+  if (moved_bias && type->unpack != nullptr) {
+    throw UnsupportedError(where(*file) + tensor.name + ": expected a bias in a float type, got " +
+                           std::string(type->name));
+  }
   // The permutation is made when the tensor is read: by then its shape has been checked.
-  return {tensor.shape(), [file, &tensor, type, rows, config] {
-            return read_ggml(tensor.data, *type, tensor.shape(),
-                             row_order(rows, tensor.shape().front(), config));
+  return {tensor.shape(), [file, &tensor, type, rows, config, moved_bias] {
+            const std::vector<int64_t> shape = tensor.shape();
+            const std::vector<int64_t> order = row_order(rows, shape.front(), config);
+            // Each value of a bias belongs to a row.
+            return moved_bias ? read_ggml(tensor.data, *type, {shape.front(), 1}, order).flatten()
+                              : read_ggml(tensor.data, *type, shape, order);
           }};
 }
 

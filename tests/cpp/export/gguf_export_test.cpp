@@ -47,10 +47,10 @@ std::vector<std::string> names_of(const std::string& path) {
 }  // namespace
 
 TEST_CASE("the targets are listed, and an unknown one is refused by name") {
-  REQUIRE(qat::export_targets() == std::vector<std::string_view>{"gguf"});
+  REQUIRE(qat::export_targets() == std::vector<std::string_view>{"gguf", "hf"});
   const tiny::Folder folder("targets");
   REQUIRE_THROWS_WITH(qat::export_checkpoint(tiny::checkpoint(), folder.file("a"), "onnx"),
-                      Contains("expected one of gguf, got \"onnx\""));
+                      Contains("expected one of gguf, hf, got \"onnx\""));
   REQUIRE(folder.entries() == 0);
 }
 

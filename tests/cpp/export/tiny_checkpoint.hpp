@@ -110,6 +110,7 @@ inline std::string read(const std::string& path) {
 }
 
 inline void write(const std::string& path, const std::string& text) {
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path());
   std::ofstream(path, std::ios::binary) << text;
 }
 

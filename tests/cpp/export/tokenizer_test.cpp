@@ -192,7 +192,43 @@ TEST_CASE("special ids come from the first file that names them") {
                         .file();
   REQUIRE(id_in(bare, "bos") == -1);  // beyond the vocabulary
   REQUIRE(id_in(bare, "eos") == 1);
+  REQUIRE(id_in(bare, "eot") == 2);
   REQUIRE(id_in(bare, "padding") == -1);
+}
+
+TEST_CASE("several ends of generation take the places that GGUF has, each once") {
+  const std::pair<std::string, std::string> named{"tokenizer_config.json", R"({"eos_token": "b"})"};
+  const auto ends = [&](const std::string& list) {
+    const std::string json = R"({"eos_token_id": )" + list + "}";
+    const auto file = Exported(Tokenizer(), {named, {"generation_config.json", json}}).file();
+    return std::vector<int64_t>{id_in(file, "eos"), id_in(file, "eot"), id_in(file, "eom")};
+  };
+  REQUIRE(ends("2") == std::vector<int64_t>{2, -1, -1});
+  REQUIRE(ends("[2, 3, 2, 3]") == std::vector<int64_t>{2, 3, -1});
+  REQUIRE(ends("[3, 1]") == std::vector<int64_t>{2, 3, 1});
+  REQUIRE(ends("[3, 99, \"1\"]") == std::vector<int64_t>{2, 3, -1});
+  REQUIRE_THROWS_WITH(ends("[3, 1, 0]"), Contains("eos_token_id: expected at most 3") && Contains("got 4"));
+}
+
+TEST_CASE("sampling defaults are taken over unless decoding is to be greedy") {
+  const auto sampled = [](const std::string& json) {
+    return Exported(Tokenizer(), {{"generation_config.json", json}}).file();
+  };
+  const auto file =
+      sampled(R"({"temperature": 0.6, "top_p": 1, "top_k": 20, "min_p": 0.05, "do_sample": true})");
+  REQUIRE(file.get<float>("general.sampling.temp") == 0.6F);
+  REQUIRE(file.get<float>("general.sampling.top_p") == 1.0F);
+  REQUIRE(file.get<float>("general.sampling.min_p") == 0.05F);
+  REQUIRE(file.get<int32_t>("general.sampling.top_k") == 20);
+  const auto greedy = sampled(R"({"temperature": 0.6, "top_k": 20, "do_sample": false})");
+  REQUIRE(greedy.metadata().find("general.sampling.temp") == nullptr);
+  REQUIRE(greedy.metadata().find("general.sampling.top_k") == nullptr);
+  REQUIRE_THROWS_WITH(sampled(R"({"temperature": "hot"})"),
+                      Contains("temperature: expected a number, got \"hot\""));
+  for (const char* count : {"-1", "2.5", "4294967296"}) {
+    REQUIRE_THROWS_WITH(sampled(std::string(R"({"top_k": )") + count + "}"),
+                        Contains("top_k: expected a count"));
+  }
 }
 
 TEST_CASE("a beginning token is added when the tokenizer adds it") {
@@ -230,6 +266,30 @@ TEST_CASE("the chat template is found in each of its places") {
   REQUIRE(found({plain, {"chat_template.jinja", "file\n"}}) == "file\n");
   REQUIRE(found({{"tokenizer_config.json", R"({"chat_template": [{"name": "tools", "template": "x"},
                                                {"name": "default", "template": "named"}]})"}}) == "named");
+  REQUIRE(found({plain, {"chat_template.json", R"({"chat_template": "json"})"}}) == "json");
+  REQUIRE_THROWS_WITH(found({{"tokenizer_config.json", R"({"chat_template": 3})"}}),
+                      Contains("tokenizer_config.json") && Contains("expected a text, got 3"));
+}
+
+TEST_CASE("named chat templates stand beside the default one") {
+  const auto check = [](const qat::io::GgufFile& file) {
+    REQUIRE(file.get<std::string>("tokenizer.chat_template") == "plain");
+    REQUIRE(file.get<std::string>("tokenizer.chat_template.tool_use") == "tools");
+    REQUIRE(file.get<Strings>("tokenizer.chat_templates") == Strings{"rag", "tool_use"});
+  };
+  const std::string list =
+      R"([{"name": "tool-use", "template": "tools"}, {"name": "default", "template": "plain"},
+                               {"name": "rag", "template": "cite"}])";
+  check(Exported(Tokenizer(), {{"tokenizer_config.json", R"({"chat_template": )" + list + "}"}}).file());
+  check(Exported(Tokenizer(), {{"chat_template.jinja", "plain"},
+                               {"additional_chat_templates/tool-use.jinja", "tools"},
+                               {"additional_chat_templates/rag.jinja", "cite"},
+                               {"additional_chat_templates/notes.txt", "no template"}})
+            .file());
+  const std::string twice = R"([{"name": "a-b", "template": "x"}, {"name": "a_b", "template": "y"}])";
+  REQUIRE_THROWS_WITH(
+      Exported(Tokenizer(), {{"tokenizer_config.json", R"({"chat_template": )" + twice + "}"}}).file(),
+      Contains("got \"a_b\" again"));
 }
 
 TEST_CASE("a GGUF's tokenizer is taken over unchanged") {

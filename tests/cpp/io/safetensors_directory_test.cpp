@@ -50,6 +50,54 @@ TEST_CASE("shards are read through the index") {
   REQUIRE_THROWS_WITH(moved.at("d"), Contains(folder.path().string()) && Contains("\"d\""));
 }
 
+TEST_CASE("a tensor in two shards is refused, listed in one or not") {
+  const TemporaryFolder folder;
+  write_shard(folder / "m-1.safetensors", {"a", "b"});
+  write_shard(folder / "m-2.safetensors", {"b", "c"});
+  write_index(folder, R"({"a":"m-1.safetensors","b":"m-1.safetensors","c":"m-2.safetensors"})");
+  REQUIRE_THROWS_AS(SafetensorsDirectory(folder.path()), FileError);
+  REQUIRE_THROWS_WITH(
+      SafetensorsDirectory(folder.path()),
+      Contains("expected \"b\" in one shard, got it in \"m-1.safetensors\" and \"m-2.safetensors\""));
+}
+
+TEST_CASE("shards are filled in order up to the limit, and read again") {
+  const TemporaryFolder folder;
+  const std::string bytes(10, 'x');
+  const auto entry = [&](const std::string& name, std::int64_t size) {
+    return SafetensorsEntry{name, Dtype::kU8, {size}, as_bytes(bytes).first(static_cast<std::size_t>(size))};
+  };
+  const std::vector<SafetensorsEntry> entries{entry("d", 2), entry("a", 3), entry("c", 9), entry("b", 1),
+                                              entry("e", 4)};
+  const SafetensorsMetadata metadata{{"format", "pt"}};
+  const auto names = write_safetensors_directory(folder.path(), entries, 5, metadata);
+  REQUIRE(names == std::vector<std::string>{"model-00001-of-00003.safetensors",
+                                            "model-00002-of-00003.safetensors",
+                                            "model-00003-of-00003.safetensors", kIndex});
+  const SafetensorsDirectory model(folder.path());
+  REQUIRE(model.names() == std::vector<std::string>{"a", "b", "c", "d", "e"});
+  REQUIRE(model.files()[0].find("d") != nullptr);
+  REQUIRE(model.files()[0].find("a") != nullptr);
+  REQUIRE(model.files()[1].tensors().size() == 1);
+  REQUIRE(model.files()[2].tensors().size() == 2);
+  for (const auto& file : model.files()) REQUIRE(file.metadata() == metadata);
+
+  const TemporaryFolder whole;
+  REQUIRE(write_safetensors_directory(whole.path(), entries, 19) ==
+          std::vector<std::string>{"model.safetensors"});
+  REQUIRE(SafetensorsDirectory(whole.path()).names().size() == 5);
+}
+
+TEST_CASE("shards that cannot be are refused before anything is written") {
+  const TemporaryFolder folder;
+  const std::string byte = "x";
+  const SafetensorsEntry entry{"a", Dtype::kU8, {1}, as_bytes(byte)};
+  REQUIRE_THROWS_AS(write_safetensors_directory(folder.path(), {entry}, 0), qat::ArgumentError);
+  REQUIRE_THROWS_WITH(write_safetensors_directory(folder.path(), {entry, entry}, 1),
+                      Contains("this one twice"));
+  REQUIRE(std::filesystem::is_empty(folder.path()));
+}
+
 TEST_CASE("a broken index is refused with its path") {
   const TemporaryFolder folder;
   REQUIRE_THROWS_WITH(SafetensorsDirectory(folder.path()), Contains("got neither"));

@@ -14,36 +14,54 @@
 namespace qat {
 
 struct ExportOptions {
-  /// Where tokenizer metadata comes from: a GGUF, a tokenizer.json, or an HF directory. "none" writes a file
-  /// without vocabulary, for programs that take token ids and give logits (llama.cpp loads it, but its server
-  /// needs a vocabulary). "" = the checkpoint's reference.
+  /// Where the tokenizer comes from. Target "gguf": a GGUF, a tokenizer.json, or an HF directory. Target
+  /// "hf": an HF directory, or a tokenizer.json with the files beside it; they are copied. "none" writes no
+  /// tokenizer (llama.cpp loads such a GGUF, but its server needs a vocabulary). "" = the checkpoint's
+  /// reference.
   std::string tokenizer_from;
-  std::string name;  ///< `general.name`; "" = taken from the configuration or left out
+  std::string name;  ///< `general.name` of a GGUF; "" = taken from the configuration or left out
   /// Called with bytes written and in all.
   std::function<void(int64_t done, int64_t total)> progress;
+
+  // Target "hf" only; ArgumentError when set for another.
+  /// "bfloat16", "float16" or "float32"; "" = the narrowest that holds every number exactly.
+  std::string dtype;
+  /// The weights are split into files of at most this many bytes; 0 = 50 GB, as transformers does.
+  int64_t max_shard_bytes = 0;
+  /// Refuse, listing the tensors, unless quantizing the written weights by each grid's own rule gives back
+  /// the checkpoint's codes and scales (see requantization.hpp).
+  bool require_exact = false;
+  /// Replace a folder that an earlier export wrote and that holds nothing else.
+  bool overwrite = false;
 };
 
-/// "gguf".
+/// "gguf", "hf".
 std::vector<std::string_view> export_targets();
 
 /// Writes `path` by atomic rename: the same checkpoint gives the same bytes. ArgumentError for an unknown
 /// target or a missing tokenizer (naming the option), UnsupportedError for what the target cannot hold
 /// (naming the tensor), FileError for the disk.
+///
+/// Target "hf": `path` is a folder with config.json, the dequantized weights as safetensors, the tokenizer's
+/// files and generation_config.json, a README.md, and libqat.json, which says what requantizing the weights
+/// gives. transformers loads it like any model; nothing may stand at `path` but an empty folder (see
+/// `overwrite`).
 void export_checkpoint(const QuantizedCheckpoint& checkpoint, const std::string& path,
                        std::string_view target = "gguf", const ExportOptions& options = {});
 
 /// One difference between a file and the checkpoint it should hold.
 struct Difference {
   std::string tensor;  ///< state_dict key; the file's name for "extra", the metadata key for "metadata"
-  std::string
-      what;       ///< "codes", "scales", "values", "missing", "extra", "type", "shape", "alias", "metadata"
-  int64_t count;  ///< how many differ
+  /// "codes", "scales", "values", "rounded" (nothing but rounding to the file's float type), "missing",
+  /// "extra", "type", "shape", "alias", "metadata"
+  std::string what;
+  int64_t count;      ///< how many differ
   std::string first;  ///< the first difference in words
 };
 
-/// Reads a GGUF or a checkpoint file back by its consumer's decoding rule and compares it bit for bit: every
-/// tensor, and the configuration in the metadata. Empty when nothing differs. FileError for a malformed file,
-/// and the errors of export_checkpoint for a checkpoint that the format cannot hold.
+/// Reads a GGUF, an HF folder or a checkpoint file back by its consumer's decoding rule and compares it bit
+/// for bit: every tensor, and the configuration in the metadata. Empty when nothing differs. FileError for a
+/// malformed file, and the errors of export_checkpoint for a checkpoint that the format cannot hold.
 std::vector<Difference> verify(const std::string& path, const QuantizedCheckpoint& checkpoint);
 
 }  // namespace qat

@@ -82,8 +82,9 @@ class SafetensorsFile {
 };
 
 /// The weights of a Hugging Face model directory: `model.safetensors`, or the shards listed in
-/// `model.safetensors.index.json` (then exactly the tensors of its weight_map). A path to a file opens that
-/// file alone.
+/// `model.safetensors.index.json` (then exactly the tensors of its weight_map; FileError when one of them is
+/// also in another shard, since two readers could then see two models). A path to a file opens that file
+/// alone.
 class SafetensorsDirectory {
  public:
   explicit SafetensorsDirectory(const std::filesystem::path& path);
@@ -118,5 +119,15 @@ struct SafetensorsEntry {
 /// written.
 void write_safetensors(const std::filesystem::path& path, const std::vector<SafetensorsEntry>& entries,
                        const SafetensorsMetadata& metadata = {});
+
+/// Writes the weights of a Hugging Face model into `directory`: `model.safetensors`, or, when the tensors
+/// take more than `max_shard_bytes` (> 0), shards `model-00001-of-00003.safetensors` and their index. Shards
+/// are filled in the order of the entries; one ends before the tensor that would exceed the limit, and a
+/// tensor above the limit has a shard of its own. `metadata` goes into every file. Each file is written by
+/// `write_safetensors`; returns their names, the index last.
+std::vector<std::string> write_safetensors_directory(const std::filesystem::path& directory,
+                                                     const std::vector<SafetensorsEntry>& entries,
+                                                     std::int64_t max_shard_bytes,
+                                                     const SafetensorsMetadata& metadata = {});
 
 }  // namespace qat::io

@@ -1,0 +1,36 @@
+#pragma once
+
+// What a checkpoint looks like as a Hugging Face folder: the writer follows the plan, verify() compares a
+// folder with it.
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "export/hf_dtype.hpp"
+#include "qat/checkpoint/checkpoint.hpp"
+
+namespace qat {
+
+struct HfTensor {
+  std::string key;     ///< its name in the folder
+  std::string holder;  ///< the tensor of the checkpoint that it is, the key itself unless tied
+  std::vector<int64_t> shape;
+  at::ScalarType stored;  ///< of an integer or a bool; undefined for weights
+  bool weight = true;     ///< written in the folder's float type
+};
+
+/// Every tensor of the folder, by key. A head that is tied to the embedding is left out, as transformers
+/// does, when the configuration ties it; every other tied tensor is written again, which every loader
+/// understands.
+std::vector<HfTensor> plan_hf(const QuantizedCheckpoint& checkpoint);
+
+/// config.json for weights of this type: the checkpoint's configuration with `dtype`, and with
+/// `architectures` where the family is known. ArgumentError when the checkpoint has no configuration.
+std::string hf_config(const QuantizedCheckpoint& checkpoint, const HfDtype& dtype);
+
+/// Whether two configurations describe one model: equal but for the keys that say how it is stored.
+bool same_model(const std::string& config, const std::string& other);
+
+}  // namespace qat
