@@ -25,6 +25,7 @@ __all__: list[str] = [
     "PreparedDecoder",
     "QuantizedCheckpoint",
     "QuantizedTensor",
+    "Requantization",
     "Score",
     "StepReport",
     "TensorReport",
@@ -36,7 +37,7 @@ __all__: list[str] = [
     "compute_dtype",
     "default_options",
     "dequantize",
-    "export",
+    "export_checkpoint",
     "export_targets",
     "freeze_tensors",
     "ggml_pack",
@@ -64,6 +65,7 @@ __all__: list[str] = [
     "read_safetensors_header",
     "removed",
     "report_tensor",
+    "requantization_report",
     "resampled_means",
     "save",
     "score_choices",
@@ -268,7 +270,55 @@ class Difference:
     @property
     def what(self) -> str:
         """
-        'codes', 'scales', 'values', 'missing', 'extra', 'type', 'shape', 'alias' or 'metadata'.
+        'codes', 'scales', 'values', 'rounded' (nothing but rounding to the file's float type), 'missing', 'extra', 'type', 'shape', 'alias' or 'metadata'.
+        """
+
+class Requantization:
+    """
+    What becomes of one tensor that is dequantized, written in a float type and quantized again by its grid's own rule.
+    """
+
+    def __repr__(self) -> str: ...
+    @property
+    def blocks(self) -> int:
+        """
+        Groups of weights that share their scales.
+        """
+
+    @property
+    def changed_blocks(self) -> int:
+        """
+        Blocks whose codes or stored scales come out differently.
+        """
+
+    @property
+    def exact(self) -> bool:
+        """
+        Whether no block changes.
+        """
+
+    @property
+    def grid(self) -> str:
+        """
+        Name of its grid.
+        """
+
+    @property
+    def rounded_weights(self) -> int:
+        """
+        Weights that the float type does not hold exactly.
+        """
+
+    @property
+    def tensor(self) -> str:
+        """
+        State_dict key.
+        """
+
+    @property
+    def weights(self) -> int:
+        """
+        How many weights it has.
         """
 
 class Decoder:
@@ -720,32 +770,21 @@ def dequantize(checkpoint: QuantizedCheckpoint) -> dict[str, torch.Tensor]:
     state_dict key -> float32 tensor: what the consumer of the file computes, aliases included.
     """
 
-def export(
+def export_checkpoint(
     checkpoint: QuantizedCheckpoint,
     path: os.PathLike | str | bytes,
-    target: str = "gguf",
-    tokenizer_from: os.PathLike | str | bytes | None = None,
-    name: str = "",
-    progress: collections.abc.Callable[[int, int], None] | None = None,
+    *,
+    target: str,
+    tokenizer_from: os.PathLike | str | bytes | None,
+    name: str,
+    progress: collections.abc.Callable[[int, int], None] | None,
+    dtype: str,
+    max_shard_bytes: typing.SupportsIndex,
+    require_exact: bool,
+    overwrite: bool,
 ) -> None:
     """
-    Writes a checkpoint as the file that a consumer opens; packs, never rounds.
-
-    The file appears whole or not at all; the same checkpoint gives the same bytes.
-
-    Args:
-        checkpoint: what `freeze` or `load` returned, with the model's configuration.
-        path: the file to write.
-        target: "gguf".
-        tokenizer_from: a GGUF, a tokenizer.json, a Hugging Face directory, or "none" for a file without
-            vocabulary (llama.cpp loads it, but its server needs one); by default the checkpoint's reference.
-        name: the name that the file gives the model; by default the configuration's.
-        progress: called with bytes written and bytes in all.
-
-    Raises:
-        ArgumentError: unknown target, no tokenizer, incomplete checkpoint or configuration.
-        UnsupportedError: what the target cannot hold; the message names the tensor.
-        FileError: the file cannot be written, or the tokenizer cannot be read.
+    The writer behind `libqat.export`.
     """
 
 def export_targets() -> list[str]:
@@ -993,6 +1032,25 @@ def report_tensor(name: str, kind: str, latent: torch.Tensor, grid: str) -> Tens
     The TensorReport of one tensor; grid 'f32' keeps it.
     """
 
+def requantization_report(checkpoint: QuantizedCheckpoint, dtype: str = "float32") -> list[Requantization]:
+    """
+    Does quantizing the dequantized weights again give back the trained codes and scales?
+
+    Programs that take float weights and quantize them by themselves find each block's scale from its weights. They
+    find the trained one only if, for example, a Q4_0 block uses its code -8.
+
+    Args:
+        checkpoint: what `freeze` or `load` returned.
+        dtype: "float32", "float16" or "bfloat16": the type in which the weights are handed over.
+
+    Returns:
+        One `Requantization` for each quantized tensor, by key.
+
+    Raises:
+        ArgumentError: another dtype.
+        NumericError: a weight beyond the dtype's range; the message names tensor and row.
+    """
+
 def resampled_means(
     series: collections.abc.Sequence[collections.abc.Sequence[float]],
     weights: collections.abc.Sequence[float] | None = None,
@@ -1061,7 +1119,7 @@ def share_removed(quantized: float, trained: float) -> float:
 
 def verify(path: os.PathLike | str | bytes, checkpoint: QuantizedCheckpoint) -> list[Difference]:
     """
-    Reads an exported file (or a checkpoint file) by its consumer's rule and compares it bit for bit.
+    Reads an exported file or folder (or a checkpoint file) by its consumer's rule, and compares it bit for bit.
 
     Returns:
         A list of `Difference`; empty when the file holds exactly the checkpoint's numbers.

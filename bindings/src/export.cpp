@@ -19,11 +19,11 @@ using Path = std::filesystem::path;
 
 void write(const QuantizedCheckpoint& checkpoint, const Path& path, const std::string& target,
            const std::optional<Path>& tokenizer_from, const std::string& name,
-           std::function<void(int64_t, int64_t)> progress, const std::string& dtype, int64_t max_shard_bytes,
-           bool require_exact, bool overwrite) {
+           const std::optional<std::function<void(int64_t, int64_t)>>& progress, const std::string& dtype,
+           int64_t max_shard_bytes, bool require_exact, bool overwrite) {
   const ExportOptions options{tokenizer_from ? tokenizer_from->string() : "",
                               name,
-                              std::move(progress),
+                              progress.value_or(nullptr),
                               dtype,
                               max_shard_bytes,
                               require_exact,
