@@ -89,9 +89,8 @@ Returns float64 [S, resamples].)");
       R"((low, high): the 95 % percentile bootstrap interval of a weighted mean; NaN for a single value.
 
 For the difference of two models pass the differences of their values, item by item.)");
-  module.def(
-      "score_intervals", &score_intervals, py::arg("scores"), py::kw_only(), resamples, seed,
-      R"({"ppl", "nll", "kl", "top1": (low, high)} per Score of one `compare`.
+  module.def("score_intervals", &score_intervals, py::arg("scores"), py::kw_only(), resamples, seed,
+             R"({"ppl", "nll", "kl", "top1": (low, high)} per Score of one `compare`.
 
 95 % bootstrap intervals over windows weighted by their tokens; NaN for a text of a single window.)");
   module.def(

@@ -123,7 +123,8 @@ TEST_CASE("derived tensors are known to have no counterpart") {
 
 TEST_CASE("an unknown family is refused with the known ones") {
   REQUIRE_THROWS_AS(find_by_model_type("gpt2"), qat::UnsupportedError);
-  REQUIRE_THROWS_WITH(find_by_model_type("gpt2"), "model_type: expected one of llama, qwen2, qwen3, got \"gpt2\"");
+  REQUIRE_THROWS_WITH(find_by_model_type("gpt2"),
+                      "model_type: expected one of llama, qwen2, qwen3, got \"gpt2\"");
   REQUIRE_THROWS_WITH(find_by_gguf_architecture("bert"),
                       "general.architecture: expected one of llama, qwen2, qwen3, got \"bert\"");
 }
