@@ -81,31 +81,49 @@ def test_scores_agree_with_a_scaled_rotary_embedding(tmp_path, tokenizer_folder)
     assert relative_error(scores, log_probabilities(plain, ids)) > BOUND_FLOAT
 
 
+@pytest.mark.parametrize("name", ["Qwen2", "Qwen3"])
 @pytest.mark.parametrize(("grid", "bound"), [("q4_0", BOUND_8_BIT), ("f32", BOUND_FLOAT)])
-def test_scores_of_qwen3_agree(tmp_path, tokenizer_folder, grid, bound):
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def test_scores_of_qwen_agree(tmp_path, tokenizer_folder, name, grid, bound):
+    import transformers
 
-    config = Qwen3Config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=128,
-        initializer_range=SPREAD,
-        tie_word_embeddings=True,
-    )
+    settings = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": SPREAD,
+        "tie_word_embeddings": True,
+    }
+    if name == "Qwen3":
+        settings["head_dim"] = 32
+    config = getattr(transformers, f"{name}Config")(**settings)
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(config).float().eval()
+    model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith("bias"):
+                parameter.uniform_(-1, 1)
     embedding = "f32" if grid == "f32" else "q8_0"
     checkpoint = checkpoint_of(model, grid=grid, embedding=embedding, tokenizer=tokenizer_folder)
     libqat.export(checkpoint, tmp_path / "a.gguf")
     assert libqat.verify(tmp_path / "a.gguf", checkpoint) == []
     model.load_state_dict(_core.dequantize(checkpoint))
     ids = some_ids()
-    assert relative_error(llama_cpp.score(tmp_path / "a.gguf", ids), log_probabilities(model, ids)) < bound
+    expected = log_probabilities(model, ids)
+    assert relative_error(llama_cpp.score(tmp_path / "a.gguf", ids), expected) < bound
+    if name == "Qwen2":  # the decoder computes it too, from the GGUF
+        decoder = libqat.load_model(tmp_path / "a.gguf").decoder
+        # the same float32 numbers, sums in another order
+        np.testing.assert_allclose(log_probabilities_of(decoder, ids), expected, atol=1e-4)
+
+
+def log_probabilities_of(decoder, ids):
+    with torch.no_grad():
+        logits = decoder(torch.tensor([ids]))[0].double()
+    return logits.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
 
 
 def test_a_crash_of_llama_cpp_is_an_error(tmp_path):
