@@ -1,8 +1,10 @@
 """What the tests of exported files share: tiny checkpoints, tokenizers of each kind, independent readers."""
 
 import numpy as np
+import pytest
 import torch
 from conftest import make_llama
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from libqat import _core
@@ -25,6 +27,8 @@ TEXTS = (
     "!!! ??? ... --- ***bold*** https://example.com/a?b=c&d=e#f user@example.com",
     "word" * 40,
 )
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+with_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 SPECIAL = ("<|start|>", "<|end|>")
 
 
@@ -138,3 +142,16 @@ def read_by_gguf_py(path):
             values = rows_as_trained(values, heads[part])
         tensors[hf_name(tensor.name)] = (tensor.tensor_type.name, values)
     return tensors
+
+
+def some_tokens():
+    """Two rows of token ids for the models of `make_llama`."""
+    return torch.randint(320, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+def read_folder(folder):
+    """Every tensor of a Hugging Face folder."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
