@@ -179,7 +179,9 @@ def program(network, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "mnist", lambda cache=None: made)
     monkeypatch.setattr(efficientnet, "load", lambda: network)
     monkeypatch.setattr(custom_vision, "DIGIT_SIDE", 32)
-    monkeypatch.setattr(custom_vision, "POLICIES", {"4 bits": "int4-channel", "mix": custom_vision.MIXED2})
+    monkeypatch.setattr(
+        custom_vision, "POLICIES", {"4 bits": ("int4-channel", 1e-4), "mix": (custom_vision.MIXED2, 1e-3)}
+    )
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -225,3 +227,25 @@ def test_without_photos_the_digits_remain(program, monkeypatch, capsys):
     output = capsys.readouterr()
     assert "photos: skipped: no photos here" in output.out
     assert "no photos here" in output.err
+
+
+def test_the_summary_joins_both_examples(program, tmp_path, monkeypatch, capsys):
+    import custom_encoder
+    import custom_summary
+
+    result = program("--photos", "my-photos")
+    printed = []
+    monkeypatch.setitem(custom_summary.TABLES, "encoder", printed.append)
+    monkeypatch.setattr(sys, "argv", ["custom_summary.py"])
+    with pytest.raises(
+        SystemExit, match=r"encoder\.json: expected the figures of examples/custom_encoder\.py"
+    ):
+        custom_summary.main()
+    (tmp_path / "out/custom/encoder.json").write_text('{"policies": []}')
+    capsys.readouterr()
+    custom_summary.main()
+    assert "3 held-out photos" in capsys.readouterr().out
+    assert printed == [{"policies": []}]
+    summary = json.loads((tmp_path / "out/custom/summary.json").read_text())
+    assert summary == {"vision": result, "encoder": {"policies": []}}
+    assert callable(custom_encoder.print_table)
