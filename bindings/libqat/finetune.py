@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from . import _core, run_folder
-from ._core import LoadedModel, Policy, PreparedDecoder, StepReport, Trainer
+from . import teacher as teachers
+from ._core import CacheCheck, CacheProgress, LoadedModel, Policy, PreparedDecoder, StepReport, Trainer
 from .data import read_texts, tokenize
 from .prepare import as_policy
 from .run_folder import CHECKPOINT
@@ -34,6 +35,8 @@ class Run:
     """Where `loaded` came from."""
     text: tuple[Path, ...] = ()
     """The files of the training text, when they are known."""
+    cache_check: CacheCheck | None = None
+    """Of a teacher cache that was built for this run: its loss beside the live teacher's."""
 
     def train(self, progress: Callable[[StepReport], Any] | None = None) -> bool:
         """Trains and writes the checkpoint. False when `progress` stopped it; the state is saved then.
@@ -71,6 +74,9 @@ def start(
     *,
     resume: bool = False,
     text: Iterable[str | os.PathLike] = (),
+    teacher_cache: str | os.PathLike | bool | None = None,
+    teacher_top_k: int = teachers.TOP_K,
+    on_cache: Callable[[CacheProgress], Any] | None = None,
     **options: Any,
 ) -> Run:
     """Loads and prepares a model, with the trainer at its first step (or where the run folder stands).
@@ -79,20 +85,31 @@ def start(
     from, for the record (`finetune.json`, written when training begins). options: see
     `libqat.default_options()`. ArgumentError for bad options, policies and token ids; FileError when there is
     nothing to resume. A folder that holds a run although `resume` is false is a FileError of `Run.train`.
+
+    teacher_cache: a file with the teacher's `teacher_top_k` most likely tokens at each position (True:
+    `teacher.cache` in the folder). What this run needs of it and is missing is computed first, which
+    `on_cache` follows; then no float model is kept in memory. It pays when the text is read more than once,
+    by this run or by others.
     """
     options = _core.check_options(**options)
     policy = as_policy(policy)
     loaded = _core.load_model(model)
-    teacher = None
-    if options["objective"]["kl"] > 0:
-        dtype = _core.compute_dtype(options["compute_dtype"])
-        teacher = loaded.decoder.frozen_copy(getattr(torch, dtype))
-    prepared = _core.prepare_decoder(loaded.decoder, policy)
     data = _core.TokenData.from_tensor(tokens, json.loads(loaded.config)["vocab_size"])
+    teacher, check = None, None
+    wanted = options["objective"]["kl"] > 0
+    if wanted and not teacher_cache:
+        teacher = teachers.live_teacher(loaded, options)
+    prepared = _core.prepare_decoder(loaded.decoder, policy)
+    if wanted and teacher_cache:
+        path = teachers.cache_path(teacher_cache, folder)
+        teacher, check = teachers.cached_teacher(
+            path, loaded, prepared, data, teacher_top_k, options, on_cache
+        )
     trainer = Trainer(prepared, teacher, data, folder, **options)
     if resume:
         trainer.resume()
-    return Run(Path(folder), loaded, prepared, trainer, Path(model), tuple(Path(path) for path in text))
+    files = tuple(Path(path) for path in text)
+    return Run(Path(folder), loaded, prepared, trainer, Path(model), files, check)
 
 
 def tokenizer_source(model: str | os.PathLike) -> str:

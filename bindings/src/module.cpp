@@ -18,4 +18,5 @@ PYBIND11_MODULE(_core, module) {
   qat::python::bind_bootstrap(module);
   qat::python::bind_choices(module);
   qat::python::bind_train(module);
+  qat::python::bind_teacher(module);
 }

@@ -17,6 +17,7 @@ void bind_prepare(pybind11::module_& module);
 void bind_eval(pybind11::module_& module);
 void bind_bootstrap(pybind11::module_& module);
 void bind_choices(pybind11::module_& module);
+void bind_teacher(pybind11::module_& module);
 void bind_train(pybind11::module_& module);
 
 }  // namespace qat::python

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from libqat import StepReport, finetune
+from libqat import StepReport, finetune, teacher
 from libqat import dry_run as planning
 
 from . import console
@@ -59,6 +59,17 @@ def run(
         list[str] | None, typer.Option(help="Parameters not to train (regex). Default: the embedding.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Order of the text.")] = 0,
+    teacher_cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|auto",
+            help="Ask the float model once and keep its answers in this file (auto: in the run folder). Pays "
+            "when the text is read more than once, and saves the float model's memory.",
+        ),
+    ] = None,
+    teacher_top_k: Annotated[
+        int, typer.Option(min=1, help="Tokens per position that a teacher cache keeps.")
+    ] = teacher.TOP_K,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     control: Annotated[
         bool,
@@ -85,11 +96,35 @@ def run(
     if dry_run:
         _plan(model, tokens, policy, options, json)
         return
-    started = finetune.start(model, tokens, policy, out, resume=resume, text=text, **options)
+    started = _start(model, tokens, policy, out, teacher_cache, resume=resume, text=text,
+                     teacher_top_k=teacher_top_k, **options)  # fmt: skip
     last = _train(started, options["steps"])
     console.say(f"wrote {started.checkpoint}; next: libqat export {started.checkpoint} model.gguf")
     if json:
         console.print_json(_outcome(started, last))
+
+
+def _start(
+    model: Path, tokens: torch.Tensor, policy: Any, out: Path, teacher_cache: str | None, **settings: Any
+) -> finetune.Run:
+    if teacher_cache is None:
+        return finetune.start(model, tokens, policy, out, **settings)
+    try:
+        with console.progress("asking the teacher") as update:
+            started = finetune.start(
+                model, tokens, policy, out, teacher_cache=teacher_cache, **settings,
+                on_cache=lambda now: update(now.done, now.total, f"{now.tokens_per_second:.0f} tokens/s"),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        console.say("interrupted; the teacher's answers so far are kept, and the same command goes on")
+        raise typer.Exit(130) from None
+    if check := started.cache_check:
+        console.say(
+            f"the cached teacher's loss is {check.cached:.4f}, the live one's {check.live:.4f} "
+            f"({check.cached / check.live - 1:+.1%}); cosine of their gradients {check.cosine:.4f}, "
+            f"over {check.tokens} tokens"
+        )
+    return started
 
 
 def _train(started: finetune.Run, steps: int) -> StepReport | None:

@@ -19,6 +19,8 @@
 #include "qat/prepare/prepare.hpp"
 #include "qat/prepare/state.hpp"
 #include "qat/quantizer/quantizer.hpp"
+#include "qat/train/cache_check.hpp"
+#include "qat/train/teacher_cache.hpp"
 #include "qat/train/token_data.hpp"
 #include "qat/train/trainer.hpp"
 #include "qat/version.hpp"

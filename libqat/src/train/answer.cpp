@@ -95,6 +95,22 @@ at::Tensor PieceLogits::of(const at::Tensor& rows) {
   return logits;
 }
 
+TeacherRows::TeacherRows(const TeacherAnswer& answer, int64_t positions)
+    : answer_(answer), positions_(positions) {
+  if (!answer.hidden.defined()) return;
+  const at::Tensor hidden = answer.hidden.detach();
+  logits_ = PieceLogits(answer.head, hidden.scalar_type());
+  hidden_ = predicted_rows(hidden, 0, hidden.size(0) * positions, positions);
+}
+
+RowTeacher TeacherRows::rows(int64_t first, int64_t last) {
+  if (hidden_.defined()) return {logits_.of(hidden_.slice(0, first, last)), {}, {}};
+  const auto take = [&](const at::Tensor& tensor) {
+    return tensor.defined() ? predicted_rows(tensor.detach(), first, last, positions_) : tensor;
+  };
+  return {take(answer_.logits), take(answer_.ids), take(answer_.log_p)};
+}
+
 int64_t piece_height(int64_t chunk, int64_t vocabulary) {
   constexpr int64_t kPieceLogits = int64_t{1} << 23, kMultiple = 32;
   if (chunk > 0) return chunk;

@@ -44,6 +44,21 @@ class PieceLogits {
   at::Tensor weight_, bias_, buffer_;
 };
 
+/// Takes the teacher's side of one piece of rows after another.
+class TeacherRows {
+ public:
+  /// `answer` must outlive it. positions: T - 1.
+  TeacherRows(const TeacherAnswer& answer, int64_t positions);
+  /// Of predicted positions first ... last - 1; logits are valid until the next call.
+  RowTeacher rows(int64_t first, int64_t last);
+
+ private:
+  const TeacherAnswer& answer_;
+  int64_t positions_;
+  PieceLogits logits_;
+  at::Tensor hidden_;
+};
+
 /// Rows of logits that exist at a time when nobody chose: 2^23 logits, a multiple of 32 rows.
 int64_t piece_height(int64_t chunk, int64_t vocabulary);
 

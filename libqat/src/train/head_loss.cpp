@@ -50,31 +50,6 @@ Gradients blank_gradients(const Problem& problem) {
   return blank;
 }
 
-/// Takes the teacher's side of one piece after another.
-class TeacherRows {
- public:
-  TeacherRows(const TeacherAnswer& answer, int64_t positions) : answer_(answer), positions_(positions) {
-    if (!answer.hidden.defined()) return;
-    const at::Tensor hidden = answer.hidden.detach();
-    logits_ = PieceLogits(answer.head, hidden.scalar_type());
-    hidden_ = predicted_rows(hidden, 0, hidden.size(0) * positions, positions);
-  }
-
-  RowTeacher rows(int64_t first, int64_t last) {
-    if (hidden_.defined()) return {logits_.of(hidden_.slice(0, first, last)), {}, {}};
-    const auto take = [&](const at::Tensor& tensor) {
-      return tensor.defined() ? predicted_rows(tensor.detach(), first, last, positions_) : tensor;
-    };
-    return {take(answer_.logits), take(answer_.ids), take(answer_.log_p)};
-  }
-
- private:
-  const TeacherAnswer& answer_;
-  int64_t positions_;
-  PieceLogits logits_;
-  at::Tensor hidden_;
-};
-
 /// Adds what a piece gives. gradient: [n, V] in hidden's dtype, of the loss by the logits of these rows.
 void add_piece(const Problem& problem, const at::Tensor& rows, const at::Tensor& gradient,
                const at::Tensor& weight, int64_t first, const Gradients& sums) {

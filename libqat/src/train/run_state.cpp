@@ -7,9 +7,11 @@
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 #include <utility>
 
+#include "checkpoint/dtype.hpp"
 #include "qat/core/error.hpp"
 #include "qat/io/safetensors.hpp"
 
@@ -28,31 +30,11 @@ constexpr const char* kRunKey = "libqat.run";
   throw FileError("Trainer: " + path + ": " + subject + ": expected " + expected + ", got " + got);
 }
 
-/// The types that parameters, moments, codes and buffers of a module have.
 io::Dtype file_dtype(const StateTensor& tensor) {
-  switch (tensor.value.scalar_type()) {
-    case at::kFloat:
-      return io::Dtype::kF32;
-    case at::kDouble:
-      return io::Dtype::kF64;
-    case at::kHalf:
-      return io::Dtype::kF16;
-    case at::kBFloat16:
-      return io::Dtype::kBF16;
-    case at::kLong:
-      return io::Dtype::kI64;
-    case at::kInt:
-      return io::Dtype::kI32;
-    case at::kChar:
-      return io::Dtype::kI8;
-    case at::kByte:
-      return io::Dtype::kU8;
-    case at::kBool:
-      return io::Dtype::kBool;
-    default:
-      throw UnsupportedError("Trainer: " + tensor.key + ": expected a float, integer or bool tensor, got " +
-                             c10::toString(tensor.value.scalar_type()));
-  }
+  const std::optional<io::Dtype> dtype = checkpoint::file_dtype(tensor.value.scalar_type());
+  if (dtype) return *dtype;
+  throw UnsupportedError("Trainer: " + tensor.key + ": expected a float, integer or bool tensor, got " +
+                         c10::toString(tensor.value.scalar_type()));
 }
 
 io::ByteProducer bytes_of(const at::Tensor& tensor) {
@@ -86,11 +68,9 @@ void check_identity(const std::string& path, const std::string& saved, const Run
     const Json other = theirs["options"].value(name, Json());
     if (other != value) fail(path, "saved by another run: " + name, value.dump(), other.dump());
   }
-  for (const char* name : {"policy", "text"}) {
-    const Json other = theirs.value(name, Json());
-    if (other != ours[name]) {
-      fail(path, std::string("saved by another run: ") + name, ours[name].dump(), other.dump());
-    }
+  for (const char* name : {"policy", "text", "teacher"}) {
+    const Json mine = ours.value(name, Json()), other = theirs.value(name, Json());
+    if (other != mine) fail(path, std::string("saved by another run: ") + name, mine.dump(), other.dump());
   }
 }
 
@@ -130,6 +110,7 @@ std::string RunIdentity::to_json() const {
   json["options"] = Json::parse(train::to_json(options));
   json["policy"] = Json::parse(policy);
   json["text"] = hex(text);
+  if (teacher_top_k > 0) json["teacher"] = {{"top_k", teacher_top_k}, {"fingerprint", hex(teacher)}};
   return json.dump();
 }
 

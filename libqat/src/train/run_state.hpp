@@ -17,8 +17,12 @@ struct RunIdentity {
   Options options;  ///< with `compute_dtype` resolved
   std::string policy;
   std::uint64_t text = 0;  ///< TokenData::fingerprint()
+  /// Of a cached teacher: top_k, and the fingerprint of the model; top_k 0 = a live one, or none.
+  int64_t teacher_top_k = 0;
+  std::uint64_t teacher = 0;
 
-  /// {"options": ..., "policy": ..., "text": "<hex>"}: run.json.
+  /// {"options": ..., "policy": ..., "text": "<hex>"}, with a cache also "teacher": {"top_k": ...,
+  /// "fingerprint": "<hex>"}: run.json.
   std::string to_json() const;
 };
 

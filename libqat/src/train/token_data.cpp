@@ -63,6 +63,12 @@ std::vector<std::byte> to_ids(const std::string& function, const at::Tensor& tok
   return bytes;
 }
 
+void check_batch(const char* subject, bool ok, const std::string& expected, int64_t got) {
+  if (ok) return;
+  throw ArgumentError(std::string("TokenData::batch: ") + subject + ": expected " + expected + ", got " +
+                      std::to_string(got));
+}
+
 }  // namespace
 
 struct TokenData::Storage {
@@ -138,28 +144,38 @@ std::uint64_t TokenData::fingerprint() const noexcept {
   return storage_->fingerprint;
 }
 
-at::Tensor TokenData::batch(int64_t index, int64_t batch_size, int64_t length, int64_t seed) const {
-  const auto check = [](bool ok, const char* subject, const std::string& expected, int64_t got) {
-    if (ok) return;
-    throw ArgumentError(std::string("TokenData::batch: ") + subject + ": expected " + expected + ", got " +
-                        std::to_string(got));
-  };
-  check(batch_size >= 1, "batch_size", "at least 1", batch_size);
-  check(length >= 1, "length", "at least 1", length);
-  check(index >= 0 && index < std::numeric_limits<int64_t>::max() / batch_size, "index",
-        "a number of batches that 64 bits can count", index);
-  check(size() >= length, "text", "at least one window of " + std::to_string(length) + " tokens", size());
-  const int64_t windows = size() / length;
-  at::Tensor result = at::empty({batch_size, length}, at::TensorOptions(at::kLong));
+std::vector<int64_t> TokenData::windows(int64_t index, int64_t batch_size, int64_t length,
+                                        int64_t seed) const {
+  check_batch("batch_size", batch_size >= 1, "at least 1", batch_size);
+  check_batch("length", length >= 1, "at least 1", length);
+  check_batch("index", index >= 0 && index < std::numeric_limits<int64_t>::max() / batch_size,
+              "a number of batches that 64 bits can count", index);
+  check_batch("text", size() >= length, "at least one window of " + std::to_string(length) + " tokens",
+              size());
+  const int64_t count = size() / length;
+  std::vector<int64_t> windows;
+  for (int64_t place = index * batch_size; place < (index + 1) * batch_size; ++place) {
+    windows.push_back(static_cast<int64_t>(
+        permute(static_cast<std::uint64_t>(place % count), static_cast<std::uint64_t>(count),
+                static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(place / count))));
+  }
+  return windows;
+}
+
+at::Tensor TokenData::read(const std::vector<int64_t>& windows, int64_t length) const {
+  check_batch("length", length >= 1, "at least 1", length);
+  at::Tensor result = at::empty({static_cast<int64_t>(windows.size()), length}, at::TensorOptions(at::kLong));
   int64_t* out = result.mutable_data_ptr<int64_t>();
-  for (int64_t b = 0; b < batch_size; ++b) {
-    const int64_t place = index * batch_size + b;
-    const auto window = static_cast<int64_t>(
-        permute(static_cast<std::uint64_t>(place % windows), static_cast<std::uint64_t>(windows),
-                static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(place / windows)));
+  for (const int64_t window : windows) {
+    check_batch("window", window >= 0 && window < size() / length,
+                "0 to " + std::to_string(size() / length - 1), window);
     for (int64_t i = 0; i < length; ++i) *out++ = storage_->id(window * length + i);
   }
   return result;
+}
+
+at::Tensor TokenData::batch(int64_t index, int64_t batch_size, int64_t length, int64_t seed) const {
+  return read(windows(index, batch_size, length, seed), length);
 }
 
 at::Tensor TokenData::tokens() const {

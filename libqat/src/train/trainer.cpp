@@ -14,6 +14,7 @@
 #include "qat/train/compute.hpp"
 #include "train/adamw.hpp"
 #include "train/code_monitor.hpp"
+#include "train/evaluation_mode.hpp"
 #include "train/parameters.hpp"
 #include "train/permutation.hpp"
 #include "train/run_folder.hpp"
@@ -23,29 +24,27 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// Switches a module to evaluation (dropout off, ...), and every part of it back to what it was.
-class EvaluationMode {
- public:
-  explicit EvaluationMode(torch::nn::Module& module) {
-    for (const auto& part : module.modules(/*include_self=*/false))
-      before_.emplace_back(*part, part->is_training());
-    before_.emplace(before_.begin(), module, module.is_training());
-    module.eval();
-  }
-  ~EvaluationMode() {
-    // Parents come before their parts, and `train` descends.
-    for (auto& [part, training] : before_) part.get().train(training);
-  }
-  EvaluationMode(const EvaluationMode&) = delete;
-  EvaluationMode& operator=(const EvaluationMode&) = delete;
-
- private:
-  std::vector<std::pair<std::reference_wrapper<torch::nn::Module>, bool>> before_;
-};
-
 void require_callable(const LanguageModel& function, const char* name, const char* why) {
   if (function) return;
   throw ArgumentError(std::string("Trainer: ") + name + ": expected a function (" + why + "), got none");
+}
+
+/// The cache must answer what the run will ask.
+void check_cache(const TeacherCache& cache, const TokenData& data, const Options& options) {
+  const auto check = [](bool ok, const std::string& expected, const std::string& got) {
+    if (!ok) throw ArgumentError("Trainer: teacher cache: expected " + expected + ", got " + got);
+  };
+  const CacheKey& key = cache.key();
+  check(options.objective.kl > 0, "objective.kl above 0", "0, which needs no teacher");
+  check(key.text == data.fingerprint(), "answers to this text", "another's");
+  check(key.length == options.sequence_length,
+        "windows of " + std::to_string(options.sequence_length) + " tokens", std::to_string(key.length));
+  check(key.temperature == options.objective.temperature,
+        "temperature " + std::to_string(options.objective.temperature), std::to_string(key.temperature));
+  const CachePlan plan = plan_teacher_cache(data, options, key.top_k, key.teacher);
+  for (const int64_t window : plan.windows) {
+    check(cache.holds(window), "the answer to window " + std::to_string(window), "none");
+  }
 }
 
 /// Random layers draw from a generator that depends on the run's seed and the step only.
@@ -58,13 +57,13 @@ void seed_generator(at::Device device, int64_t seed, int64_t step) {
 }  // namespace
 
 struct Trainer::Impl {
-  Impl(PreparedModel& prepared, LanguageModel student_function, LanguageModel teacher_function,
-       TokenData text, Options settings, std::string run_folder);
+  Impl(PreparedModel& prepared, LanguageModel student_model, LanguageModel teacher_model,
+       std::optional<TeacherCache> answers, TokenData text, Options settings, std::string run_folder);
 
   std::vector<StateTensor> state() const;
   double accumulate_gradients(int64_t at_step);
-  TeacherAnswer teach(const at::Tensor& tokens) const;
-  at::Tensor loss_of(const at::Tensor& tokens, const Objective& objective);
+  TeacherAnswer teach(const std::vector<int64_t>& windows, const at::Tensor& tokens) const;
+  at::Tensor loss_of(const std::vector<int64_t>& windows, const Objective& objective);
   void check_finite(int64_t at_step, const char* what, double value) const;
   StepReport train_one_step(int64_t at_step);
   std::vector<eval::Score> evaluate();
@@ -74,6 +73,7 @@ struct Trainer::Impl {
 
   PreparedModel& model;
   LanguageModel student, teacher;
+  std::optional<TeacherCache> cache;
   TokenData data;
   Options options;
   TrainedParameters parameters;
@@ -101,11 +101,13 @@ Options validated(Options options) {
 
 }  // namespace
 
-Trainer::Impl::Impl(PreparedModel& prepared, LanguageModel student_function, LanguageModel teacher_function,
-                    TokenData text, Options settings, std::string run_folder)
+Trainer::Impl::Impl(PreparedModel& prepared, LanguageModel student_model, LanguageModel teacher_model,
+                    std::optional<TeacherCache> answers, TokenData text, Options settings,
+                    std::string run_folder)
     : model(prepared),
-      student(std::move(student_function)),
-      teacher(std::move(teacher_function)),
+      student(std::move(student_model)),
+      teacher(std::move(teacher_model)),
+      cache(std::move(answers)),
       data(std::move(text)),
       options(validated(std::move(settings))),
       parameters(model.module(), options.frozen),
@@ -113,12 +115,20 @@ Trainer::Impl::Impl(PreparedModel& prepared, LanguageModel student_function, Lan
       optimizer(parameters.values(), options),
       folder(std::move(run_folder)) {
   require_callable(student, "student", "tokens -> logits");
-  if (options.objective.kl > 0) require_callable(teacher, "teacher", "objective.kl is above 0");
   data.batch(0, 1, options.sequence_length, 0);  // the text holds a sequence
+  if (cache) {
+    check_cache(*cache, data, options);
+  } else if (options.objective.kl > 0) {
+    require_callable(teacher, "teacher", "objective.kl is above 0");
+  }
   compute = compute_dtype(options.compute_dtype, device);
   options.compute_dtype =
       compute == at::kBFloat16 ? "bfloat16" : "float32";  // what a resumed run must repeat
   identity = {options, model.policy().to_json(), data.fingerprint()};
+  if (cache) {
+    identity.teacher_top_k = cache->key().top_k;
+    identity.teacher = cache->key().teacher;
+  }
   if (options.telemetry_every > 0) monitor.emplace(trained_weights(model));
 }
 
@@ -141,17 +151,22 @@ std::vector<StateTensor> Trainer::Impl::state() const {
   return tensors;
 }
 
-TeacherAnswer Trainer::Impl::teach(const at::Tensor& tokens) const {
+TeacherAnswer Trainer::Impl::teach(const std::vector<int64_t>& windows, const at::Tensor& tokens) const {
   if (options.objective.kl == 0) return {};
   const c10::NoGradGuard no_grad;
   const ComputeScope scope(compute, device);
+  if (cache) {
+    TeacherAnswer answer = cache->answer(windows);
+    return {answer.ids.to(device), answer.log_p.to(device)};
+  }
   if (teacher.in_halves()) return {teacher.hidden(tokens), teacher.head()};
   return teacher.logits(tokens);
 }
 
 /// The loss of one micro-batch.
-at::Tensor Trainer::Impl::loss_of(const at::Tensor& tokens, const Objective& objective) {
-  const TeacherAnswer expected = teach(tokens);
+at::Tensor Trainer::Impl::loss_of(const std::vector<int64_t>& windows, const Objective& objective) {
+  const at::Tensor tokens = data.read(windows, options.sequence_length).to(device);
+  const TeacherAnswer expected = teach(windows, tokens);
   const auto quantized = model.quantized();
   const ComputeScope scope(compute, device);
   if (!student.in_halves()) return objective_loss(student.logits(tokens), expected, tokens, objective);
@@ -166,9 +181,8 @@ double Trainer::Impl::accumulate_gradients(int64_t at_step) {
   double total = 0;
   for (int64_t micro = 0; micro < options.accumulate; ++micro) {
     const int64_t index = (at_step - 1) * options.accumulate + micro;
-    const at::Tensor tokens =
-        data.batch(index, options.batch_size, options.sequence_length, options.seed).to(device);
-    const at::Tensor loss = loss_of(tokens, share);
+    const auto windows = data.windows(index, options.batch_size, options.sequence_length, options.seed);
+    const at::Tensor loss = loss_of(windows, share);
     const double value = loss.item<double>();
     check_finite(at_step, "loss", value);
     total += value;
@@ -241,8 +255,13 @@ void Trainer::Impl::complete(StepReport& report, Clock::time_point start, int64_
 
 Trainer::Trainer(PreparedModel& model, LanguageModel student, LanguageModel teacher, TokenData data,
                  Options options, std::string run_folder)
-    : impl_(std::make_unique<Impl>(model, std::move(student), std::move(teacher), std::move(data),
-                                   std::move(options), std::move(run_folder))) {}
+    : impl_(std::make_unique<Impl>(model, std::move(student), std::move(teacher), std::nullopt,
+                                   std::move(data), std::move(options), std::move(run_folder))) {}
+
+Trainer::Trainer(PreparedModel& model, LanguageModel student, TeacherCache teacher, TokenData data,
+                 Options options, std::string run_folder)
+    : impl_(std::make_unique<Impl>(model, std::move(student), LanguageModel(), std::move(teacher),
+                                   std::move(data), std::move(options), std::move(run_folder))) {}
 
 Trainer::~Trainer() = default;
 

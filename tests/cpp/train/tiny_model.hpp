@@ -18,6 +18,7 @@
 #include "qat/eval/eval.hpp"
 #include "qat/policy/policy.hpp"
 #include "qat/prepare/prepare.hpp"
+#include "qat/quantizer/head.hpp"
 #include "qat/train/token_data.hpp"
 
 constexpr int64_t kTinyVocabulary = 17;
@@ -30,7 +31,10 @@ struct TinyModelImpl : torch::nn::Module {
         drop(register_module("drop", torch::nn::Dropout(dropout))),
         head(register_module("head", torch::nn::Linear(kTinyWidth, kTinyVocabulary))) {}
 
-  at::Tensor forward(const at::Tensor& tokens) { return head(drop(at::tanh(up(embed(tokens))))); }
+  at::Tensor forward(const at::Tensor& tokens) { return head(hidden(tokens)); }
+  at::Tensor hidden(const at::Tensor& tokens) { return drop(at::tanh(up(embed(tokens)))); }
+  /// What the head's members are now: inside a QuantizedScope, the quantized weight.
+  qat::Head output_head() { return {head->weight, head->bias}; }
 
   torch::nn::Embedding embed;
   torch::nn::Linear up;

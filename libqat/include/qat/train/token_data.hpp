@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace qat::train {
 
@@ -29,6 +30,10 @@ class TokenData {
   /// `seed` and the epoch only, so any step can be recomputed after a resume. A batch may span two epochs.
   /// ArgumentError when the text is shorter than one window.
   at::Tensor batch(int64_t index, int64_t batch_size, int64_t length, int64_t seed) const;
+  /// The windows of the text that make up that micro-batch, in its order; arguments as for `batch`.
+  std::vector<int64_t> windows(int64_t index, int64_t batch_size, int64_t length, int64_t seed) const;
+  /// Windows of the text, int64[n, length]. ArgumentError for one that the text does not have.
+  at::Tensor read(const std::vector<int64_t>& windows, int64_t length) const;
   /// All tokens as int64[n].
   at::Tensor tokens() const;
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// Fine-tuning a prepared language model on token data, with a live float teacher or with labels, resumable
-// bit for bit. The trainer knows named parameters and callables, not model classes.
+// Fine-tuning a prepared language model on token data, with a live float teacher, its cached answers, or
+// labels, resumable bit for bit. The trainer knows named parameters and callables, not model classes.
 //
 // Run folder: `run.json` (options, policy, fingerprint of the text), `state.safetensors` (latents, moments,
 // step; atomic), `telemetry.jsonl` (one JSON object per line). The checkpoint that ships is made by `freeze`,
@@ -19,6 +19,7 @@
 #include "qat/prepare/prepare.hpp"
 #include "qat/train/language_model.hpp"
 #include "qat/train/options.hpp"
+#include "qat/train/teacher_cache.hpp"
 #include "qat/train/token_data.hpp"
 
 namespace qat::train {
@@ -53,6 +54,10 @@ class Trainer {
   /// latents that are not float32, a `frozen` expression that matches nothing or is malformed, and text
   /// shorter than one sequence.
   Trainer(PreparedModel& model, LanguageModel student, LanguageModel teacher, TokenData data, Options options,
+          std::string run_folder);
+  /// The same with a teacher's answers from disk. ArgumentError when they are for other windows, text or
+  /// temperature than the options ask for, and when objective.kl is 0.
+  Trainer(PreparedModel& model, LanguageModel student, TeacherCache teacher, TokenData data, Options options,
           std::string run_folder);
   ~Trainer();
   Trainer(const Trainer&) = delete;
