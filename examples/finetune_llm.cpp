@@ -26,6 +26,7 @@
 #include "qat/export/export.hpp"
 #include "qat/models/load.hpp"
 #include "qat/prepare/prepare.hpp"
+#include "qat/train/cache_check.hpp"
 #include "qat/train/compute.hpp"
 #include "qat/train/trainer.hpp"
 
@@ -45,6 +46,8 @@ Writes DIR/model.qat.safetensors, DIR/model.gguf and the run folder DIR/run.
   --compute-dtype D     auto, float32 or bfloat16 (auto)
   --seed N              order of the text (0)
   --frozen REGEX        parameters that are not trained ("model\.embed_tokens"; "" trains all)
+  --teacher-cache FILE  ask the float model once, keep its answers there, and train without it
+  --teacher-top-k N     tokens per position that the file keeps (64)
   --eval FILE.tokens    held-out text, scored at the start and the end
   --tokenizer PATH      a GGUF, tokenizer.json or folder for the GGUF file; "none" leaves it out
   --resume              go on with the run in DIR/run
@@ -94,9 +97,10 @@ class Arguments {
 };
 
 const std::set<std::string> Arguments::kWithValue = {
-    "--model",         "--tokens",          "--policy",     "--out",      "--steps", "--seed",
-    "--batch-size",    "--sequence-length", "--accumulate", "--kl",       "--ce",    "--learning-rate",
-    "--compute-dtype", "--frozen",          "--eval",       "--tokenizer"};
+    "--model",     "--tokens",        "--policy",          "--out",        "--steps",
+    "--seed",      "--batch-size",    "--sequence-length", "--accumulate", "--kl",
+    "--ce",        "--learning-rate", "--compute-dtype",   "--frozen",     "--eval",
+    "--tokenizer", "--teacher-cache", "--teacher-top-k"};
 
 qat::train::Options read_options(const Arguments& arguments) {
   qat::train::Options options;
@@ -162,6 +166,9 @@ struct Session {
         teacher(loaded.decoder->frozen_copy(compute)),
         model(qat::prepare(loaded.decoder, qat::Policy::load(arguments.required("--policy")))) {}
 
+  /// What decides a teacher's answers besides its weights.
+  std::string note() const { return loaded.config + "\n" + c10::toString(compute); }
+
   at::Tensor answer(const at::Tensor& tokens) const { return loaded.decoder->forward(tokens); }
   at::Tensor teach(const at::Tensor& tokens) const { return teacher->forward(tokens); }
 };
@@ -177,6 +184,41 @@ void print_score(Session& session, const Arguments& arguments, const char* when)
   std::printf("%s: perplexity %.3f (float %.3f)  KL to float %.4f  top-1 %.4f  [%ld tokens]\n", when,
               scores[1].perplexity(), scores[0].perplexity(), scores[1].kl, scores[1].top1,
               static_cast<long>(scores[1].tokens));
+}
+
+bool print_cache_progress(const qat::train::CacheProgress& progress) {
+  std::printf("asked the teacher %ld of %ld windows  %.0f tokens/s  %.0f s left\n",
+              static_cast<long>(progress.done), static_cast<long>(progress.total), progress.tokens_per_second,
+              progress.seconds_left);
+  return true;
+}
+
+/// The trainer with the live teacher, or with its answers from --teacher-cache, which are computed first. The
+/// float model is then given up, unless --eval will ask it.
+std::unique_ptr<qat::train::Trainer> make_trainer(Session& session, const Arguments& arguments,
+                                                  const qat::train::Options& options,
+                                                  const std::string& folder) {
+  namespace train = qat::train;
+  const train::TokenData text = train::TokenData::open(arguments.required("--tokens"));
+  const train::LanguageModel student = train::in_halves(session.loaded.decoder);
+  train::LanguageModel teacher = train::in_halves(session.teacher);
+  if (!arguments.has("--teacher-cache") || options.objective.kl == 0) {
+    return std::make_unique<train::Trainer>(session.model, student, teacher, text, options, folder);
+  }
+  const std::string path = arguments.required("--teacher-cache");
+  int64_t top_k = 64;
+  arguments.read("--teacher-top-k", top_k);
+  const train::CachePlan plan = train::plan_teacher_cache(
+      text, options, top_k, train::fingerprint(*session.loaded.decoder, session.note()));
+  if (train::TeacherCache::missing(path, plan) > 0) {
+    train::TeacherCache::build(path, plan, teacher, text, options, print_cache_progress);
+    const train::CacheCheck check = train::check_teacher_cache(
+        session.model, student, teacher, train::TeacherCache::open(path, plan), text, options);
+    std::printf("loss with the cache %.4f, with the teacher itself %.4f\n", check.cached, check.live);
+  }
+  if (!arguments.has("--eval")) session.teacher.reset();
+  return std::make_unique<train::Trainer>(session.model, student, train::TeacherCache::open(path, plan), text,
+                                          options, folder);
 }
 
 /// Writes checkpoint and GGUF and reads both back.
@@ -201,23 +243,19 @@ int finetune(const Arguments& arguments) {
   if (arguments.has("--help")) return std::fputs(kUsage, stdout) < 0;
   const std::filesystem::path out = arguments.required("--out");
   const qat::train::Options options = read_options(arguments);
-  qat::train::TokenData text = qat::train::TokenData::open(arguments.required("--tokens"));
   Session session(arguments);
-  qat::train::Trainer trainer(
-      session.model, [&](const at::Tensor& tokens) { return session.answer(tokens); },
-      [&](const at::Tensor& tokens) { return session.teach(tokens); }, std::move(text), options,
-      (out / "run").string());
+  const auto trainer = make_trainer(session, arguments, options, (out / "run").string());
   std::printf("%s\n", qat::to_string(session.model.report()).c_str());
   if (arguments.has("--resume")) {
-    trainer.resume();
-    std::printf("resuming after step %ld\n", static_cast<long>(trainer.step()));
+    trainer->resume();
+    std::printf("resuming after step %ld\n", static_cast<long>(trainer->step()));
   } else {
     print_score(session, arguments, "before");
   }
-  trainer.set_progress(print_progress);
+  trainer->set_progress(print_progress);
   {
-    const StopOnInterrupt guard(trainer);
-    if (trainer.run() == qat::train::Outcome::kInterrupted) {
+    const StopOnInterrupt guard(*trainer);
+    if (trainer->run() == qat::train::Outcome::kInterrupted) {
       std::printf("stopped; the run is saved, --resume goes on with it\n");
       return 130;  // what shells expect of a program that Ctrl-C ended
     }

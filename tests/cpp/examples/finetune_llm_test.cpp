@@ -210,6 +210,23 @@ TEST_CASE("Ctrl-C saves, and --resume ends in the same files as an uninterrupted
   }
 }
 
+TEST_CASE("with --teacher-cache the float model is asked once, and a second run reads its answers") {
+  const Inputs inputs;
+  const auto run = [&](const std::string& out) {
+    Words arguments = inputs.arguments(out);
+    arguments.insert(arguments.end(),
+                     {"--teacher-cache", inputs.path("teacher.cache"), "--teacher-top-k", "8"});
+    Process process(arguments);
+    const int code = process.finish();
+    INFO(process.text());
+    REQUIRE(code == 0);
+    return process.text();
+  };
+  REQUIRE_THAT(run("first"), Contains("asked the teacher") && Contains("loss with the cache"));
+  REQUIRE_THAT(run("second"), !Contains("asked the teacher"));
+  REQUIRE(read(inputs.path("first/model.gguf")) == read(inputs.path("second/model.gguf")));
+}
+
 TEST_CASE("mistakes end in one line that names them, and in exit code 1") {
   const Inputs inputs;
   const auto changed = [&](const std::string& flag, const std::string& value) {
