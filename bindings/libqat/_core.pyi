@@ -14,6 +14,9 @@ import torch
 
 __all__: list[str] = [
     "ArgumentError",
+    "CacheCheck",
+    "CachePlan",
+    "CacheProgress",
     "ChoiceScore",
     "Decoder",
     "Difference",
@@ -28,6 +31,7 @@ __all__: list[str] = [
     "Requantization",
     "Score",
     "StepReport",
+    "TeacherCache",
     "TensorReport",
     "TokenData",
     "Trainer",
@@ -39,6 +43,7 @@ __all__: list[str] = [
     "dequantize",
     "export_checkpoint",
     "export_targets",
+    "fingerprint",
     "freeze_tensors",
     "ggml_pack",
     "ggml_unpack",
@@ -583,9 +588,27 @@ class TokenData:
         The index-th micro-batch of a run, int64[batch_size, length]: windows without replacement within an epoch, in an order that `seed` and the epoch decide.
         """
 
+    def read(
+        self, windows: collections.abc.Sequence[typing.SupportsIndex], length: typing.SupportsIndex
+    ) -> torch.Tensor:
+        """
+        Windows of the text, int64[n, length].
+        """
+
     def tokens(self) -> torch.Tensor:
         """
         All tokens, int64[n].
+        """
+
+    def windows(
+        self,
+        index: typing.SupportsIndex,
+        batch_size: typing.SupportsIndex,
+        length: typing.SupportsIndex,
+        seed: typing.SupportsIndex = 0,
+    ) -> list[int]:
+        """
+        The windows of the text that make up `batch` of the same arguments.
         """
 
     @property
@@ -677,7 +700,7 @@ class Trainer:
     Args:
         student: a PreparedDecoder; its parameters are trained in place.
         teacher: a Decoder or a function int64[B, T] -> logits; None when objective["kl"] is 0. A cheap one is
-            `decoder.frozen_copy(torch.bfloat16)`, made before training.
+            `decoder.frozen_copy(torch.bfloat16)`, made before training. Or a TeacherCache.
         data: TokenData.
         run_folder: holds run.json, state.safetensors and telemetry.jsonl; "" keeps everything in memory.
         **options: see `default_options()`, for example steps=100, learning_rate=1e-4,
@@ -723,6 +746,133 @@ class Trainer:
     def step(self) -> int:
         """
         Optimizer steps done.
+        """
+
+class CacheProgress:
+    """
+    How far the building of a TeacherCache is.
+    """
+
+    @property
+    def done(self) -> int:
+        """
+        Windows that are there.
+        """
+
+    @property
+    def seconds_left(self) -> float: ...
+    @property
+    def tokens_per_second(self) -> float: ...
+    @property
+    def total(self) -> int:
+        """
+        Windows that the run needs.
+        """
+
+class CacheCheck:
+    """
+    A cached teacher against the live one.
+    """
+
+    @property
+    def cached(self) -> float:
+        """
+        KL to its cached answers: a lower bound.
+        """
+
+    @property
+    def cosine(self) -> float:
+        """
+        Between the gradients by the hidden states.
+        """
+
+    @property
+    def live(self) -> float:
+        """
+        KL to the teacher itself, nats.
+        """
+
+    @property
+    def tokens(self) -> int:
+        """
+        Predicted tokens compared.
+        """
+
+class CachePlan:
+    """
+    The answers that one run needs, and whose they are.
+
+    Args:
+        data: TokenData.
+        top_k: tokens per position whose log-probability is kept.
+        teacher: `fingerprint` of the model that answers.
+        **options: of the run, see `default_options()`.
+    """
+
+    def __init__(
+        self, data: TokenData, top_k: typing.SupportsIndex, teacher: typing.SupportsIndex, **kwargs
+    ) -> None: ...
+    @property
+    def bytes(self) -> int:
+        """
+        Of a file that holds these answers and no others.
+        """
+
+    @property
+    def windows(self) -> list[int]:
+        """
+        Of the text, ascending.
+        """
+
+class TeacherCache:
+    """
+    A teacher's top-k answers on disk, memory-mapped.
+    """
+
+    @staticmethod
+    def build(
+        path: os.PathLike | str | bytes,
+        plan: CachePlan,
+        teacher: typing.Any,
+        data: TokenData,
+        progress: typing.Any = None,
+        **kwargs,
+    ) -> bool:
+        """
+        Computes what is missing. True when the plan is complete, False when `progress` returned False.
+
+        What was computed stays, also after Ctrl-C or a kill; building again goes on from there.
+        """
+
+    @staticmethod
+    def missing(path: os.PathLike | str | bytes, plan: CachePlan) -> int:
+        """
+        Windows of the plan that the file lacks. FileError for a file of another key or kind.
+        """
+
+    @staticmethod
+    def open(path: os.PathLike | str | bytes, plan: CachePlan) -> TeacherCache:
+        """
+        Maps the file. FileError when it is malformed, another's, or lacks windows of the plan.
+        """
+
+    def answer(
+        self, windows: collections.abc.Sequence[typing.SupportsIndex]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        (ids int64[B, T - 1, k], log_p float32[B, T - 1, k + 1]) of windows of the text.
+        """
+
+    def check(
+        self,
+        student: PreparedDecoder,
+        teacher: typing.Any,
+        data: TokenData,
+        batches: typing.SupportsIndex = 2,
+        **kwargs,
+    ) -> CacheCheck:
+        """
+        A CacheCheck: the loss of the run's first batches with the live teacher and with this cache.
         """
 
 def check_options(**kwargs) -> typing.Any:
@@ -790,6 +940,11 @@ def export_checkpoint(
 def export_targets() -> list[str]:
     """
     The targets that `export` knows.
+    """
+
+def fingerprint(decoder: Decoder, also: str = "") -> int:
+    """
+    64-bit hash of all weights, and of what else decides a model's answers.
     """
 
 def freeze_tensors(
