@@ -11,7 +11,7 @@ CMAKE_FLAGS := -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/p
 STAMP := $(VENV)/.ready-$(shell cat requirements.txt Makefile | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test quickstart custom bench tutorial stubs format lint sanitize clean
+.PHONY: help setup build test quickstart custom bench tutorial docs stubs format lint sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ bench: build ## measure libqat beside its peers; writes out/bench/*.json and doc
 
 tutorial: build ## execute docs/tutorial.ipynb and keep what it prints and plots
 	$(BIN)/python docs/execute_tutorial.py
+
+docs: build ## the API reference of C++ and Python in out/docs
+	$(BIN)/python docs/reference.py
 
 stubs: build ## rewrite bindings/libqat/_core.pyi, the types of the extension
 	$(BIN)/python bindings/src/stubs.py

@@ -3,8 +3,11 @@
 // The version of libqat. These three numbers are its one place: CMake's project, the wheel and
 // `libqat.__version__` read them here. Versions 0.x are compatible within one minor version.
 
+/// Rises with incompatible changes.
 #define QAT_VERSION_MAJOR 0
+/// Rises with new features; while the major version is 0, with incompatible changes too.
 #define QAT_VERSION_MINOR 1
+/// Rises with repairs.
 #define QAT_VERSION_PATCH 0
 
 #define QAT_TEXT_(x) #x

@@ -1,8 +1,8 @@
 #pragma once
 
 // What differs between model families when a model goes from Hugging Face's names to GGUF's and back. One
-// table per family, in src/arch/<family>.cpp; readers, writers and policies ask the table and know no family
-// by name.
+// table per family, in `src/arch/<family>.cpp`; readers, writers and policies ask the table and know no
+// family by name.
 
 #include <cstdint>
 #include <optional>
@@ -79,6 +79,7 @@ struct ConfigKey {
 /// By what the decoder multiplies token embeddings.
 enum class EmbeddingScale { kOne, kSqrtHidden };
 
+/// Everything that libqat knows of a family.
 struct Family {
   /// libqat's own name; also the name of the table's file.
   std::string_view name;
@@ -108,6 +109,7 @@ const std::vector<const Family*>& families();
 
 /// Throws UnsupportedError that lists the known ones.
 const Family& find_by_model_type(std::string_view model_type);
+/// The same for `general.architecture`.
 const Family& find_by_gguf_architecture(std::string_view architecture);
 
 /// A name on the other side, with the rule that led to it.
@@ -120,6 +122,7 @@ struct Mapped {
 
 /// Nothing when the family has no such tensor. Names include the trailing ".weight".
 std::optional<Mapped> hf_to_gguf(const Family& family, std::string_view hf_name);
+/// The reverse of `hf_to_gguf`.
 std::optional<Mapped> gguf_to_hf(const Family& family, std::string_view gguf_name);
 
 /// Whether `name` is one of `patterns` ("{i}" stands for a number): for `gguf_only` and `hf_only`.

@@ -14,6 +14,7 @@
 
 namespace qat::arch {
 
+/// How a rotary embedding is stretched to longer contexts.
 enum class RopeType {
   kDefault,
   /// Every divisor is `factor`. (kaiokendev 2023)
@@ -27,6 +28,7 @@ enum class RopeType {
 /// "default", "linear", "llama3" or "yarn".
 std::string_view to_string(RopeType type) noexcept;
 
+/// A model's rotary embedding.
 struct Rope {
   double theta = 10000.0;
   RopeType type = RopeType::kDefault;

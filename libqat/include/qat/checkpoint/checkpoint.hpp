@@ -31,6 +31,7 @@ struct QuantizedTensor {
   at::Tensor scales;           ///< float32[R, G, P], stored values
 };
 
+/// A whole model as it ships.
 struct QuantizedCheckpoint {
   std::map<std::string, QuantizedTensor> quantized;  ///< by state_dict key
   /// By state_dict key: float32, float16, bfloat16 or float64, and buffers of integers or bools.

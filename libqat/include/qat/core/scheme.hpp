@@ -42,6 +42,7 @@ enum class SlotKind { kLinear, kEmbedding, kConv, kOther };
 
 /// "linear", "embedding", "conv" or "other".
 std::string_view to_string(SlotKind kind) noexcept;
+/// The reverse of `to_string`. Throws ArgumentError that lists the legal names.
 SlotKind slot_kind(std::string_view name);
 
 }  // namespace qat

@@ -16,6 +16,7 @@ struct Interval {
   double low = 0, high = 0;
 };
 
+/// How an interval is drawn.
 struct BootstrapOptions {
   int64_t resamples = 10000;  ///< 1 or more; 10000 place the ends of an interval to about 1 % of its width
   uint64_t seed = 0;

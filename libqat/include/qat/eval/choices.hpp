@@ -26,6 +26,7 @@ struct Continuation {
   int64_t context = 1;          ///< 1 or more
 };
 
+/// How questions are batched.
 struct ChoiceOptions {
   /// Longest input of the model; longer contexts lose their beginning.
   int64_t max_length = 2048;

@@ -13,6 +13,7 @@ namespace qat::eval {
 /// tokens: int64[B, T] -> logits [B, T, V] of any float dtype. Called without gradients.
 using LogitsFunction = std::function<at::Tensor(const at::Tensor& tokens)>;
 
+/// How a text is cut and watched.
 struct Options {
   int64_t window =
       256;            ///< T: tokens are cut into windows of this length; each predicts its T - 1 last tokens

@@ -13,6 +13,7 @@
 
 namespace qat {
 
+/// What a writer may be told besides checkpoint, path and target.
 struct ExportOptions {
   /// Where the tokenizer comes from. Target "gguf": a GGUF, a tokenizer.json, or an HF directory. Target
   /// "hf": an HF directory, or a tokenizer.json with the files beside it; they are copied. "none" writes no

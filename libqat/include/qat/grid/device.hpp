@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-// Forced inlining is part of correctness here: the AVX2 source includes the codecs too, and an out-of-line
-// copy compiled there could be linked in for CPUs that lack AVX2.
+/// Host and device function, always inlined. That is part of correctness here: the AVX2 source includes the
+/// codecs too, and an out-of-line copy compiled there could be linked in for CPUs that lack AVX2.
 #if defined(__CUDACC__)
 #define QAT_HD __host__ __device__ __forceinline__
 #elif defined(_MSC_VER)
@@ -20,30 +20,36 @@ namespace qat::grid {
 /// Bit pattern of a float32 without its sign from which on it is an infinity or a NaN.
 inline constexpr uint32_t kInfinityBits = 0x7f800000U;
 
+/// The bit pattern of a float.
 QAT_HD uint32_t bits_of(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
+/// The float of a bit pattern.
 QAT_HD float float_of(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
 
+/// The bit pattern of |value|.
 QAT_HD uint32_t magnitude_bits(float value) {
   return bits_of(value) & 0x7fffffffU;
 }
 
+/// |value|, NaN included.
 QAT_HD float magnitude(float value) {
   return float_of(magnitude_bits(value));
 }
 
+/// Neither infinite nor NaN, whatever the compiler assumes of floats.
 QAT_HD bool is_finite(float value) {
   return magnitude_bits(value) < kInfinityBits;
 }
 
+/// `is_finite` of all n values.
 QAT_HD bool all_finite(const float* w, int64_t n) {
   uint32_t worst = 0;
   for (int64_t i = 0; i < n; ++i) worst = magnitude_bits(w[i]) > worst ? magnitude_bits(w[i]) : worst;

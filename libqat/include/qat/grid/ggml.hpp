@@ -26,6 +26,7 @@ struct GgmlType {
 
 /// Lookups; null when unknown to libqat.
 const GgmlType* ggml_type(uint32_t id) noexcept;
+/// The same by the name of the grid.
 const GgmlType* ggml_type_of_grid(std::string_view grid) noexcept;
 
 }  // namespace qat::grid

@@ -7,12 +7,14 @@
 
 namespace qat::grid {
 
+/// value -> bytes[2], rounded to nearest even.
 QAT_HD void put_f16(float value, uint8_t* bytes) {
   const uint16_t half = f16_bits(value);
   bytes[0] = static_cast<uint8_t>(half & 0xffU);
   bytes[1] = static_cast<uint8_t>(half >> 8);
 }
 
+/// The reverse of `put_f16`.
 QAT_HD float get_f16(const uint8_t* bytes) {
   return f16_value(static_cast<uint16_t>(bytes[0] | (bytes[1] << 8)));
 }
@@ -26,6 +28,7 @@ QAT_HD void pack_nibbles(const int8_t* codes, int code_min, uint8_t* bytes) {
   }
 }
 
+/// The reverse of `pack_nibbles`.
 QAT_HD void unpack_nibbles(const uint8_t* bytes, int code_min, int8_t* codes) {
   for (int j = 0; j < 16; ++j) {
     codes[j] = static_cast<int8_t>((bytes[j] & 0xf) + code_min);

@@ -63,6 +63,7 @@ class Grid {
  public:
   virtual ~Grid() = default;
 
+  /// The constants of the format.
   virtual const Info& info() const noexcept = 0;
 
   /// B for a row of n weights: `info().block`, or n for kWholeRow.

@@ -23,7 +23,9 @@ class AtomicFile {
 
   /// Appends; buffered.
   void write(std::span<const std::byte> bytes);
+  /// The bytes of `text`.
   void write(std::string_view text);
+  /// `count` zero bytes.
   void write_zeros(std::uint64_t count);
 
   /// Bytes appended so far.
@@ -46,6 +48,7 @@ class AtomicFile {
 
 /// The whole file in one call, with the same promise.
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
+/// The same for text.
 void write_file_atomically(const std::filesystem::path& path, std::string_view text);
 
 }  // namespace qat::io

@@ -59,6 +59,7 @@ std::string describe_type(const GgufValue& value);
 /// Key-value pairs in insertion order. Keys are unique and not empty.
 class GgufMetadata {
  public:
+  /// Key and value.
   using Pair = std::pair<std::string, GgufValue>;
 
   /// Appends, or replaces the value in place when the key is already there. Throws ArgumentError for an empty

@@ -56,6 +56,7 @@ struct SafetensorsTensor {
   std::span<const std::byte> data;
 };
 
+/// The header's `__metadata__`.
 using SafetensorsMetadata = std::map<std::string, std::string>;
 
 /// A mapped, fully validated file. Throws FileError naming file and tensor for everything the format forbids:
@@ -93,7 +94,9 @@ class SafetensorsDirectory {
   const std::vector<SafetensorsFile>& files() const noexcept { return files_; }
   /// Sorted by name.
   std::vector<std::string> names() const;
+  /// Null when there is none.
   const SafetensorsTensor* find(std::string_view name) const;
+  /// Throws FileError naming the folder and the tensor when there is none.
   const SafetensorsTensor& at(std::string_view name) const;
 
  private:

@@ -13,6 +13,7 @@
 
 namespace qat::models {
 
+/// A causal language model of one of the families.
 class Decoder : public torch::nn::Module {
  public:
   /// A decoder with random weights. Parameters are float32 and named as in Hugging Face's state_dict

@@ -26,6 +26,7 @@ struct Target {
   std::vector<int64_t> shape;  ///< [R, ...]; a row is everything after dimension 0
 };
 
+/// One line of a policy.
 struct Rule {
   std::string match;             ///< ECMAScript expression, full match
   std::optional<SlotKind> kind;  ///< JSON `kind`, optional
@@ -33,6 +34,7 @@ struct Rule {
   bool optional = false;         ///< a rule that matches nothing is an error unless optional
 };
 
+/// Ordered rules, first match wins, and the estimator that they train with. Immutable.
 class Policy {
  public:
   /// Throws ArgumentError naming the JSON path ("policy: rules[2].weight: ...").
@@ -43,6 +45,7 @@ class Policy {
   static Policy preset(std::string_view name);
   /// A preset name, or the path of a JSON file (anything that contains '/' or ends in ".json").
   static Policy load(const std::string& name_or_path);
+  /// The names that `preset` takes.
   static std::vector<std::string_view> presets();
 
   /// Canonical JSON (sorted keys, defaults left out): from_json(to_json()) is the same policy.

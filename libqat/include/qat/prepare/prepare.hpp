@@ -44,6 +44,7 @@ class QuantizedScope {
   std::unique_ptr<Saved> saved_;
 };
 
+/// A module with a policy attached: its slots, and a quantizer for each that the policy puts on a grid.
 class PreparedModel {
  public:
   /// `slots`: from `find_slots` or the user's own. Errors: see `prepare`.

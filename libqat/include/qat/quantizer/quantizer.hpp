@@ -16,8 +16,10 @@ namespace qat {
 /// ops::quantized_linear and ops::quantized_embedding.
 at::Tensor float_linear(const at::Tensor& input, const at::Tensor& weight,
                         const std::optional<at::Tensor>& bias);
+/// See `float_linear`.
 at::Tensor float_embedding(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx = -1);
 
+/// The link between one weight and its grid. Holds no tensor; the latent is passed to each call.
 class Quantizer {
  public:
   /// `tensor`: the weight's parameter name. Throws ArgumentError for an unknown grid.
@@ -43,6 +45,7 @@ class Quantizer {
 
   /// A disabled quantizer passes latents through: the float model, without unpreparing it.
   bool enabled() const noexcept { return enabled_; }
+  /// See `enabled`.
   void set_enabled(bool enabled) noexcept { enabled_ = enabled; }
 
  private:

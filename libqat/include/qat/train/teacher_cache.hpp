@@ -61,6 +61,7 @@ struct CachePlan {
 CachePlan plan_teacher_cache(const TokenData& data, const Options& options, int64_t top_k,
                              std::uint64_t teacher);
 
+/// Where `TeacherCache::build` stands.
 struct CacheProgress {
   int64_t done = 0;   ///< windows of the plan that are there
   int64_t total = 0;  ///< windows of the plan
@@ -68,6 +69,7 @@ struct CacheProgress {
   double seconds_left = 0;
 };
 
+/// The stored answers of a teacher, read from their file. Copies share the mapping.
 class TeacherCache {
  public:
   /// How many windows of the plan the file lacks; all when there is no file. FileError as `open`.
@@ -85,6 +87,7 @@ class TeacherCache {
   static TeacherCache open(const std::string& path, const CachePlan& plan);
 
   const CacheKey& key() const noexcept;
+  /// Whether the answer to this window of the text is there.
   bool holds(int64_t window) const noexcept;
   /// The answers to windows of the text, one per sequence of a batch. FileError naming a window that is not
   /// there or whose record is damaged.

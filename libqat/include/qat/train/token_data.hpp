@@ -12,6 +12,7 @@
 
 namespace qat::train {
 
+/// A tokenised text. Copies share the data.
 class TokenData {
  public:
   /// Maps the file. FileError for a missing or malformed file, an empty one, or an id >= the vocabulary

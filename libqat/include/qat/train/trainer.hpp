@@ -43,8 +43,10 @@ struct StepReport {
 /// One line of telemetry.jsonl, without the line break. What was not measured is left out.
 std::string to_json(const StepReport& report);
 
+/// How `Trainer::run` ended.
 enum class Outcome { kFinished, kInterrupted };
 
+/// One run: from its options, or from its folder, to the last step.
 class Trainer {
  public:
   /// `model` must outlive the trainer. `student`: called inside `model.quantized()`; in halves (see
