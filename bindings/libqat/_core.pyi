@@ -760,9 +760,17 @@ class CacheProgress:
         """
 
     @property
-    def seconds_left(self) -> float: ...
+    def seconds_left(self) -> float:
+        """
+        At that speed.
+        """
+
     @property
-    def tokens_per_second(self) -> float: ...
+    def tokens_per_second(self) -> float:
+        """
+        Of what this call computed.
+        """
+
     @property
     def total(self) -> int:
         """

@@ -31,8 +31,8 @@ void bind_cache(py::module_& module) {
   py::class_<CacheProgress>(module, "CacheProgress", "How far the building of a TeacherCache is.")
       .def_readonly("done", &CacheProgress::done, "Windows that are there.")
       .def_readonly("total", &CacheProgress::total, "Windows that the run needs.")
-      .def_readonly("tokens_per_second", &CacheProgress::tokens_per_second)
-      .def_readonly("seconds_left", &CacheProgress::seconds_left);
+      .def_readonly("tokens_per_second", &CacheProgress::tokens_per_second, "Of what this call computed.")
+      .def_readonly("seconds_left", &CacheProgress::seconds_left, "At that speed.");
   py::class_<CacheCheck>(module, "CacheCheck", "A cached teacher against the live one.")
       .def_readonly("tokens", &CacheCheck::tokens, "Predicted tokens compared.")
       .def_readonly("live", &CacheCheck::live, "KL to the teacher itself, nats.")
