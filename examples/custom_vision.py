@@ -44,8 +44,8 @@ POLICIES = {
 KINDS = ("ptq", "qat")
 HEADINGS = {"top1": "top-1", "kl": "KL", "accuracy": "accuracy", "mean_layer_error": "layer error"}
 DIGIT_SIDE = 64
-DIGIT_STEPS = 0.5
-"""Of the photos' steps: ten classes are learned sooner than a thousand."""
+TUNING_STEPS, DIGIT_STEPS = 1.5, 0.5
+"""Of the photos' steps: fine-tuning in float, and QAT of that network. Ten classes are learned soon."""
 
 
 def parse() -> argparse.Namespace:
@@ -113,10 +113,10 @@ def study_photos(options: argparse.Namespace, network: torch.nn.Module) -> dict:
 def study_digits(options: argparse.Namespace, network: torch.nn.Module) -> dict:
     """Digits, by the accuracy on the test set."""
     train_images, train_labels, test_images, test_labels = digits.read(DIGIT_SIDE)
-    settings = training(options, DIGIT_STEPS)
+    tuning, settings = training(options, TUNING_STEPS), training(options, DIGIT_STEPS)
     path = options.out / "vision" / "digits-float.pt"
     with console.progress("digits: fine-tuning in float") as update:
-        tuned = digits.fine_tuned(network, train_images, train_labels, settings, path, update)
+        tuned = digits.fine_tuned(network, train_images, train_labels, tuning, path, update)
     study = Study(
         name="digits",
         network=tuned,
