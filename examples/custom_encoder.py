@@ -3,9 +3,10 @@
     .venv/bin/python examples/custom_encoder.py
 
 An ordinary Hugging Face model in a loop of its own. No labels are needed: on the same sentence, the rounded
-model's token vectors shall be those of the float model. Under each policy three models face each other:
-float, rounded to nearest (PTQ) and trained (QAT), the last two read back from their checkpoints. A table goes
-to standard output; the checkpoints and encoder.json to the folder `--out`.
+model's token vectors shall be those of the float model. Under each policy four models face each other: float,
+rounded to nearest with the grid's own scales (PTQ) and with searched ones, and trained from there (QAT), all
+but the first read back from a checkpoint. A table goes to standard output; the trained checkpoints and
+encoder.json to the folder `--out`.
 """
 
 import argparse
@@ -134,15 +135,17 @@ class Judge:
 def run(
     candidate: Candidate, teacher: nn.Module, steps: list, targets: list, judge: Judge, out: Path
 ) -> dict:
-    """Rounds, trains, ships and scores one policy."""
+    """Rounds, searches, trains and scores one policy, each as a file holds it."""
     prepared = qat.attach(teacher, candidate.policy)
-    rounded = judge.vectors(qat.ship(prepared, out / f"encoder-{candidate.name}-ptq.qat.safetensors"))
+    path = out / f"encoder-{candidate.name}.qat.safetensors"
+    vectors = {"float": judge.reference, "ptq": judge.vectors(qat.ship(prepared, path))}
+    qat.search_scales(prepared)
+    vectors["search"] = judge.vectors(qat.ship(prepared, path))
     begin = time.monotonic()
     with console.progress(f"training {candidate.title}") as update:
         qat.train(prepared, steps, targets, candidate.learning_rate, update)
     seconds = time.monotonic() - begin
-    path = out / f"encoder-{candidate.name}.qat.safetensors"
-    trained = judge.vectors(qat.ship(prepared, path))
+    vectors["qat"] = judge.vectors(qat.ship(prepared, path))
     return {
         "name": candidate.name,
         "title": candidate.title,
@@ -152,7 +155,7 @@ def run(
         "checkpoint": str(path),
         "bytes": path.stat().st_size,
         "bits_per_weight": prepared.report().bits_per_weight,
-        "metrics": judge.metrics({"float": judge.reference, "ptq": rounded, "qat": trained}),
+        "metrics": judge.metrics(vectors),
     }
 
 
@@ -163,7 +166,7 @@ def figure(entry: dict, metric: str, row: str, form: str = "{:.3f}") -> str:
 
 
 def print_table(summary: dict) -> None:
-    """Each policy rounded and trained, below the float model."""
+    """Each policy rounded in two ways and trained, below the float model."""
     columns = [">bits", ">MB", *(f">cosine\n{title}" for title in TITLES.values()), ">same\nnext"]
     columns += [">mood\nmovies", ">own fit", ">mood\nAmazon"]
     table = console.table("", "linears", "model", *columns)
@@ -178,7 +181,7 @@ def print_table(summary: dict) -> None:
     add(summary["policies"][0], "float32", "float", 32, summary["float"]["bytes"])
     for entry in summary["policies"]:
         table.add_section()
-        for row in ("ptq", "qat"):
+        for row in ("ptq", "search", "qat"):
             add(entry, entry["title"] if row == "ptq" else "", row, entry["bits_per_weight"], entry["bytes"])
     console.out.print(table)
 

@@ -47,6 +47,7 @@ TEXTS = [
     "ffffff",
     "a ffffff",
 ]
+POLICY = {"rules": [{"match": ".*", "kind": "linear", "weight": "int2_g32"}]}
 
 
 def test_rank_products_average_to_spearmans_correlation():
@@ -142,13 +143,26 @@ def test_every_candidate_covers_linears_and_embeddings():
         assert grids["encoder.layer.1.output.dense.weight"] == candidate.feed_forward
 
 
+def test_searched_scales_err_less_in_every_block():
+    plain = qat.attach(make_encoder(), POLICY)
+    searched = qat.attach(make_encoder(), POLICY)
+    qat.search_scales(searched)
+    for name, quantizer in plain.quantizers().items():
+        weight = plain.model.get_parameter(name).detach()
+        errors = [
+            (quantizer.fake_quantize(latent.detach()) - weight).view(-1, 32).square().sum(1)
+            for latent in (weight, searched.model.get_parameter(name))
+        ]
+        assert (errors[1] <= errors[0]).all()
+        assert errors[1].sum() < 0.9 * errors[0].sum()  # 2 bits: most blocks have a better scale
+
+
 def test_training_brings_the_rounded_encoder_nearer_and_ships_what_it_trained(tmp_path):
     torch.set_num_threads(1)  # such small products gain nothing from a second one
     teacher = make_encoder()
-    policy = {"rules": [{"match": ".*", "kind": "linear", "weight": "int2_g32"}]}
     steps = qat.batches(words, TEXTS, qat.Training(steps=40, batch_size=4, seed=0))
     targets = qat.token_vectors(teacher, steps, lambda *_: None)
-    prepared = qat.attach(teacher, policy)
+    prepared = qat.attach(teacher, POLICY)
     reference = sentences.embed(teacher, words, TEXTS)
 
     def cosine(model):
