@@ -29,12 +29,12 @@ class Rated(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """Movie reviews teach; held-out movie reviews, newspaper editorials and product reviews judge."""
+    """Movie reviews and tweets teach; held-out movie reviews, editorials and product reviews judge."""
 
     training: list[str]
     """What the encoder is trained on. Its ratings are not used there."""
     regression: Rated
-    """A part of the training text: the sentiment regression is fitted on it."""
+    """Movie reviews from the training text: the sentiment regression is fitted on them."""
     judged: dict[str, Rated]
     """"movies" (of the training's domain, none of its sentences), "nyt" and "amazon"."""
 
@@ -48,8 +48,9 @@ def read(judged: int, regression: int, seed: int, cache: str | os.PathLike | Non
         shuffled[name] = [sentences[i] for i in order]
     held_out = {name: _rated(shuffled[name][:judged]) for name in ("movies", "nyt", "amazon")}
     seen = set(held_out["movies"].texts)
-    training = [sentence for sentence in shuffled["movies"][judged:] if sentence.text not in seen]
-    return Texts([sentence.text for sentence in training], _rated(training[:regression]), held_out)
+    reviews = [sentence for sentence in shuffled["movies"][judged:] if sentence.text not in seen]
+    training = [sentence.text for sentence in reviews + shuffled["tweets"]]
+    return Texts(training, _rated(reviews[:regression]), held_out)
 
 
 def _rated(sentences: list[data.RatedSentence]) -> Rated:

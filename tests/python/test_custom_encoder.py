@@ -98,6 +98,7 @@ def test_held_out_sentences_are_not_trained_on(monkeypatch):
     }
     assert not set(texts.judged["movies"].texts) & set(texts.training)
     assert texts.regression.texts == texts.training[:10]
+    assert {text.split()[0] for text in texts.training} == {"movies", "tweets"}
     assert texts.regression.ratings.shape == (10,)
     assert sentences.read(judged=8, regression=10, seed=0).training == texts.training
     assert sentences.read(judged=8, regression=10, seed=1).training != texts.training
