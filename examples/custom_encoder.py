@@ -59,9 +59,9 @@ CANDIDATES = (
     uniform("q4_0", "q8_0", 1e-4),
     uniform("int4_g32", "int8_channel", 1e-4),
     uniform("int4_channel", "int8_channel", 2e-4),
-    uniform("int2_g32", "int8_channel", 1e-3),
-    Candidate("mixed", "4-bit, FFN 2-bit", "int4_g32", "int2_g32", "int8_channel", 1e-3),
-    Candidate("mixed-e4", "+ embeddings 4-bit", "int4_g32", "int2_g32", "int4_g32", 1e-3),
+    uniform("int2_g32", "int8_channel", 5e-4),
+    Candidate("mixed", "4-bit, FFN 2-bit", "int4_g32", "int2_g32", "int8_channel", 5e-4),
+    Candidate("mixed-e4", "+ embeddings 4-bit", "int4_g32", "int2_g32", "int4_g32", 5e-4),
 )
 
 Vectors = dict[str, Tensor]
