@@ -76,4 +76,4 @@ sanitize: $(STAMP) ## the C++ tests under AddressSanitizer and UndefinedBehavior
 	$(BIN)/ctest --preset sanitize
 
 clean: ## remove what was built (keeps .venv and out/)
-	rm -rf $(BUILD) build-*
+	rm -rf $(BUILD) build-debug build-sanitize
