@@ -11,6 +11,7 @@
 #include "block.hpp"
 #include "qat/core/error.hpp"
 #include "qat/nn/embedding.hpp"
+#include "qat/nn/without_initialization.hpp"
 
 namespace qat::models {
 namespace {
@@ -106,6 +107,7 @@ at::Tensor Decoder::forward(const at::Tensor& tokens) {
 }
 
 std::shared_ptr<Decoder> Decoder::frozen_copy(at::ScalarType dtype) {
+  const nn::WithoutInitialization to_be_copied;
   auto copy = std::make_shared<Decoder>(config_);
   const auto sources = named_parameters();
   for (auto& item : copy->named_parameters()) {

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "qat/core/error.hpp"
+#include "qat/nn/without_initialization.hpp"
 
 namespace qat::models {
 namespace {
@@ -115,6 +116,7 @@ LoadedModel assemble(const char* function, StoredModel stored) {
   DecoderConfig config = config_of_file(function, stored.path, stored.config);
   check_size(function, stored, config);
   resolve_head(stored, config);
+  const nn::WithoutInitialization to_be_read;
   auto decoder = std::make_shared<Decoder>(config);
   auto parameters = decoder->named_parameters();
   const std::string wrong = misfits(parameters, stored.tensors);

@@ -2,6 +2,8 @@
 
 #include <torch/nn/init.h>
 
+#include "qat/nn/without_initialization.hpp"
+
 namespace qat::nn {
 
 EmbeddingImpl::EmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim)
@@ -11,7 +13,7 @@ EmbeddingImpl::EmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim)
 
 void EmbeddingImpl::reset() {
   weight = register_parameter("weight", at::empty({num_embeddings_, embedding_dim_}));
-  torch::nn::init::normal_(weight);
+  if (!WithoutInitialization::active()) torch::nn::init::normal_(weight);
 }
 
 std::shared_ptr<torch::nn::Module> EmbeddingImpl::clone(const std::optional<torch::Device>& device) const {

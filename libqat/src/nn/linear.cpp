@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "qat/nn/without_initialization.hpp"
+
 namespace qat::nn {
 
 LinearImpl::LinearImpl(int64_t in_features, int64_t out_features, bool with_bias)
@@ -14,6 +16,7 @@ LinearImpl::LinearImpl(int64_t in_features, int64_t out_features, bool with_bias
 void LinearImpl::reset() {
   weight = register_parameter("weight", at::empty({out_features_, in_features_}));
   bias = register_parameter("bias", has_bias_ ? at::empty({out_features_}) : at::Tensor(), has_bias_);
+  if (WithoutInitialization::active()) return;
   torch::nn::init::kaiming_uniform_(weight, std::sqrt(5.0));
   if (has_bias_) {
     const double bound = 1.0 / std::sqrt(static_cast<double>(in_features_));

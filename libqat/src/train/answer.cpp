@@ -111,10 +111,13 @@ RowTeacher TeacherRows::rows(int64_t first, int64_t last) {
   return {take(answer_.logits), take(answer_.ids), take(answer_.log_p)};
 }
 
-int64_t piece_height(int64_t chunk, int64_t vocabulary) {
-  constexpr int64_t kPieceLogits = int64_t{1} << 23, kMultiple = 32;
+int64_t piece_height(int64_t chunk, int64_t rows, int64_t vocabulary) {
+  // Products with fewer than 128 rows wait for the table's bytes; more than 2^24 logits gain nothing.
+  constexpr int64_t kPieceLogits = int64_t{1} << 24, kLeast = 128, kMultiple = 32;
   if (chunk > 0) return chunk;
-  return std::max(kPieceLogits / vocabulary / kMultiple, int64_t{1}) * kMultiple;
+  const int64_t most = std::max(kPieceLogits / vocabulary, kLeast);
+  const int64_t pieces = (rows + most - 1) / most, height = (rows + pieces - 1) / pieces;
+  return (height + kMultiple - 1) / kMultiple * kMultiple;
 }
 
 at::Tensor in_compute_dtype(const at::Tensor& tensor) {

@@ -59,8 +59,9 @@ class TeacherRows {
   at::Tensor hidden_;
 };
 
-/// Rows of logits that exist at a time when nobody chose: 2^23 logits, a multiple of 32 rows.
-int64_t piece_height(int64_t chunk, int64_t vocabulary);
+/// Rows of logits that exist at a time: `chunk`, or when that is 0 equal pieces of `rows` with at most 2^24
+/// logits or 128 rows each, in multiples of 32.
+int64_t piece_height(int64_t chunk, int64_t rows, int64_t vocabulary);
 
 /// `tensor` in autocast's dtype when autocast is on, as a matrix product would take it.
 at::Tensor in_compute_dtype(const at::Tensor& tensor);

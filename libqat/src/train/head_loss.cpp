@@ -37,7 +37,8 @@ struct Gradients {
   at::Tensor hidden, weight, bias;
 };
 
-/// Gradients that start at zero, of what wants one. Sums over pieces are float32 at least.
+/// Gradients to fill, of what wants one: `weight` is written by the first piece, the others start at zero.
+/// Sums over pieces are float32 at least.
 Gradients blank_gradients(const Problem& problem) {
   Gradients blank;
   const auto sums = problem.hidden.options().dtype(problem.rule.compute);
@@ -45,9 +46,28 @@ Gradients blank_gradients(const Problem& problem) {
     blank.hidden = at::zeros({problem.sequences, problem.positions() + 1, problem.hidden.size(1)},
                              problem.hidden.options());
   }
-  if (problem.wants_weight) blank.weight = at::zeros(problem.head.weight.sizes(), sums);
+  if (problem.wants_weight) blank.weight = at::empty(problem.head.weight.sizes(), sums);
   if (problem.wants_bias) blank.bias = at::zeros(problem.head.bias.sizes(), sums);
   return blank;
+}
+
+/// sum (+)= gradient^T @ rows. Products of a lower precision are widened a few rows of the table at a time,
+/// while they are in a core's cache: a table has more bytes than a piece of logits.
+void add_weight(const at::Tensor& gradient, const at::Tensor& rows, const at::Tensor& sum, bool first) {
+  constexpr int64_t kTableRows = 4096;
+  if (sum.scalar_type() == rows.scalar_type()) {
+    at::Tensor(sum).addmm_(gradient.t(), rows, first ? 0 : 1);
+    return;
+  }
+  for (int64_t row = 0; row < sum.size(0); row += kTableRows) {
+    const at::Tensor part = at::mm(gradient.slice(1, row, row + kTableRows).t(), rows);
+    const at::Tensor place = sum.slice(0, row, row + kTableRows);
+    if (first) {
+      place.copy_(part);
+    } else {
+      place.add_(part.to(sum.scalar_type()));
+    }
+  }
 }
 
 /// Adds what a piece gives. gradient: [n, V] in hidden's dtype, of the loss by the logits of these rows.
@@ -63,7 +83,7 @@ void add_piece(const Problem& problem, const at::Tensor& rows, const at::Tensor&
       row += count;
     }
   }
-  if (sums.weight.defined()) sums.weight.add_(at::mm(gradient.t(), rows));
+  if (sums.weight.defined()) add_weight(gradient, rows, sums.weight, first == 0);
   if (sums.bias.defined()) sums.bias.add_(gradient.sum(0, false, sums.bias.scalar_type()));
 }
 
@@ -151,7 +171,7 @@ at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAn
                   teacher,
                   {objective},
                   sequences,
-                  piece_height(chunk, head.weight.size(0))};
+                  piece_height(chunk, sequences * positions, head.weight.size(0))};
   if (teacher.hidden.defined()) problem.teacher.hidden = in_compute_dtype(teacher.hidden.detach());
   problem.rule.positions = static_cast<double>(sequences * positions);
   if (input.scalar_type() == at::kDouble) problem.rule.compute = at::kDouble;

@@ -19,7 +19,7 @@ WindowAnswer top_outcomes(const TeacherAnswer& answer, const CacheKey& key) {
   const WindowAnswer result{at::empty({total, key.top_k}, at::kLong),
                             at::empty({total, key.top_k + 1}, at::kFloat)};
   TeacherRows teacher(answer, positions);
-  const int64_t height = piece_height(0, key.vocabulary);
+  const int64_t height = piece_height(0, total, key.vocabulary);
   for (int64_t first = 0; first < total; first += height) {
     const int64_t last = std::min(first + height, total);
     at::Tensor log_p = log_probabilities(teacher.rows(first, last).logits, at::kFloat, key.temperature);

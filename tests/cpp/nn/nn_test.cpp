@@ -6,9 +6,12 @@
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
 
+#include <optional>
+
 #include "catch.hpp"
 #include "qat/nn/embedding.hpp"
 #include "qat/nn/linear.hpp"
+#include "qat/nn/without_initialization.hpp"
 #include "qat/ops/ops.hpp"
 
 namespace {
@@ -31,6 +34,29 @@ TEST_CASE("the layers start as LibTorch's do") {
   REQUIRE(at::equal(embedding->weight, float_embedding->weight));
   REQUIRE(linear->named_parameters().keys() == float_linear->named_parameters().keys());
   REQUIRE(embedding->named_parameters().keys() == float_embedding->named_parameters().keys());
+}
+
+TEST_CASE("without initialization no random number is drawn, on this thread, while the scope lives") {
+  const auto drawn = [](bool outer, bool inner) {
+    at::manual_seed(4);
+    {
+      std::optional<qat::nn::WithoutInitialization> first, second;
+      if (outer) first.emplace();
+      if (inner) second.emplace();
+      second.reset();  // ends; an outer one stays
+      const qat::nn::Embedding embedding(4, 32);
+      const qat::nn::Linear linear(32, 8);
+      REQUIRE(embedding->weight.sizes() == at::IntArrayRef({4, 32}));
+      REQUIRE(linear->bias.requires_grad());
+    }
+    const at::Tensor next = at::randn({1});
+    at::manual_seed(4);
+    return !next.equal(at::randn({1}));
+  };
+  REQUIRE(drawn(false, false));
+  REQUIRE(drawn(false, true));
+  REQUIRE_FALSE(drawn(true, false));
+  REQUIRE_FALSE(drawn(true, true));
 }
 
 TEST_CASE("without a quantizer they are the float layers") {

@@ -209,7 +209,7 @@ TEST_CASE("a quantized head: w_hat forward, its estimator backward") {
 }
 
 TEST_CASE("in bfloat16 a single piece has the bits of full logits, and pieces differ by its rounding") {
-  const Case made(at::kBFloat16, 300);
+  const Case made(at::kBFloat16, 5000);  // wider than a block of the table's gradient
   const Objective objective{1, 0, 1};
   const Head head{made.weight};
   const TeacherAnswer answer{made.teacher_hidden, Head{made.teacher_weight}};
@@ -248,10 +248,10 @@ TEST_CASE("no allocation holds all logits, and the quantized table is made once"
     REQUIRE(recorder.hits() == 1);
     REQUIRE(recorder.largest() == kWide * kWidth * sizeof(float));
   }
-  SECTION("a trained table: its gradient, and one product a piece") {
+  SECTION("a trained table: its gradient, too") {
     loss = head_loss(hidden, {weight, {}, quantizer}, answer, tokens, {}, kChunk);
     loss.backward();
-    REQUIRE(recorder.hits() == 2 + kRows / kChunk);
+    REQUIRE(recorder.hits() == 2);
     REQUIRE(recorder.largest() == kWide * kWidth * sizeof(float));
   }
   SECTION("all rows in one piece: this is what the recorder sees then") {

@@ -15,7 +15,7 @@ class EmbeddingImpl : public torch::nn::Cloneable<EmbeddingImpl> {
  public:
   EmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim);
 
-  /// Draws a new weight from N(0, 1), as torch::nn::Embedding does.
+  /// Draws a new weight from N(0, 1), as torch::nn::Embedding does; but see WithoutInitialization.
   void reset() override;
   /// A deep copy; its quantizer is a copy too, so that disabling one layer's leaves the other's alone.
   std::shared_ptr<torch::nn::Module> clone(

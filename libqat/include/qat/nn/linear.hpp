@@ -15,7 +15,8 @@ class LinearImpl : public torch::nn::Cloneable<LinearImpl> {
  public:
   LinearImpl(int64_t in_features, int64_t out_features, bool bias = true);
 
-  /// Draws new parameters from U(-1/sqrt(in_features), 1/sqrt(in_features)), as torch::nn::Linear does.
+  /// Draws new parameters from U(-1/sqrt(in_features), 1/sqrt(in_features)), as torch::nn::Linear does;
+  /// but see WithoutInitialization.
   void reset() override;
   /// A deep copy; its quantizer is a copy too, so that disabling one layer's leaves the other's alone.
   std::shared_ptr<torch::nn::Module> clone(

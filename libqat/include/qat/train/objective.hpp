@@ -53,13 +53,13 @@ at::Tensor objective_loss(const at::Tensor& student, const TeacherAnswer& teache
                           const Objective& objective);
 
 /// The same loss from the student's hidden states; logits [N, V] never exist. They are made for `chunk`
-/// positions at a time (0: as many as make 2^23 logits), turned into their gradient in place, and multiplied
-/// back; W_hat is formed once, in hidden's dtype. Peak beyond the arguments: W_hat, two pieces of logits (one
-/// without a teacher's), and the gradients.
-/// hidden: float[B, T, h] (autocast's dtype when autocast is on), its gradient in its dtype. head.weight: its
-/// gradient in its dtype (accumulated in float32 at least), passed to the latent as `Quantizer` does;
-/// head.bias likewise. Gradients are formed only for what requires them.
-/// Equal to objective_loss(head.logits(hidden), ...) up to the rounding of matrix products of other heights.
+/// positions at a time (0: equal pieces of at most 2^24 logits, or 128 rows), turned into their gradient in
+/// place, and multiplied back; W_hat is formed once, in hidden's dtype. Peak beyond the arguments: W_hat, two
+/// pieces of logits (one without a teacher's), and the gradients. hidden: float[B, T, h] (autocast's dtype
+/// when autocast is on), its gradient in its dtype. head.weight: its gradient in its dtype (accumulated in
+/// float32 at least), passed to the latent as `Quantizer` does; head.bias likewise. Gradients are formed only
+/// for what requires them. Equal to objective_loss(head.logits(hidden), ...) up to the rounding of matrix
+/// products of other heights.
 at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAnswer& teacher,
                      const at::Tensor& tokens, const Objective& objective, int64_t chunk = 0);
 

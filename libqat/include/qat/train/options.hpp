@@ -24,8 +24,8 @@ struct Options {
   double weight_decay = 0.0;  ///< decoupled (AdamW)
   double clip_norm = 1.0;     ///< global gradient norm; 0 = off
   Objective objective;
-  /// Positions whose logits exist at a time when the student comes in halves; 0 = as many as make 2^23
-  /// logits. See `head_loss`.
+  /// Positions whose logits exist at a time when the student comes in halves; 0 = equal pieces of at
+  /// most 2^24 logits, or 128 rows. See `head_loss`.
   int64_t loss_chunk = 0;
   /// "float32", "bfloat16" (by autocast) or "auto"; see `compute_dtype`. Latents stay float32.
   std::string compute_dtype = "auto";
