@@ -1070,7 +1070,7 @@ def head_loss(
         weight: float [V, h], the head's latent; `grid` and `estimator` say how it is quantized.
         tokens: int64[B, T], T >= 2.
         teacher: (hidden [B, T, h'], weight [V, h']), constant, or None when kl is 0.
-        chunk: positions whose logits exist at a time; 0 = as many as make 2^23 logits.
+        chunk: positions whose logits exist at a time; 0 = equal pieces of at most 2^24 logits.
 
     The gradients of hidden, weight and bias are formed in the forward pass.
     """
