@@ -103,6 +103,12 @@ py::dict grid_info(const std::string& name) {
         return "bfloat16";
       case grid::DType::kU8:
         return "uint8";
+      case grid::DType::kI8:
+        return "int8";
+      case grid::DType::kE8M0:
+        return "float8_e8m0fnu";
+      case grid::DType::kE4M3:
+        return "float8_e4m3fn";
     }
     return "?";
   };

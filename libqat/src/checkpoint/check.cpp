@@ -1,13 +1,10 @@
 #include "check.hpp"
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
 #include <algorithm>
-#include <cmath>
 
 #include "dtype.hpp"
 #include "qat/core/error.hpp"
+#include "qat/grid/stored.hpp"
 
 namespace qat::checkpoint {
 namespace {
@@ -40,24 +37,30 @@ void check_codes(const Subject& subject, const std::string& key, const Sizes& si
                std::to_string(*least < info.code_min ? *least : *greatest));
 }
 
+/// The field that parameter `index` of a block belongs to.
+const grid::Field& field_of(const grid::Grid& grid, int index) {
+  const auto fields = grid.info().fields;
+  auto field = fields.begin();
+  for (; index >= field->count; ++field) index -= field->count;
+  return *field;
+}
+
 void check_scales(const Subject& subject, const std::string& key, const Sizes& sizes,
                   const at::Tensor& tensor) {
   const int64_t blocks = sizes.rows * sizes.grid.blocks(sizes.width);
   expect(subject, key, "scales", tensor, at::kFloat,
          {sizes.rows, sizes.grid.blocks(sizes.width), sizes.grid.params()});
   const at::Tensor scales = tensor.cpu().contiguous();
-  const float* value = scales.const_data_ptr<float>();
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (const grid::Field& field : sizes.grid.info().fields) {
-      for (int i = 0; i < field.count; ++i, ++value) {
-        if (is_exact(*value, field.dtype)) continue;
-        const int64_t row = block / sizes.grid.blocks(sizes.width);
-        subject.fail(key,
-                     "finite " + std::string(field.name) + " that their stored type (" +
-                         std::string(name_of(field.dtype)) + ") holds",
-                     std::to_string(*value) + " in row " + std::to_string(row));
-      }
-    }
+  const float* stored = scales.const_data_ptr<float>();
+  for (int64_t block = 0; block < blocks; ++block, stored += sizes.grid.params()) {
+    const int bad = grid::first_not_stored(sizes.grid, stored);
+    if (bad < 0) continue;
+    const grid::Field& field = field_of(sizes.grid, bad);
+    subject.fail(
+        key,
+        "finite " + std::string(field.name) + " that their stored type (" +
+            std::string(name_of(field.dtype)) + ") holds",
+        std::to_string(stored[bad]) + " in row " + std::to_string(block / sizes.grid.blocks(sizes.width)));
   }
 }
 
@@ -109,21 +112,6 @@ Sizes sizes_of(const Subject& subject, const std::string& key, const Scheme& sch
                  shape_text(shape));
   }
   return {grid, shape[0], width};
-}
-
-bool is_exact(float value, grid::DType dtype) noexcept {
-  if (!std::isfinite(value)) return false;
-  switch (dtype) {
-    case grid::DType::kF32:
-      return true;
-    case grid::DType::kF16:
-      return static_cast<float>(c10::Half(value)) == value;
-    case grid::DType::kBF16:
-      return static_cast<float>(c10::BFloat16(value)) == value;
-    case grid::DType::kU8:
-      return value >= 0.0F && value <= 255.0F && std::trunc(value) == value;
-  }
-  return false;
 }
 
 void check(const Subject& subject, const QuantizedCheckpoint& checkpoint) {

@@ -32,9 +32,6 @@ struct Sizes {
 Sizes sizes_of(const Subject& subject, const std::string& key, const Scheme& scheme,
                const std::vector<int64_t>& shape);
 
-/// Whether `value` is exact in the type in which the file stores it.
-bool is_exact(float value, grid::DType dtype) noexcept;
-
 /// Every tensor complete and legal on its grid, every alias with a target.
 void check(const Subject& subject, const QuantizedCheckpoint& checkpoint);
 

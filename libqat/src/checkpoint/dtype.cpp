@@ -45,6 +45,12 @@ io::Dtype file_dtype(grid::DType dtype) noexcept {
       return io::Dtype::kBF16;
     case grid::DType::kU8:
       return io::Dtype::kU8;
+    case grid::DType::kI8:
+      return io::Dtype::kI8;
+    case grid::DType::kE8M0:
+      return io::Dtype::kF8E8M0;
+    case grid::DType::kE4M3:
+      return io::Dtype::kF8E4M3;
   }
   return io::Dtype::kF32;
 }

@@ -2,8 +2,6 @@
 // with what the metadata promises.
 
 #include <ATen/ops/empty.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 
 #include <cstring>
 #include <set>
@@ -12,6 +10,7 @@
 #include "dtype.hpp"
 #include "metadata.hpp"
 #include "qat/grid/pack.hpp"
+#include "qat/grid/stored.hpp"
 #include "qat/io/safetensors.hpp"
 
 namespace qat {
@@ -56,27 +55,6 @@ at::Tensor read_codes(Reader& reader, const std::string& key, const Sizes& sizes
   return codes;
 }
 
-template <class Stored>
-float read_as(const std::byte* bytes) {
-  Stored stored;
-  std::memcpy(static_cast<void*>(&stored), bytes, sizeof(Stored));
-  return static_cast<float>(stored);
-}
-
-float read_scale(const std::byte* bytes, grid::DType dtype) {
-  switch (dtype) {
-    case grid::DType::kF32:
-      return read_as<float>(bytes);
-    case grid::DType::kF16:
-      return read_as<c10::Half>(bytes);
-    case grid::DType::kBF16:
-      return read_as<c10::BFloat16>(bytes);
-    case grid::DType::kU8:
-      return read_as<uint8_t>(bytes);
-  }
-  return 0.0F;
-}
-
 at::Tensor read_scales(Reader& reader, const std::string& key, const Sizes& sizes) {
   const int64_t blocks = sizes.grid.blocks(sizes.width);
   const int64_t params = sizes.grid.params();
@@ -87,10 +65,10 @@ at::Tensor read_scales(Reader& reader, const std::string& key, const Sizes& size
     if (field.count > 1) shape.push_back(field.count);
     const auto& stored =
         reader.claim(key + "." + std::string(field.name), checkpoint::file_dtype(field.dtype), shape);
-    const std::byte* source = stored.data.data();
+    const auto* source = reinterpret_cast<const uint8_t*>(stored.data.data());
     for (int64_t block = 0; block < sizes.rows * blocks; ++block) {
       for (int i = 0; i < field.count; ++i, source += grid::dtype_bytes(field.dtype)) {
-        first[block * params + i] = read_scale(source, field.dtype);
+        first[block * params + i] = grid::get_stored(source, field.dtype);
       }
     }
     first += field.count;

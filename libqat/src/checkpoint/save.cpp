@@ -1,15 +1,13 @@
 // Writing a checkpoint. Nothing is requantized: codes are packed and stored scales narrowed to their own
 // type.
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
-#include <cstring>
+#include <span>
 
 #include "check.hpp"
 #include "dtype.hpp"
 #include "metadata.hpp"
 #include "qat/grid/pack.hpp"
+#include "qat/grid/stored.hpp"
 #include "qat/io/safetensors.hpp"
 
 namespace qat {
@@ -37,40 +35,21 @@ io::SafetensorsEntry codes_entry(const std::string& key, const Sizes& sizes, con
   return {key + ".codes", io::Dtype::kU8, {sizes.rows, bytes}, produce};
 }
 
-template <class Stored>
-void append(std::vector<std::byte>& bytes, float value) {
-  const Stored stored(value);
-  const auto* begin = reinterpret_cast<const std::byte*>(&stored);
-  bytes.insert(bytes.end(), begin, begin + sizeof(Stored));
-}
-
-void append(std::vector<std::byte>& bytes, float value, grid::DType dtype) {
-  switch (dtype) {
-    case grid::DType::kF32:
-      return append<float>(bytes, value);
-    case grid::DType::kF16:
-      return append<c10::Half>(bytes, value);
-    case grid::DType::kBF16:
-      return append<c10::BFloat16>(bytes, value);
-    case grid::DType::kU8:
-      return append<uint8_t>(bytes, value);
-  }
-}
-
 /// The scale parameters [first, first + field.count) of each block.
 io::SafetensorsEntry field_entry(const std::string& key, const Sizes& sizes, const grid::Field& field,
                                  int64_t first, const at::Tensor& tensor) {
   const int64_t blocks = sizes.grid.blocks(sizes.width);
   const int64_t params = sizes.grid.params();
   const auto produce = [=, rows = sizes.rows, scales = tensor.cpu().contiguous()](const io::ByteSink& sink) {
-    std::vector<std::byte> row;
+    const int64_t bytes = grid::dtype_bytes(field.dtype);
+    std::vector<uint8_t> row(static_cast<size_t>(blocks * field.count * bytes));
     const float* block = scales.const_data_ptr<float>() + first;
     for (int64_t r = 0; r < rows; ++r) {
-      row.clear();
+      uint8_t* to = row.data();
       for (int64_t b = 0; b < blocks; ++b, block += params) {
-        for (int i = 0; i < field.count; ++i) append(row, block[i], field.dtype);
+        for (int i = 0; i < field.count; ++i, to += bytes) grid::put_stored(block[i], field.dtype, to);
       }
-      sink(row);
+      sink(std::as_bytes(std::span(row)));
     }
   };
   std::vector<int64_t> shape{sizes.rows, blocks};

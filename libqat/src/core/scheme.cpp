@@ -13,6 +13,11 @@ constexpr std::array<std::pair<EstimatorKind, std::string_view>, 2> kEstimators{
     {EstimatorKind::kClippedSte, "clipped_ste"},
 }};
 
+constexpr std::array<std::pair<ScaleRule, std::string_view>, 2> kScales{{
+    {ScaleRule::kReference, "reference"},
+    {ScaleRule::kSearch, "search"},
+}};
+
 constexpr std::array<std::pair<SlotKind, std::string_view>, 4> kSlots{{
     {SlotKind::kLinear, "linear"},
     {SlotKind::kEmbedding, "embedding"},
@@ -48,6 +53,14 @@ std::string_view to_string(EstimatorKind kind) noexcept {
 
 EstimatorKind estimator_kind(std::string_view name) {
   return value_of(kEstimators, name, "estimator");
+}
+
+std::string_view to_string(ScaleRule rule) noexcept {
+  return name_of(kScales, rule);
+}
+
+ScaleRule scale_rule(std::string_view name) {
+  return value_of(kScales, name, "scale");
 }
 
 std::string_view to_string(SlotKind kind) noexcept {

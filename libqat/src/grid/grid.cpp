@@ -110,6 +110,9 @@ int64_t dtype_bytes(DType dtype) noexcept {
     case DType::kBF16:
       return 2;
     case DType::kU8:
+    case DType::kI8:
+    case DType::kE8M0:
+    case DType::kE4M3:
       return 1;
   }
   return 0;

@@ -180,7 +180,7 @@ struct Q8_0Kernel {
 
 /// Runs a kernel on every 32 weights of a row.
 template <class Kernel, class Out>
-Status block_row(const float* w, int64_t n, Out* out) {
+Status block_row(const void*, const float* w, int64_t n, Out* out) {
   Seen seen;
   for (int64_t i = 0; i < n; i += 32) Kernel::run(w + i, out + i, seen);
   return seen.status();
@@ -220,7 +220,7 @@ QAT_HD void symmetric_block(const float* w, int64_t n, Out* out, Seen& seen) {
 }
 
 template <class Codec, class Out>
-Status symmetric_row(const float* w, int64_t n, Out* out) {
+Status symmetric_row(const void*, const float* w, int64_t n, Out* out) {
   Seen seen;
   const int64_t step = Codec::kInfo.block == kWholeRow ? n : Codec::kInfo.block;
   for (int64_t i = 0; i < n; i += step) symmetric_block<Codec>(w + i, step, out + i, seen);
@@ -229,13 +229,13 @@ Status symmetric_row(const float* w, int64_t n, Out* out) {
 
 template <class Codec, class Kernel>
 constexpr NamedKernels blocks() {
-  return {Codec::kInfo.name, {block_row<Kernel, float>, block_row<Kernel, uint16_t>}};
+  return {Codec::kInfo.name, {block_row<Kernel, float>, block_row<Kernel, uint16_t>, nullptr, nullptr}};
 }
 
 template <int kBits, int64_t kBlock>
 constexpr NamedKernels symmetric() {
   using Codec = IntSymmetric<kBits, kBlock>;
-  return {Codec::kInfo.name, {symmetric_row<Codec, float>, symmetric_row<Codec, uint16_t>}};
+  return {Codec::kInfo.name, {symmetric_row<Codec, float>, symmetric_row<Codec, uint16_t>, nullptr, nullptr}};
 }
 
 }  // namespace

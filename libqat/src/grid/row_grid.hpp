@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "grid/row_kernels.hpp"
 #include "qat/grid/bf16.hpp"
@@ -12,25 +13,54 @@
 
 namespace qat::grid {
 
-/// A grid with codes. Codec: kInfo, choose, store, encoder, encode, decode, in_range on one block.
+/// A codec that handles a block at once: what a code means depends on its place in the block.
+template <class Codec>
+concept BlockCodec = requires(const Codec& codec, const float* w, float* s, int8_t* codes) {
+  codec.encode_block(w, int64_t{}, s, codes);
+};
+
+/// A codec that can find better scales than its rule does.
+template <class Codec>
+concept SearchingCodec =
+    requires(const Codec& codec, const float* w, float* s) { codec.search(w, int64_t{}, s); };
+
+/// A codec whose constants are known when it is made, not when it is compiled.
+template <class Codec>
+concept RuntimeCodec = requires(const Codec& codec) { codec.info(); };
+
+/// A grid with codes, from a codec of one block of n weights: `kInfo` (or `info()`), `choose(w, n, s)`,
+/// `store(s, stored)`, optionally `search(w, n, s)`, and either `encoder(s)` with `encode(w, encoder)`,
+/// `decode(code, stored)`, `in_range(w, encoder)` for each weight, or `encode_block(w, n, s, codes)`,
+/// `decode_block(codes, n, stored, w_hat)`, `in_range_block(w, n, s, mask)`.
 template <class Codec>
 class RowGrid final : public Grid {
  public:
-  explicit RowGrid(RowKernels kernels) : kernels_(kernels) {}
+  explicit RowGrid(RowKernels kernels, Codec codec = {}) : kernels_(kernels), codec_(std::move(codec)) {}
 
-  const Info& info() const noexcept override { return Codec::kInfo; }
+  const Info& info() const noexcept override {
+    if constexpr (RuntimeCodec<Codec>) {
+      return codec_.info();
+    } else {
+      return Codec::kInfo;
+    }
+  }
 
   Status choose(const float* w, int64_t n, float* s) const override {
-    if (!all_finite(w, n)) return Status::kNotFinite;
-    const int64_t step = block(n);
-    for (int64_t b = 0; b < blocks(n); ++b) Codec::choose(w + b * step, step, s + b * kParams);
-    return Status::kOk;
+    return each_block(
+        w, n, s, [this](const float* block, int64_t step, float* to) { codec_.choose(block, step, to); });
+  }
+
+  Status search(const float* w, int64_t n, float* s) const override {
+    return each_block(w, n, s, [this](const float* block, int64_t step, float* to) {
+      scales_of_block(ScaleRule::kSearch, block, step, to);
+    });
   }
 
   Status store(const float* s, int64_t n, float* stored) const override {
+    const int count = params();
     Status worst = Status::kOk;
     for (int64_t b = 0; b < blocks(n); ++b) {
-      const Status status = Codec::store(s + b * kParams, stored + b * kParams);
+      const Status status = codec_.store(s + b * count, stored + b * count);
       if (worst != Status::kNotFinite && status != Status::kOk) worst = status;
     }
     return worst;
@@ -38,67 +68,114 @@ class RowGrid final : public Grid {
 
   void encode(const float* w, int64_t n, const float* s, int8_t* codes) const override {
     const int64_t step = block(n);
+    const int count = params();
     for (int64_t b = 0; b < blocks(n); ++b) {
-      const auto encoder = Codec::encoder(s + b * kParams);
-      for (int64_t i = b * step; i < (b + 1) * step; ++i) {
-        codes[i] = static_cast<int8_t>(Codec::encode(w[i], encoder));
-      }
+      encode_block(w + b * step, step, s + b * count, codes + b * step);
     }
   }
 
   void decode(const int8_t* codes, int64_t n, const float* stored, float* w_hat) const override {
     const int64_t step = block(n);
+    const int count = params();
     for (int64_t b = 0; b < blocks(n); ++b) {
-      for (int64_t i = b * step; i < (b + 1) * step; ++i) {
-        w_hat[i] = Codec::decode(codes[i], stored + b * kParams);
-      }
+      decode_block(codes + b * step, step, stored + b * count, w_hat + b * step);
     }
   }
 
   void in_range(const float* w, int64_t n, const float* s, uint8_t* mask) const override {
     const int64_t step = block(n);
+    const int count = params();
     for (int64_t b = 0; b < blocks(n); ++b) {
-      const auto encoder = Codec::encoder(s + b * kParams);
-      for (int64_t i = b * step; i < (b + 1) * step; ++i) mask[i] = Codec::in_range(w[i], encoder) ? 1 : 0;
+      const float* block_w = w + b * step;
+      if constexpr (BlockCodec<Codec>) {
+        codec_.in_range_block(block_w, step, s + b * count, mask + b * step);
+      } else {
+        const auto encoder = codec_.encoder(s + b * count);
+        for (int64_t i = 0; i < step; ++i) {
+          mask[b * step + i] = codec_.in_range(block_w[i], encoder) ? 1 : 0;
+        }
+      }
     }
   }
 
-  Status fake_quantize(const float* w, int64_t n, float* w_hat) const override {
-    if (kernels_.f32 != nullptr) return kernels_.f32(w, n, w_hat);
-    return quantize_row(w, n, [w_hat](int64_t i, float value) { w_hat[i] = value; });
+  Status fake_quantize(const float* w, int64_t n, float* w_hat, ScaleRule rule) const override {
+    const auto kernel = rule == ScaleRule::kSearch ? kernels_.f32_search : kernels_.f32;
+    if (kernel != nullptr) return kernel(&codec_, w, n, w_hat);
+    return quantize_row(w, n, rule, [w_hat](int64_t i, float value) { w_hat[i] = value; });
   }
 
-  Status fake_quantize_bf16(const float* w, int64_t n, uint16_t* w_hat) const override {
-    if (kernels_.bf16 != nullptr) return kernels_.bf16(w, n, w_hat);
-    return quantize_row(w, n, [w_hat](int64_t i, float value) { w_hat[i] = bf16_bits(value); });
+  Status fake_quantize_bf16(const float* w, int64_t n, uint16_t* w_hat, ScaleRule rule) const override {
+    const auto kernel = rule == ScaleRule::kSearch ? kernels_.bf16_search : kernels_.bf16;
+    if (kernel != nullptr) return kernel(&codec_, w, n, w_hat);
+    return quantize_row(w, n, rule, [w_hat](int64_t i, float value) { w_hat[i] = bf16_bits(value); });
   }
 
  private:
-  static constexpr int kParams = [] {
-    int total = 0;
-    for (const Field& field : Codec::kInfo.fields) total += field.count;
-    return total;
-  }();
-
-  template <class Put>
-  Status quantize_row(const float* w, int64_t n, Put put) const {
+  template <class Function>
+  Status each_block(const float* w, int64_t n, float* s, const Function& function) const {
     if (!all_finite(w, n)) return Status::kNotFinite;
     const int64_t step = block(n);
-    std::array<float, kParams> s;
-    std::array<float, kParams> stored;
+    const int count = params();
+    for (int64_t b = 0; b < blocks(n); ++b) function(w + b * step, step, s + b * count);
+    return Status::kOk;
+  }
+
+  void scales_of_block(ScaleRule rule, const float* w, int64_t step, float* s) const {
+    if constexpr (SearchingCodec<Codec>) {
+      if (rule == ScaleRule::kSearch) return codec_.search(w, step, s);
+    }
+    codec_.choose(w, step, s);
+  }
+
+  void encode_block(const float* w, int64_t step, const float* s, int8_t* codes) const {
+    if constexpr (BlockCodec<Codec>) {
+      codec_.encode_block(w, step, s, codes);
+    } else {
+      const auto encoder = codec_.encoder(s);
+      for (int64_t i = 0; i < step; ++i) codes[i] = static_cast<int8_t>(codec_.encode(w[i], encoder));
+    }
+  }
+
+  void decode_block(const int8_t* codes, int64_t step, const float* stored, float* w_hat) const {
+    if constexpr (BlockCodec<Codec>) {
+      codec_.decode_block(codes, step, stored, w_hat);
+    } else {
+      for (int64_t i = 0; i < step; ++i) w_hat[i] = codec_.decode(codes[i], stored);
+    }
+  }
+
+  template <class Put>
+  Status quantize_row(const float* w, int64_t n, ScaleRule rule, Put put) const {
+    if (!all_finite(w, n)) return Status::kNotFinite;
+    const int64_t step = block(n);
+    std::array<float, kMaxParams> s;
+    std::array<float, kMaxParams> stored;
     for (int64_t b = 0; b < blocks(n); ++b) {
-      Codec::choose(w + b * step, step, s.data());
-      const Status status = Codec::store(s.data(), stored.data());
+      scales_of_block(rule, w + b * step, step, s.data());
+      const Status status = codec_.store(s.data(), stored.data());
       if (status != Status::kOk) return status;
-      const auto encoder = Codec::encoder(s.data());
-      for (int64_t i = b * step; i < (b + 1) * step; ++i) {
-        put(i, Codec::decode(Codec::encode(w[i], encoder), stored.data()));
-      }
+      quantize_block(w + b * step, step, s.data(), stored.data(), b * step, put);
     }
     return Status::kOk;
   }
 
+  template <class Put>
+  void quantize_block(const float* w, int64_t step, const float* s, const float* stored, int64_t first,
+                      Put put) const {
+    if constexpr (BlockCodec<Codec>) {
+      std::array<int8_t, Codec::kInfo.block> codes;
+      std::array<float, Codec::kInfo.block> w_hat;
+      codec_.encode_block(w, step, s, codes.data());
+      codec_.decode_block(codes.data(), step, stored, w_hat.data());
+      for (int64_t i = 0; i < step; ++i) put(first + i, w_hat[static_cast<size_t>(i)]);
+    } else {
+      const auto encoder = codec_.encoder(s);
+      for (int64_t i = 0; i < step; ++i) put(first + i, codec_.decode(codec_.encode(w[i], encoder), stored));
+    }
+  }
+
   RowKernels kernels_;
+  Codec codec_;
 };
 
 /// A grid without codes and scales: each value is rounded on its own. Codec: kInfo, round.
@@ -110,6 +187,7 @@ class FloatGrid final : public Grid {
   Status choose(const float* w, int64_t n, float*) const override {
     return round_row(w, n, [](int64_t, float) { return true; });
   }
+  Status search(const float* w, int64_t n, float* s) const override { return choose(w, n, s); }
   Status store(const float*, int64_t, float*) const override { return Status::kOk; }
   void encode(const float*, int64_t, const float*, int8_t*) const override {}
   void decode(const int8_t*, int64_t, const float*, float*) const override {}
@@ -117,14 +195,14 @@ class FloatGrid final : public Grid {
     std::fill_n(mask, n, uint8_t{1});
   }
 
-  Status fake_quantize(const float* w, int64_t n, float* w_hat) const override {
+  Status fake_quantize(const float* w, int64_t n, float* w_hat, ScaleRule) const override {
     return round_row(w, n, [w_hat](int64_t i, float value) {
       w_hat[i] = value;
       return true;
     });
   }
 
-  Status fake_quantize_bf16(const float* w, int64_t n, uint16_t* w_hat) const override {
+  Status fake_quantize_bf16(const float* w, int64_t n, uint16_t* w_hat, ScaleRule) const override {
     return round_row(w, n, [w_hat](int64_t i, float value) {
       w_hat[i] = bf16_bits(value);
       return is_finite(bf16_value(w_hat[i]));

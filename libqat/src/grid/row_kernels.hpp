@@ -9,10 +9,16 @@
 
 namespace qat::grid {
 
+/// `codec` points to the grid's codec, which kernels of codecs without state ignore.
+template <class Out>
+using RowKernel = Status (*)(const void* codec, const float* w, int64_t n, Out* w_hat);
+
 /// Null members mean: use the scalar functions.
 struct RowKernels {
-  Status (*f32)(const float* w, int64_t n, float* w_hat) = nullptr;
-  Status (*bf16)(const float* w, int64_t n, uint16_t* w_hat) = nullptr;
+  RowKernel<float> f32 = nullptr;
+  RowKernel<uint16_t> bf16 = nullptr;
+  RowKernel<float> f32_search = nullptr;
+  RowKernel<uint16_t> bf16_search = nullptr;
 };
 
 /// The fastest kernels of that grid that this CPU can run.

@@ -24,9 +24,23 @@ enum class EstimatorKind {
   kClippedSte,
 };
 
-/// Training-only settings of one tensor. JSON and Python: `{"kind": "ste"}`.
+/// Where a dynamic scale comes from. Whatever the choice, the result is a legal scale of the same format.
+enum class ScaleRule {
+  /// The consumer's own quantizer, bit for bit.
+  kReference,
+  /// A search for the scale with the least squared error of the weights.
+  kSearch,
+};
+
+/// "reference" or "search".
+std::string_view to_string(ScaleRule rule) noexcept;
+/// The reverse of `to_string`. Throws ArgumentError that lists the legal names.
+ScaleRule scale_rule(std::string_view name);
+
+/// Training-only settings of one tensor. JSON and Python: `{"kind": "ste", "scale": "reference"}`.
 struct Estimator {
   EstimatorKind kind = EstimatorKind::kSte;
+  ScaleRule scale = ScaleRule::kReference;
 
   bool operator==(const Estimator&) const = default;
 };

@@ -11,7 +11,8 @@
 //     decode(codes, s')-> w_hat    what the consumer computes from the file, in float32
 //
 // A learned scale replaces `choose` and passes through the other three. Whether codes are picked with s or
-// with s' is the grid's own business (Q4_0 encodes with s and decodes with s').
+// with s' is the grid's own business (Q4_0 encodes with s and decodes with s'). A fifth,
+// `search(w) -> s`, finds better scales than the consumer's rule does, in the same bytes.
 //
 // Names used below: n weights in a row, B weights in a block, P scale parameters per block.
 //   w, w_hat: float32[n] | s, s': float32[n / B, P] | codes: int8[n]
@@ -21,13 +22,20 @@
 #include <string_view>
 #include <vector>
 
+#include "qat/core/scheme.hpp"
+
 namespace qat::grid {
 
-/// Storage type of one scale parameter, or of a float grid's values.
-enum class DType { kF32, kF16, kBF16, kU8 };
+/// Storage type of one scale parameter, or of a float grid's values. kE8M0 (a power of two, OCP MX) and kE4M3
+/// (OCP FP8, "fn") are stored as their byte; their s' is the float32 value of that byte.
+enum class DType { kF32, kF16, kBF16, kU8, kI8, kE8M0, kE4M3 };
 
 /// `Info::block` of grids with one scale per row (per output channel).
 inline constexpr int64_t kWholeRow = 0;
+/// `Info::block` of grids with one scale per tensor: callers pass the whole tensor as a single row.
+inline constexpr int64_t kWholeTensor = -1;
+/// An upper bound of P over all grids.
+inline constexpr int kMaxParams = 36;
 
 /// One named group of stored scale parameters of a block. A checkpoint holds it as `<tensor>.<name>`.
 struct Field {
@@ -40,7 +48,7 @@ struct Field {
 struct Info {
   std::string_view name;          ///< the consumer's own name: "q4_0", "int4_channel", ...
   int bits;                       ///< width of one stored code (or of one value, for float grids)
-  int64_t block;                  ///< weights that share their scale parameters, or kWholeRow
+  int64_t block;                  ///< weights that share their scale parameters, kWholeRow or kWholeTensor
   int code_min;                   ///< least legal code
   int code_max;                   ///< greatest legal code
   std::span<const Field> fields;  ///< stored scale parameters; empty for float grids
@@ -66,8 +74,8 @@ class Grid {
   /// The constants of the format.
   virtual const Info& info() const noexcept = 0;
 
-  /// B for a row of n weights: `info().block`, or n for kWholeRow.
-  int64_t block(int64_t n) const noexcept { return info().block == kWholeRow ? n : info().block; }
+  /// B for a row of n weights: `info().block`, or n for kWholeRow and kWholeTensor.
+  int64_t block(int64_t n) const noexcept { return info().block > 0 ? info().block : n; }
   /// Blocks in a row of n weights; 0 for float grids. n must be divisible (see `divides`).
   int64_t blocks(int64_t n) const noexcept { return info().is_float || n == 0 ? 0 : n / block(n); }
   /// P, the scale parameters per block.
@@ -80,8 +88,16 @@ class Grid {
 
   /// The consumer's scale rule. w: float32[n] -> s: float32[n / B, P].
   virtual Status choose(const float* w, int64_t n, float* s) const = 0;
-  /// What the file holds of s. s, stored: float32[n / B, P]; may alias. kOverflow when out of range,
-  /// kNotFinite for a NaN.
+  /// Scales whose decoded weights have a smaller squared error in each block than those of `choose`, or the
+  /// same error. Grids that cannot do better return what `choose` does.
+  virtual Status search(const float* w, int64_t n, float* s) const = 0;
+  /// `choose` or `search`.
+  Status scales(ScaleRule rule, const float* w, int64_t n, float* s) const {
+    return rule == ScaleRule::kSearch ? search(w, n, s) : choose(w, n, s);
+  }
+  /// What the file holds of s. What it holds is stored as itself, bit for bit, so that `store` also tells
+  /// whether parameters from a file are legal. s, stored: float32[n / B, P]; may alias. kOverflow when out of
+  /// range, kNotFinite for a NaN.
   virtual Status store(const float* s, int64_t n, float* stored) const = 0;
   /// The consumer's rounding. w: float32[n], s: the unstored scales -> codes: int8[n], all legal.
   virtual void encode(const float* w, int64_t n, const float* s, int8_t* codes) const = 0;
@@ -93,11 +109,13 @@ class Grid {
   /// estimators.
   virtual void in_range(const float* w, int64_t n, const float* s, uint8_t* mask) const = 0;
 
-  /// choose, store, encode and decode in one pass, equal to the four calls bit for bit; vectorised where the
+  /// scales, store, encode and decode in one pass, equal to the four calls bit for bit; vectorised where the
   /// CPU allows. w and w_hat: float32[n], may alias. On an error w_hat is unspecified.
-  virtual Status fake_quantize(const float* w, int64_t n, float* w_hat) const = 0;
+  virtual Status fake_quantize(const float* w, int64_t n, float* w_hat,
+                               ScaleRule rule = ScaleRule::kReference) const = 0;
   /// The same, each w_hat then rounded to bfloat16 (nearest even) for a bf16 matmul; w_hat: bf16 bits[n].
-  virtual Status fake_quantize_bf16(const float* w, int64_t n, uint16_t* w_hat) const = 0;
+  virtual Status fake_quantize_bf16(const float* w, int64_t n, uint16_t* w_hat,
+                                    ScaleRule rule = ScaleRule::kReference) const = 0;
 };
 
 /// The grid of that name. Throws ArgumentError that lists all names.
