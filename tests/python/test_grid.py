@@ -12,7 +12,8 @@ FLOAT = ["f32", "f16", "bf16"]
 INTEGER = [
     f"int{bits}_{group}" for bits in (8, 4, 3, 2) for group in ("channel", "g32", "g64", "g128", "g256")
 ]
-CODED = ["q4_0", "q4_1", "q8_0", *INTEGER]
+GGML = ["q4_0", "q4_1", "q8_0", "q2_0"]
+CODED = [*GGML, *INTEGER]
 NAMES = FLOAT + CODED
 
 
@@ -25,6 +26,7 @@ def test_the_table_of_grids():
     assert table["bf16"] == Grid("bf16", 16, 1, None, ())
     assert table["q4_0"].bits_per_weight(576) == 4.5
     assert table["q8_0"].bits_per_weight(576) == 8.5
+    assert table["q2_0"].bits_per_weight(576) == 2.25
     assert table["int4_channel"].bits_per_weight(64) == 4.5
     assert [table[f"int2_g{g}"].bits_per_weight(512) for g in (32, 64, 128, 256)] == [3, 2.5, 2.25, 2.125]
 
@@ -74,9 +76,9 @@ def test_a_weight_that_is_not_finite_is_named_by_its_row(name, bad):
             call(name, w)
 
 
-@pytest.mark.parametrize("name", ["f16", "q4_0", "q4_1", "q8_0"])
+@pytest.mark.parametrize("name", ["f16", *GGML])
 def test_a_scale_beyond_fp16_is_named_by_its_row(name):
-    w = np.ones((4, 32), np.float32)
+    w = np.ones((4, 64), np.float32)
     w[3, 0] = 1e9
     with pytest.raises(libqat.NumericError, match=r"row 3: .*beyond its stored type"):
         _core.grid_fake_quantize(name, w)

@@ -11,8 +11,9 @@ from libqat import _core
 
 libggml = pytest.importorskip("libggml", reason="needs libggml-python: pip install libggml-python")
 
-GRIDS = ["q4_0", "q4_1", "q8_0"]
-BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}
+BLOCKS = {"q4_0": (32, 18), "q4_1": (32, 20), "q8_0": (32, 34), "q2_0": (64, 18)}
+"""Weights and bytes of a block."""
+GRIDS = list(BLOCKS)
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +26,15 @@ def pointer(array):
 
 
 def ggml_quantize(ggml, name, w):
-    blocks = np.zeros((len(w), w.shape[1] // 32 * BLOCK_BYTES[name]), np.uint8)
+    weights, size = BLOCKS[name]
+    blocks = np.zeros((len(w), w.shape[1] // weights * size), np.uint8)
     ggml[f"quantize_row_{name}_ref"](pointer(w), pointer(blocks), ctypes.c_int64(w.size))
     return blocks
 
 
 def ggml_dequantize(ggml, name, blocks):
-    w_hat = np.zeros((len(blocks), blocks.shape[1] // BLOCK_BYTES[name] * 32), np.float32)
+    weights, size = BLOCKS[name]
+    w_hat = np.zeros((len(blocks), blocks.shape[1] // size * weights), np.float32)
     ggml[f"dequantize_row_{name}"](pointer(blocks), pointer(w_hat), ctypes.c_int64(w_hat.size))
     return w_hat
 
@@ -56,22 +59,22 @@ def check(ggml, name, w):
     assert differing(_core.grid_fake_quantize(name, w), w_hat) == 0
 
 
-def blocks_of_kind(kind, rng, n):
-    """n blocks of 32 weights whose scales fit fp16 in every grid."""
+def blocks_of_kind(kind, rng, n, width):
+    """n blocks of `width` weights whose scales fit fp16 in every grid."""
     # 2^12 * 6 sigma < 65504; 2^-150 is below the least subnormal.
     magnitude = np.exp2(rng.uniform(-150, 12, (n, 1))).astype(np.float32)
-    normal = rng.standard_normal((n, 32), np.float32)
+    normal = rng.standard_normal((n, width), np.float32)
     if kind == "weights":  # the size that real weights have
         return normal * np.float32(0.05)
     if kind == "magnitudes":
         return normal * magnitude
     if kind == "sparse":
-        return np.where(rng.random((n, 32)) < 0.9, np.copysign(np.float32(0), normal), normal * magnitude)
+        return np.where(rng.random((n, width)) < 0.9, np.copysign(np.float32(0), normal), normal * magnitude)
     if kind == "ties":  # halves of a step: rounding decides, and the largest magnitude often comes twice
         step = np.exp2(rng.integers(-149, 10, (n, 1))).astype(np.float32)
-        return rng.integers(-16, 17, (n, 32)).astype(np.float32) * step / 2
+        return rng.integers(-16, 17, (n, width)).astype(np.float32) * step / 2
     if kind == "near ties":  # one unit in the last place beside a tie
-        tied = rng.integers(-16, 17, (n, 32)).astype(np.float32) * magnitude
+        tied = rng.integers(-16, 17, (n, width)).astype(np.float32) * magnitude
         return np.nextafter(tied, np.copysign(np.float32(np.inf), normal))
     if kind == "opposite":  # equal magnitudes of both signs
         return np.where(normal < 0, -magnitude, magnitude)
@@ -80,44 +83,45 @@ def blocks_of_kind(kind, rng, n):
             np.float32
         )
     if kind == "bits":  # any bit pattern within fp16's range
-        w = rng.integers(0, 2**32, (n, 32), np.uint32).view(np.float32)
+        w = rng.integers(0, 2**32, (n, width), np.uint32).view(np.float32)
         return np.where(np.abs(w) <= 65504, w, np.float32(1))
     assert kind == "subnormal"
-    bits = rng.integers(0, 2 ** rng.integers(1, 25, (n, 1)), (n, 32)).astype(np.uint32)
-    return (bits | rng.integers(0, 2, (n, 32), np.uint32) << 31).view(np.float32)
+    bits = rng.integers(0, 2 ** rng.integers(1, 25, (n, 1)), (n, width)).astype(np.uint32)
+    return (bits | rng.integers(0, 2, (n, width), np.uint32) << 31).view(np.float32)
 
 
 KINDS = ["weights", "magnitudes", "sparse", "ties", "near ties", "opposite", "offset", "bits", "subnormal"]
 
 
-# 9 kinds of 120 000 blocks: more than a million for each grid.
+# 9 kinds of 120 000 blocks of 32: more than a million. Of wider blocks, as many weights.
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_million_blocks_equal_ggml(ggml, kind):
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_million_blocks_equal_ggml(ggml, name, kind):
+    width, _ = BLOCKS[name]
     rng = np.random.default_rng(KINDS.index(kind))
-    w = blocks_of_kind(kind, rng, 120_000)
-    # Rows of ten blocks: the path that training takes.
-    w = np.ascontiguousarray(w, np.float32).reshape(12_000, 320)
-    for name in GRIDS:
-        check(ggml, name, w)
+    w = blocks_of_kind(kind, rng, 120_000 * 32 // width, width)
+    check(ggml, name, w.reshape(-1, 10 * width))  # rows of ten blocks: the path that training takes
 
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_hand_made_blocks_equal_ggml(ggml, name):
+    width, _ = BLOCKS[name]
     tiny, least = np.float32(2**-149), np.float32(2**-126)
     rows = []
     for value in [0.0, -0.0, 1.0, tiny, least, 2.0**-128, 2.0**-125, 2.0**-24, 65504.0, 65519.99]:
-        for row in (np.full(32, value), np.eye(1, 32, 31)[0] * value, np.resize([value, -value], 32)):
+        alone = np.eye(1, width, width - 1)[0] * value
+        for row in (np.full(width, value), alone, np.resize([value, -value], width)):
             rows += [row, -row]
-    mixed_zeros = np.resize([0.0, -0.0], 32)
-    rows += [mixed_zeros, -mixed_zeros, np.linspace(-1, 1, 32), np.arange(32) / 2 - 8]
+    mixed_zeros = np.resize([0.0, -0.0], width)
+    rows += [mixed_zeros, -mixed_zeros, np.linspace(-1, 1, width), np.arange(width) / 2 - width / 4]
     check(ggml, name, np.array(rows, np.float32))
 
 
-@pytest.mark.parametrize(("name", "divisor"), [("q4_0", 8), ("q4_1", 15), ("q8_0", 127)])
+@pytest.mark.parametrize(("name", "divisor"), [("q4_0", 8), ("q4_1", 15), ("q8_0", 127), ("q2_0", 1)])
 def test_the_error_begins_where_ggml_writes_an_infinite_scale(ggml, name, divisor):
     border = np.float32(65520 * divisor)
     for largest in (np.nextafter(border, np.float32(0)), border, np.nextafter(border, np.float32(np.inf))):
-        w = np.zeros((1, 32), np.float32)
+        w = np.zeros((1, BLOCKS[name][0]), np.float32)
         w[0, 7] = largest
         scale = ggml_quantize(ggml, name, w)[0, :2].view(np.float16)[0]
         if np.isinf(scale):
@@ -129,9 +133,9 @@ def test_the_error_begins_where_ggml_writes_an_infinite_scale(ggml, name, diviso
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_any_block_of_a_file_decodes_as_in_ggml(ggml, name):
-    """Also blocks that no quantizer writes: every code, q8_0's -128, subnormal and negative scales."""
+    """Also blocks that no quantizer writes: q8_0's -128, q2_0's 2, subnormal and negative scales."""
     rng = np.random.default_rng(9)
-    blocks = rng.integers(0, 256, (100_000, BLOCK_BYTES[name]), np.uint8)
+    blocks = rng.integers(0, 256, (100_000, BLOCKS[name][1]), np.uint8)
     for high_byte in (1, 3) if name == "q4_1" else (1,):
         blocks[:, high_byte] = np.where(blocks[:, high_byte] & 0x7C == 0x7C, 0x3C, blocks[:, high_byte])
     codes, stored = _core.ggml_unpack(name, blocks)

@@ -1,5 +1,6 @@
 #include "qat/grid/ggml.hpp"
 
+#include "qat/grid/q2_0.hpp"
 #include "qat/grid/q4_0.hpp"
 #include "qat/grid/q4_1.hpp"
 #include "qat/grid/q8_0.hpp"
@@ -43,6 +44,7 @@ constexpr GgmlType kTypes[] = {
     blocks<Q4_0>(2, "Q4_0", 2),
     blocks<Q4_1>(3, "Q4_1", 3),
     blocks<Q8_0>(8, "Q8_0", 7),
+    blocks<Q2_0>(42, "Q2_0", 41),
 };
 
 }  // namespace

@@ -8,8 +8,10 @@
 #include "qat/grid/bf16.hpp"
 #include "qat/grid/f16.hpp"
 #include "qat/grid/f32.hpp"
+#include "qat/grid/ggml.hpp"
 #include "qat/grid/int_symmetric.hpp"
 #include "qat/grid/pack.hpp"
+#include "qat/grid/q2_0.hpp"
 #include "qat/grid/q4_0.hpp"
 #include "qat/grid/q4_1.hpp"
 #include "qat/grid/q8_0.hpp"
@@ -47,8 +49,8 @@ std::array<Entry, 5> integers() {
 /// Every grid; a new number format adds its codec's line here.
 const std::vector<Entry>& registry() {
   static const std::vector<Entry> entries = [] {
-    std::vector<Entry> all{floats<F32>(), floats<F16>(), floats<BF16>(),
-                           codes<Q4_0>(), codes<Q4_1>(), codes<Q8_0>()};
+    std::vector<Entry> all{floats<F32>(), floats<F16>(), floats<BF16>(), codes<Q4_0>(),
+                           codes<Q4_1>(), codes<Q8_0>(), codes<Q2_0>()};
     for (const auto& family : {integers<8>(), integers<4>(), integers<3>(), integers<2>()}) {
       all.insert(all.end(), family.begin(), family.end());
     }
@@ -121,6 +123,7 @@ int64_t dtype_bytes(DType dtype) noexcept {
 int64_t row_bytes(const Grid& grid, int64_t n) noexcept {
   const Info& info = grid.info();
   if (info.is_float) return n * dtype_bytes(info.dtype);
+  if (const GgmlType* type = ggml_type_of_grid(info.name)) return n / type->block * type->bytes;
   int64_t per_block = 0;
   for (const Field& field : info.fields) per_block += field.count * dtype_bytes(field.dtype);
   return packed_bytes(n, info.bits) + grid.blocks(n) * per_block;

@@ -8,6 +8,7 @@
 
 #include "qat/grid/device.hpp"
 #include "qat/grid/int_symmetric.hpp"
+#include "qat/grid/q2_0.hpp"
 #include "qat/grid/q4_0.hpp"
 #include "qat/grid/q4_1.hpp"
 #include "qat/grid/q8_0.hpp"
@@ -67,6 +68,12 @@ QAT_HD void put1(uint16_t* out, float value) {
   *out = bf16_bits(value);
 }
 
+/// `round_half_away` of each lane, as floats (never -0).
+QAT_HD __m256 round_half_away8(__m256 v) {
+  const __m256 nudge = _mm256_or_ps(_mm256_and_ps(v, _mm256_set1_ps(-0.0F)), _mm256_set1_ps(kAlmostHalf));
+  return _mm256_cvtepi32_ps(_mm256_cvttps_epi32(_mm256_add_ps(v, nudge)));
+}
+
 /// A block of 32 weights in registers.
 struct Block32 {
   __m256 v[4];
@@ -107,7 +114,7 @@ struct Seen {
   }
 };
 
-// In the three block kernels a dynamic scale bounds w / d, so that only the clamps written here can ever act;
+// In the block kernels a dynamic scale bounds w / d, so that only the clamps written here can ever act;
 // codes pass through int32, which turns a -0 into the scalar path's +0.
 
 struct Q4_0Kernel {
@@ -170,19 +177,35 @@ struct Q8_0Kernel {
     seen.overflow |= !is_finite(stored);
     for (int k = 0; k < 4; ++k) {
       const __m256 scaled = _mm256_mul_ps(block.v[k], _mm256_set1_ps(e.inverse));
-      const __m256 sign = _mm256_and_ps(scaled, _mm256_set1_ps(-0.0F));
-      const __m256 nudge = _mm256_or_ps(sign, _mm256_set1_ps(kAlmostHalf));
-      const __m256 code = _mm256_cvtepi32_ps(_mm256_cvttps_epi32(_mm256_add_ps(scaled, nudge)));
+      put8(out + 8 * k, _mm256_mul_ps(round_half_away8(scaled), _mm256_set1_ps(stored)));
+    }
+  }
+};
+
+struct Q2_0Kernel {
+  template <class Out>
+  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
+    const Block32 halves[2] = {Block32::load(w), Block32::load(w + 32)};
+    const __m256i largest =
+        spread_max(_mm256_max_epi32(halves[0].largest_lanes(), halves[1].largest_lanes()));
+    seen.largest = _mm256_max_epi32(seen.largest, largest);
+    const float d = float_of(first_lane(largest));
+    const Q2_0::Encoder e = Q2_0::encoder(&d);
+    const float stored = through_f16(d);
+    seen.overflow |= !is_finite(stored);
+    for (int k = 0; k < 8; ++k) {
+      const __m256 product = _mm256_mul_ps(halves[k / 4].v[k % 4], _mm256_set1_ps(e.inverse));
+      const __m256 code = round_half_away8(_mm256_add_ps(product, _mm256_set1_ps(e.shift)));
       put8(out + 8 * k, _mm256_mul_ps(code, _mm256_set1_ps(stored)));
     }
   }
 };
 
-/// Runs a kernel on every 32 weights of a row.
-template <class Kernel, class Out>
+/// Runs a kernel on every block of a row.
+template <class Codec, class Kernel, class Out>
 Status block_row(const void*, const float* w, int64_t n, Out* out) {
   Seen seen;
-  for (int64_t i = 0; i < n; i += 32) Kernel::run(w + i, out + i, seen);
+  for (int64_t i = 0; i < n; i += Codec::kInfo.block) Kernel::run(w + i, out + i, seen);
   return seen.status();
 }
 
@@ -229,7 +252,8 @@ Status symmetric_row(const void*, const float* w, int64_t n, Out* out) {
 
 template <class Codec, class Kernel>
 constexpr NamedKernels blocks() {
-  return {Codec::kInfo.name, {block_row<Kernel, float>, block_row<Kernel, uint16_t>, nullptr, nullptr}};
+  return {Codec::kInfo.name,
+          {block_row<Codec, Kernel, float>, block_row<Codec, Kernel, uint16_t>, nullptr, nullptr}};
 }
 
 template <int kBits, int64_t kBlock>
@@ -240,15 +264,15 @@ constexpr NamedKernels symmetric() {
 
 }  // namespace
 
-constinit const std::array<NamedKernels, 23> kAvx2Kernels{{
-    blocks<Q4_0, Q4_0Kernel>(), blocks<Q4_1, Q4_1Kernel>(), blocks<Q8_0, Q8_0Kernel>(),
-    symmetric<8, kWholeRow>(),  symmetric<8, 32>(),         symmetric<8, 64>(),
-    symmetric<8, 128>(),        symmetric<8, 256>(),        symmetric<4, kWholeRow>(),
-    symmetric<4, 32>(),         symmetric<4, 64>(),         symmetric<4, 128>(),
-    symmetric<4, 256>(),        symmetric<3, kWholeRow>(),  symmetric<3, 32>(),
-    symmetric<3, 64>(),         symmetric<3, 128>(),        symmetric<3, 256>(),
-    symmetric<2, kWholeRow>(),  symmetric<2, 32>(),         symmetric<2, 64>(),
-    symmetric<2, 128>(),        symmetric<2, 256>(),
+constinit const std::array<NamedKernels, 24> kAvx2Kernels{{
+    blocks<Q2_0, Q2_0Kernel>(), blocks<Q4_0, Q4_0Kernel>(), blocks<Q4_1, Q4_1Kernel>(),
+    blocks<Q8_0, Q8_0Kernel>(), symmetric<8, kWholeRow>(),  symmetric<8, 32>(),
+    symmetric<8, 64>(),         symmetric<8, 128>(),        symmetric<8, 256>(),
+    symmetric<4, kWholeRow>(),  symmetric<4, 32>(),         symmetric<4, 64>(),
+    symmetric<4, 128>(),        symmetric<4, 256>(),        symmetric<3, kWholeRow>(),
+    symmetric<3, 32>(),         symmetric<3, 64>(),         symmetric<3, 128>(),
+    symmetric<3, 256>(),        symmetric<2, kWholeRow>(),  symmetric<2, 32>(),
+    symmetric<2, 64>(),         symmetric<2, 128>(),        symmetric<2, 256>(),
 }};
 
 }  // namespace qat::grid

@@ -17,13 +17,14 @@ using qat::test::kHuge;
 using qat::test::kInf;
 using qat::test::kNan;
 using qat::test::Row;
+using qat::test::uniform_grids;
 using Codes = std::vector<int8_t>;
 
 namespace {
 
-/// A row of one block.
+/// Weights in a row of one block.
 int64_t one_block(const grid::Grid& g) {
-  return g.info().block == grid::kWholeRow ? 32 : g.info().block;
+  return g.info().block > 0 ? g.info().block : 32;
 }
 
 Row chosen(const grid::Grid& g, const Row& w) {
@@ -58,6 +59,7 @@ double scale_by_formula(std::string_view name, const Row& w) {
   if (name == "q4_0") return static_cast<double>(signed_largest) / -8;
   if (name == "q4_1") return (static_cast<double>(*high) - static_cast<double>(*low)) / 15;
   if (name == "q8_0") return largest / 127;
+  if (name == "q2_0") return largest;
   return largest / ((std::exp2(grid::find(name).info().bits) - 1) / 2);
 }
 
@@ -65,7 +67,7 @@ double scale_by_formula(std::string_view name, const Row& w) {
 
 TEST_CASE("scales follow the consumer's formula") {
   std::mt19937 generator(4);
-  for (const std::string_view name : coded_grids()) {
+  for (const std::string_view name : uniform_grids()) {
     const grid::Grid& g = grid::find(name);
     for (int i = 0; i < 200; ++i) {
       const Row w = qat::test::random_row(generator, one_block(g), i % 20 - 10);
@@ -79,7 +81,7 @@ TEST_CASE("scales follow the consumer's formula") {
 
 TEST_CASE("a code is the nearest one, and decodes by the formula with the stored scale") {
   std::mt19937 generator(5);
-  for (const std::string_view name : coded_grids()) {
+  for (const std::string_view name : uniform_grids()) {
     const grid::Grid& g = grid::find(name);
     const grid::Info& info = g.info();
     const int64_t n = one_block(g);
@@ -105,26 +107,27 @@ TEST_CASE("a code is the nearest one, and decodes by the formula with the stored
 }
 
 TEST_CASE("stored scales are what the file's type holds") {
-  for (const std::string_view name : {"q4_0", "q4_1", "q8_0"}) {
+  for (const std::string_view name : {"q4_0", "q4_1", "q8_0", "q2_0"}) {
     const grid::Grid& g = grid::find(name);
+    const int64_t n = one_block(g);
     Row s = qat::test::filled(g.params(), 0.1F);
     Row stored(s.size());
-    REQUIRE(g.store(s.data(), 32, stored.data()) == grid::Status::kOk);
+    REQUIRE(g.store(s.data(), n, stored.data()) == grid::Status::kOk);
     for (const float value : stored) REQUIRE(value == grid::f16_value(0x2e66));
     s.back() = std::nextafter(65520.0F, 0.0F);
-    REQUIRE(g.store(s.data(), 32, stored.data()) == grid::Status::kOk);
+    REQUIRE(g.store(s.data(), n, stored.data()) == grid::Status::kOk);
     REQUIRE(stored.back() == 65504.0F);
     for (const float beyond : {65520.0F, -65520.0F, kInf}) {
       s.back() = beyond;
-      REQUIRE(g.store(s.data(), 32, stored.data()) == grid::Status::kOverflow);
+      REQUIRE(g.store(s.data(), n, stored.data()) == grid::Status::kOverflow);
     }
     s.back() = kNan;
-    REQUIRE(g.store(s.data(), 32, stored.data()) == grid::Status::kNotFinite);
+    REQUIRE(g.store(s.data(), n, stored.data()) == grid::Status::kNotFinite);
   }
 }
 
 TEST_CASE("a scale of the integer grids is float32 and keeps every level finite, in bfloat16 too") {
-  for (const std::string_view name : coded_grids()) {
+  for (const std::string_view name : uniform_grids()) {
     if (!name.starts_with("int")) continue;
     const grid::Grid& g = grid::find(name);
     const int64_t n = one_block(g);
@@ -228,6 +231,10 @@ TEST_CASE("a learned scale saturates at both ends, whatever its sign") {
   }
   const Codes wide = encoded(grid::find("q8_0"), block, {0.5F});
   REQUIRE(Codes(wide.begin(), wide.begin() + 4) == Codes{127, -128, 6, -6});
+  Row ternary = qat::test::filled(64, 0.0F);
+  std::copy(w.begin(), w.end(), ternary.begin());
+  const Codes two_bits = encoded(grid::find("q2_0"), ternary, {-3.0F});
+  REQUIRE(Codes(two_bits.begin(), two_bits.begin() + 4) == Codes{-1, 2, -1, 1});
   const Codes offset = encoded(grid::find("q4_1"), block, {1.0F, -2.0F});
   REQUIRE(Codes(offset.begin(), offset.begin() + 4) == Codes{15, 0, 5, 0});
 }
@@ -243,6 +250,8 @@ TEST_CASE("in_range is the code range, borders inside") {
   REQUIRE(first("q4_0", {2.0F}, {14.0F, 14.1F, -16.0F, -16.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("q4_0", {-2.0F}, {-14.0F, -14.1F, 16.0F, 16.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("q4_1", {1.0F, -3.0F}, {-3.0F, -3.1F, 12.0F, 12.1F}) == Mask{1, 0, 1, 0});
+  REQUIRE(first("q2_0", {1.0F}, {2.0F, 2.1F, -1.0F, -1.1F}) == Mask{1, 0, 1, 0});
+  REQUIRE(first("q2_0", {-1.0F}, {-2.0F, -2.1F, 1.0F, 1.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("q8_0", {1.0F}, {127.0F, 127.1F, -128.0F, -128.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("int2_channel", {1.0F}, {1.0F, 1.1F, -2.0F, -2.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("int3_g64", {1.0F}, {3.0F, 3.1F, -4.0F, -4.1F}) == Mask{1, 0, 1, 0});
@@ -253,11 +262,12 @@ TEST_CASE("in_range is the code range, borders inside") {
 
 TEST_CASE("the weight that a ggml scale was chosen from is inside its range") {
   std::mt19937 generator(8);
-  for (const std::string_view name : {"q4_1", "q8_0"}) {
+  for (const std::string_view name : {"q4_1", "q8_0", "q2_0"}) {
+    const grid::Grid& g = grid::find(name);
     for (int i = 0; i < 2000; ++i) {
-      const Row w = qat::test::random_row(generator, 32, 0);
-      const std::vector<uint8_t> mask = mask_of(grid::find(name), w, chosen(grid::find(name), w));
-      REQUIRE(std::count(mask.begin(), mask.end(), 1) == 32);  // both rules span the whole block
+      const Row w = qat::test::random_row(generator, one_block(g), 0);
+      const std::vector<uint8_t> mask = mask_of(g, w, chosen(g, w));
+      REQUIRE(std::count(mask.begin(), mask.end(), 1) == one_block(g));  // these rules span the whole block
     }
   }
 }
@@ -266,7 +276,7 @@ TEST_CASE("rows that no grid can hold are refused by choose and fake_quantize") 
   for (const std::string_view name : qat::grid::names()) {
     const grid::Grid& g = grid::find(name);
     constexpr int64_t kWidth = 256;  // the longest block
-    Row s(16);
+    Row s(static_cast<size_t>(g.blocks(kWidth) * g.params()) + 1);
     Row out(kWidth);
     std::vector<uint16_t> half(kWidth);
     for (const float bad : {kInf, -kInf, kNan}) {
@@ -285,15 +295,15 @@ TEST_CASE("the border of fp16 scales, in weights") {
     float fits;
     float beyond;
   };
-  for (const Border& b :
-       {Border{"q4_0", 8 * 65519.0F, 8 * 65520.0F}, Border{"q8_0", 127 * 65519.0F, 127 * 65520.0F},
-        Border{"q4_1", 65519.0F, 65520.0F}, Border{"q4_1", -65519.0F, -65520.0F}}) {
+  for (const Border& b : {Border{"q4_0", 8 * 65519.0F, 8 * 65520.0F},
+                          Border{"q8_0", 127 * 65519.0F, 127 * 65520.0F}, Border{"q4_1", 65519.0F, 65520.0F},
+                          Border{"q4_1", -65519.0F, -65520.0F}, Border{"q2_0", 65519.0F, -65520.0F}}) {
     const grid::Grid& g = grid::find(b.name);
-    Row out(32);
+    const int64_t n = one_block(g);
+    Row out(static_cast<size_t>(n));
     INFO(b.name);
-    REQUIRE(g.fake_quantize(qat::test::filled(32, b.fits).data(), 32, out.data()) == grid::Status::kOk);
-    REQUIRE(g.fake_quantize(qat::test::filled(32, b.beyond).data(), 32, out.data()) ==
-            grid::Status::kOverflow);
+    REQUIRE(g.fake_quantize(qat::test::filled(n, b.fits).data(), n, out.data()) == grid::Status::kOk);
+    REQUIRE(g.fake_quantize(qat::test::filled(n, b.beyond).data(), n, out.data()) == grid::Status::kOverflow);
   }
   Row wide = qat::test::filled(32, kHuge);
   wide[1] = -kHuge;  // max - min is infinite

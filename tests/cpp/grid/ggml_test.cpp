@@ -11,17 +11,18 @@ using Bytes = std::vector<uint8_t>;
 
 namespace {
 
-/// One block of 32 weights as the grid writes it.
+/// One block of weights as the grid writes it.
 Bytes packed(const std::string& name, const qat::test::Row& w) {
   const grid::Grid& g = grid::find(name);
   const grid::GgmlType& type = *grid::ggml_type_of_grid(name);
-  std::vector<float> s(static_cast<size_t>(g.params()));
-  std::vector<int8_t> codes(32);
-  REQUIRE(g.choose(w.data(), 32, s.data()) == grid::Status::kOk);
-  g.encode(w.data(), 32, s.data(), codes.data());
-  REQUIRE(g.store(s.data(), 32, s.data()) == grid::Status::kOk);
+  REQUIRE(static_cast<int64_t>(w.size()) == type.block);
+  std::vector<float> s(static_cast<size_t>(g.blocks(type.block) * g.params()));
+  std::vector<int8_t> codes(w.size());
+  REQUIRE(g.choose(w.data(), type.block, s.data()) == grid::Status::kOk);
+  g.encode(w.data(), type.block, s.data(), codes.data());
+  REQUIRE(g.store(s.data(), type.block, s.data()) == grid::Status::kOk);
   Bytes bytes(static_cast<size_t>(type.bytes));
-  type.pack(codes.data(), s.data(), 32, bytes.data());
+  type.pack(codes.data(), s.data(), type.block, bytes.data());
   return bytes;
 }
 
@@ -56,9 +57,10 @@ TEST_CASE("the table of types is ggml's") {
     int64_t bytes;
     uint32_t file_type;
   };
-  const Expected all[] = {{0, "F32", "f32", 1, 4, 0},     {1, "F16", "f16", 1, 2, 1},
-                          {30, "BF16", "bf16", 1, 2, 32}, {2, "Q4_0", "q4_0", 32, 18, 2},
-                          {3, "Q4_1", "q4_1", 32, 20, 3}, {8, "Q8_0", "q8_0", 32, 34, 7}};
+  const Expected all[] = {{0, "F32", "f32", 1, 4, 0},      {1, "F16", "f16", 1, 2, 1},
+                          {30, "BF16", "bf16", 1, 2, 32},  {2, "Q4_0", "q4_0", 32, 18, 2},
+                          {3, "Q4_1", "q4_1", 32, 20, 3},  {8, "Q8_0", "q8_0", 32, 34, 7},
+                          {42, "Q2_0", "q2_0", 64, 18, 41}};
   for (const Expected& e : all) {
     const grid::GgmlType* type = grid::ggml_type(e.id);
     REQUIRE(type != nullptr);
@@ -126,6 +128,15 @@ TEST_CASE("a q8_0 block by hand") {
   REQUIRE(packed("q8_0", qat::test::filled(32, -0.0F)) == block({0x00, 0x00}, 32, 0x00));
 }
 
+TEST_CASE("a q2_0 block by hand") {
+  qat::test::Row row = qat::test::filled(64, 0.0F);
+  const float head[8] = {2.0F, -2.0F, 1.0F, -1.0F, 0.99F, -0.99F, 0.0F, -0.0F};  // d = 2, ties away from zero
+  std::copy(head, head + 8, row.begin());
+  const auto four = [](int j) { return j == 0 ? 0b00100010 : 0b01010101; };
+  REQUIRE(packed("q2_0", row) == block({0x00, 0x40}, 16, four));
+  REQUIRE(packed("q2_0", qat::test::filled(64, -0.0F)) == block({0x00, 0x00}, 16, 0b01010101));
+}
+
 TEST_CASE("where 1/d overflows, every raw code is 0 as in ggml") {
   qat::test::Row row = qat::test::filled(32, 0.0F);
   row[0] = 0x1p-140F;
@@ -133,12 +144,15 @@ TEST_CASE("where 1/d overflows, every raw code is 0 as in ggml") {
   REQUIRE(packed("q4_0", row) == block({0x00, 0x80}, 16, 0x00));  // -2^-143 is -0 in half
   REQUIRE(packed("q4_1", row) == block({0x00, 0x00, 0x00, 0x80}, 16, 0x00));
   REQUIRE(packed("q8_0", row) == block({0x00, 0x00}, 32, 0x00));
+  row.resize(64, 0.0F);
+  REQUIRE(packed("q2_0", row) == block({0x00, 0x00}, 16, 0x00));
 }
 
 TEST_CASE("unpacking and packing give every bit pattern back") {
   std::mt19937 generator(3);
-  for (const char* name : {"q4_0", "q4_1", "q8_0"}) {
+  for (const char* name : {"q4_0", "q4_1", "q8_0", "q2_0"}) {
     const grid::GgmlType& type = *grid::ggml_type_of_grid(name);
+    const int64_t n = 2 * type.block;
     const auto params = static_cast<size_t>(grid::find(name).params());
     int wrong = 0;
     for (int half = 0; half < 0x10000; ++half) {
@@ -146,11 +160,11 @@ TEST_CASE("unpacking and packing give every bit pattern back") {
       for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator());
       bytes[0] = static_cast<uint8_t>(half & 255);
       bytes[1] = static_cast<uint8_t>(half >> 8);
-      std::vector<int8_t> codes(64);
+      std::vector<int8_t> codes(static_cast<size_t>(n));
       std::vector<float> stored(2 * params);
-      type.unpack(bytes.data(), 64, codes.data(), stored.data());
+      type.unpack(bytes.data(), n, codes.data(), stored.data());
       Bytes back(bytes.size());
-      type.pack(codes.data(), stored.data(), 64, back.data());
+      type.pack(codes.data(), stored.data(), n, back.data());
       wrong += back != bytes ? 1 : 0;
     }
     INFO(name);

@@ -22,6 +22,18 @@ inline std::vector<std::string_view> coded_grids() {
   return coded;
 }
 
+/// Those whose levels are equally far apart, w_hat = code * s (+ m), with codes that are the nearest ones and
+/// a scale of a closed formula: what codec_test.cpp writes again in double.
+inline std::vector<std::string_view> uniform_grids() {
+  std::vector<std::string_view> uniform{"q4_0", "q4_1", "q8_0", "q2_0"};
+  for (const std::string_view name : coded_grids()) {
+    const bool has_options = name.find_first_of("@:") != name.npos;
+    const bool symmetric = name.starts_with("int") && !name.ends_with("_asym") && !has_options;
+    if (symmetric) uniform.push_back(name);
+  }
+  return uniform;
+}
+
 using Row = std::vector<float>;
 
 inline constexpr float kInf = std::numeric_limits<float>::infinity();

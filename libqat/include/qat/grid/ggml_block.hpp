@@ -1,6 +1,7 @@
 #pragma once
 
-// Pieces that ggml's block layouts share: little-endian halves, and 32 nibbles in 16 bytes.
+// Pieces that ggml's block layouts share: little-endian halves, 32 nibbles in 16 bytes, and four
+// codes of two bits in one byte.
 
 #include "qat/grid/device.hpp"
 #include "qat/grid/f16.hpp"
@@ -34,6 +35,18 @@ QAT_HD void unpack_nibbles(const uint8_t* bytes, int code_min, int8_t* codes) {
     codes[j] = static_cast<int8_t>((bytes[j] & 0xf) + code_min);
     codes[j + 16] = static_cast<int8_t>((bytes[j] >> 4) + code_min);
   }
+}
+
+/// codes[0], codes[step], codes[2 step], codes[3 step] -> one byte, low bits first.
+QAT_HD uint8_t pack_two_bits(const int8_t* codes, int64_t step, int code_min) {
+  int byte = 0;
+  for (int k = 0; k < 4; ++k) byte |= (codes[k * step] - code_min) << (2 * k);
+  return static_cast<uint8_t>(byte);
+}
+
+/// The reverse of `pack_two_bits`.
+QAT_HD void unpack_two_bits(uint8_t byte, int8_t* codes, int64_t step, int code_min) {
+  for (int k = 0; k < 4; ++k) codes[k * step] = static_cast<int8_t>(((byte >> (2 * k)) & 3) + code_min);
 }
 
 }  // namespace qat::grid

@@ -130,7 +130,8 @@ std::vector<std::string_view> names();
 /// Bytes of one value of that type.
 int64_t dtype_bytes(DType dtype) noexcept;
 
-/// Bytes that one row of n weights takes: packed codes (row padded to a byte) plus its stored scales.
+/// Bytes that one row of n weights takes in the consumer's file: ggml's blocks, or packed codes (row padded
+/// to a byte) plus the stored scales.
 int64_t row_bytes(const Grid& grid, int64_t n) noexcept;
 
 }  // namespace qat::grid
