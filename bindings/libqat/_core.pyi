@@ -39,6 +39,7 @@ __all__: list[str] = [
     "check_options",
     "compare",
     "compute_dtype",
+    "convert_tensor",
     "default_options",
     "dequantize",
     "export_checkpoint",
@@ -916,6 +917,13 @@ def compare(
 def compute_dtype(name: str = "auto") -> str:
     """
     'float32' or 'bfloat16': what the option compute_dtype means on this CPU. Best for a teacher, too.
+    """
+
+def convert_tensor(key: str, tensor: QuantizedTensor, grid: str) -> tuple[QuantizedTensor | None, str]:
+    """
+    The same weights, bit for bit, on another grid: (tensor, "") or (None, the reason in words).
+
+    Nothing is quantized again; 0 and -0 count as the same number. ArgumentError naming the key for an unknown grid.
     """
 
 def default_options() -> typing.Any:

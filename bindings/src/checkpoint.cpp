@@ -5,9 +5,11 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <filesystem>
+#include <optional>
 #include <tuple>
 
 #include "module.hpp"
+#include "qat/checkpoint/convert.hpp"
 
 namespace py = pybind11;
 
@@ -46,6 +48,14 @@ std::map<std::string, std::string> grids_of(const QuantizedCheckpoint& checkpoin
   std::map<std::string, std::string> grids;
   for (const auto& [key, tensor] : checkpoint.quantized) grids[key] = tensor.scheme.weight;
   return grids;
+}
+
+std::pair<std::optional<QuantizedTensor>, std::string> converted(const std::string& key,
+                                                                 const QuantizedTensor& tensor,
+                                                                 const std::string& grid) {
+  std::string why;
+  auto result = convert_tensor(key, tensor, grid, &why);
+  return {std::move(result), std::move(why)};
 }
 
 std::map<std::string, at::Tensor> weights_of(const QuantizedCheckpoint& checkpoint) {
@@ -88,6 +98,10 @@ Args:
     tensors: (state_dict key, tensor) pairs; a tensor given under several names is stored once, under the first.
     grids: key -> grid; tensors without one stay as they are. Latents on a grid are float32 [R, ...].
     config, tokenizer, policy: see QuantizedCheckpoint.)");
+  module.def("convert_tensor", &converted, py::arg("key"), py::arg("tensor"), py::arg("grid"), unlocked,
+             R"(The same weights, bit for bit, on another grid: (tensor, "") or (None, the reason in words).
+
+Nothing is quantized again; 0 and -0 count as the same number. ArgumentError naming the key for an unknown grid.)");
   module.def("dequantize", &weights_of, py::arg("checkpoint"),
              "state_dict key -> float32 tensor: what the consumer of the file computes, aliases included.");
   module.def(

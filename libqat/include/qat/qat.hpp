@@ -3,6 +3,7 @@
 // The whole of libqat except `qat/models/` (link qat::models and include qat/models/load.hpp for that).
 
 #include "qat/checkpoint/checkpoint.hpp"
+#include "qat/checkpoint/convert.hpp"
 #include "qat/core/error.hpp"
 #include "qat/core/scheme.hpp"
 #include "qat/eval/bootstrap.hpp"

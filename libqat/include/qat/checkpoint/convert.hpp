@@ -1,0 +1,20 @@
+#pragma once
+
+// A tensor of a checkpoint on another grid, without a change of its numbers.
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "qat/checkpoint/checkpoint.hpp"
+
+namespace qat {
+
+/// The same weights, bit for bit (0 and -0 count as one number), on `grid`; see qat/grid/convert.hpp for what
+/// is tried. Nothing when that grid cannot hold them: `why` (unless null) then says why, naming row and
+/// block. The result depends neither on the number of threads nor on anything but the tensor. ArgumentError
+/// naming `key` for an unknown grid, a grid without codes, and a tensor that is not legal on its own grid.
+std::optional<QuantizedTensor> convert_tensor(const std::string& key, const QuantizedTensor& tensor,
+                                              std::string_view grid, std::string* why = nullptr);
+
+}  // namespace qat

@@ -1,0 +1,104 @@
+#include "qat/checkpoint/convert.hpp"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "check.hpp"
+#include "qat/core/error.hpp"
+#include "qat/grid/convert.hpp"
+#include "qat/grid/grid.hpp"
+
+namespace qat {
+namespace {
+
+/// The lowest row that failed and why, from any thread.
+class Refusal {
+ public:
+  void record(int64_t row, std::string why) {
+    const std::lock_guard lock(mutex_);
+    if (row_ >= 0 && row_ <= row) return;
+    row_ = row;
+    why_ = std::move(why);
+  }
+  bool any() const noexcept { return row_ >= 0; }
+  std::string text() const { return "row " + std::to_string(row_) + ", " + why_; }
+
+ private:
+  std::mutex mutex_;
+  int64_t row_ = -1;
+  std::string why_;
+};
+
+/// Rows as both grids see them: one row of everything where the target shares its scale over the tensor.
+struct Rows {
+  int64_t count;
+  int64_t width;
+  int64_t from_block;
+  int64_t from_scales;  ///< parameters from one row of the source to the next
+};
+
+Rows rows_of(const checkpoint::Sizes& sizes, const grid::Grid& to) {
+  const grid::Grid& from = sizes.grid;
+  const bool joined = to.info().block == grid::kWholeTensor;
+  const int64_t count = joined ? 1 : sizes.rows;
+  const int64_t width = joined ? sizes.rows * sizes.width : sizes.width;
+  if (from.info().block == grid::kWholeTensor) return {count, width, width, 0};
+  return {count, width, from.block(sizes.width), from.blocks(sizes.width) * from.params()};
+}
+
+/// Every row on the target, or why the first of them is not.
+std::string convert_rows(const Rows& rows, const QuantizedTensor& tensor, const grid::Grid& from,
+                         const grid::Grid& to, QuantizedTensor& result) {
+  const at::Tensor codes = tensor.codes.cpu().contiguous();
+  const at::Tensor scales = tensor.scales.cpu().contiguous();
+  const int8_t* code = codes.const_data_ptr<int8_t>();
+  const float* scale = scales.const_data_ptr<float>();
+  int8_t* to_code = result.codes.mutable_data_ptr<int8_t>();
+  float* to_scale = result.scales.mutable_data_ptr<float>();
+  const int64_t to_scales = to.blocks(rows.width) * to.params();
+  Refusal refusal;
+  constexpr int64_t kWeightsPerTask = 65536;
+  at::parallel_for(
+      0, rows.count, std::max<int64_t>(1, kWeightsPerTask / rows.width), [&](int64_t begin, int64_t end) {
+        grid::RowConverter converter(from, rows.from_block, to, rows.width);
+        for (int64_t row = begin; row < end; ++row) {
+          std::string why = converter.convert(code + row * rows.width, scale + row * rows.from_scales,
+                                              to_code + row * rows.width, to_scale + row * to_scales);
+          if (!why.empty()) return refusal.record(row, std::move(why));
+        }
+      });
+  return refusal.any() ? refusal.text() : "";
+}
+
+}  // namespace
+
+std::optional<QuantizedTensor> convert_tensor(const std::string& key, const QuantizedTensor& tensor,
+                                              std::string_view grid, std::string* why) {
+  const checkpoint::Subject subject{"convert_tensor: ", false};
+  QuantizedCheckpoint only;
+  only.quantized[key] = tensor;
+  checkpoint::check(subject, only);
+  const checkpoint::Sizes sizes = checkpoint::sizes_of(subject, key, tensor.scheme, tensor.shape);
+  const grid::Grid& to = grid::find(grid);
+  if (to.info().is_float) subject.fail(key, "a grid with codes", "\"" + std::string(grid) + "\"");
+  if (&to == &sizes.grid) return tensor;
+  std::string reason;
+  QuantizedTensor result{Scheme{std::string(to.info().name)}, tensor.shape, {}, {}};
+  if (!to.divides(sizes.width)) {
+    reason = "rows of " + std::to_string(sizes.width) + " weights are not whole blocks of " +
+             std::to_string(to.info().block) + " (" + std::string(grid) + ")";
+  } else {
+    const Rows rows = rows_of(sizes, to);
+    result.codes = at::empty({sizes.rows, sizes.width}, at::kChar);
+    result.scales = at::empty({rows.count, to.blocks(rows.width), to.params()}, at::kFloat);
+    reason = convert_rows(rows, tensor, sizes.grid, to, result);
+  }
+  if (reason.empty()) return result;
+  if (why != nullptr) *why = reason;
+  return std::nullopt;
+}
+
+}  // namespace qat
