@@ -238,3 +238,15 @@ TEST_CASE("what is refused for q4_0, no fp16 scale of all 65536 holds") {
   CHECK(found > 5);
   CHECK(refused > 5);
 }
+
+TEST_CASE("int2's levels -2 to 1 are q2_0's -1 to 2 with the opposite sign") {
+  const Quantized int2 = with_scales("int2_g64", 128, {0.5F, -0.75F});
+  const auto q2_0 = converted(int2, "q2_0");
+  REQUIRE(q2_0);
+  CHECK(q2_0->stored == Row{-0.5F, 0.75F});
+  CHECK(same(q2_0->values(), int2.values()));
+  const auto back = converted(*q2_0, "int2_g64");
+  REQUIRE(back);
+  CHECK(back->stored == int2.stored);
+  CHECK(back->codes == int2.codes);
+}
