@@ -8,6 +8,7 @@
 #include "qat/grid/f16.hpp"
 #include "qat/grid/ggml_block.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/grid/search.hpp"
 
 namespace qat::grid {
 
@@ -27,6 +28,8 @@ struct Q4_0 {
     }
     s[0] = signed_largest / -8.0F;
   }
+
+  static QAT_HD void search(const float* w, int64_t n, float* s) { search_scale(Q4_0{}, w, n, s); }
 
   static QAT_HD Status store(const float* s, float* stored) { return store_f16(s[0], stored); }
 
