@@ -24,6 +24,7 @@ __all__: list[str] = [
     "FileError",
     "LoadedModel",
     "NumericError",
+    "Obstacle",
     "Policy",
     "PreparedDecoder",
     "QuantizedCheckpoint",
@@ -36,6 +37,7 @@ __all__: list[str] = [
     "TokenData",
     "Trainer",
     "UnsupportedError",
+    "can_export",
     "check_options",
     "compare",
     "compute_dtype",
@@ -59,6 +61,7 @@ __all__: list[str] = [
     "grid_row_bytes",
     "grid_store",
     "head_loss",
+    "import_checkpoint",
     "learning_rate_at",
     "load",
     "load_checkpoint",
@@ -277,6 +280,30 @@ class Difference:
     def what(self) -> str:
         """
         'codes', 'scales', 'values', 'rounded' (nothing but rounding to the file's float type), 'missing', 'extra', 'type', 'shape', 'alias' or 'metadata'.
+        """
+
+class Obstacle:
+    """
+    Why a target cannot hold a tensor exactly.
+    """
+
+    def __repr__(self) -> str: ...
+    @property
+    def grid(self) -> str:
+        """
+        Name of its grid.
+        """
+
+    @property
+    def reason(self) -> str:
+        """
+        In words.
+        """
+
+    @property
+    def tensor(self) -> str:
+        """
+        State_dict key; '' when it is the model that has no place in the format.
         """
 
 class Requantization:
@@ -884,6 +911,24 @@ class TeacherCache:
         A CacheCheck: the loss of the run's first batches with the live teacher and with this cache.
         """
 
+def can_export(
+    checkpoint: QuantizedCheckpoint, target: str, *, dtype: str = "", require_exact: bool = False
+) -> list[Obstacle]:
+    """
+    Can the target hold the checkpoint with exactly its numbers?
+
+    Args:
+        checkpoint: what `freeze` or `load` returned.
+        target: one of `export_targets()`.
+        dtype, require_exact: as `export` takes them.
+
+    Returns:
+        Every tensor in the way as an `Obstacle`; empty when there is none.
+
+    Raises:
+        ArgumentError: unknown target, or a checkpoint that is incomplete.
+    """
+
 def check_options(**kwargs) -> typing.Any:
     """
     The options completed by the defaults. ArgumentError naming an unknown or illegal one.
@@ -1081,6 +1126,18 @@ def head_loss(
         chunk: positions whose logits exist at a time; 0 = equal pieces of at most 2^24 logits.
 
     The gradients of hidden, weight and bias are formed in the forward pass.
+    """
+
+def import_checkpoint(path: os.PathLike | str | bytes) -> QuantizedCheckpoint:
+    """
+    Reads an exported file or folder, or a checkpoint file, as a checkpoint.
+
+    The codes and scales are exactly those of the file, so that training can take them up again; the configuration
+    is kept, and the tokenizer that the file holds.
+
+    Raises:
+        UnsupportedError: a kind of file that holds no codes or cannot be read back.
+        FileError: a malformed file; the message names file and tensor.
     """
 
 def learning_rate_at(step: typing.SupportsIndex, **kwargs) -> float:

@@ -17,6 +17,20 @@ namespace {
 
 using Path = std::filesystem::path;
 
+std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const std::string& target,
+                                const std::string& dtype, bool require_exact) {
+  ExportOptions options;
+  options.dtype = dtype;
+  options.require_exact = require_exact;
+  const py::gil_scoped_release unlocked;
+  return can_export(checkpoint, target, options);
+}
+
+QuantizedCheckpoint read(const Path& path) {
+  const py::gil_scoped_release unlocked;
+  return import_checkpoint(path.string());
+}
+
 void write(const QuantizedCheckpoint& checkpoint, const Path& path, const std::string& target,
            const std::optional<Path>& tokenizer_from, const std::string& name,
            const std::optional<std::function<void(int64_t, int64_t)>>& progress, const std::string& dtype,
@@ -61,6 +75,37 @@ void bind_export(py::module_& module) {
       .def_readonly("first", &Difference::first, "The first of them in words.")
       .def("__repr__", &describe);
 
+  py::class_<Obstacle>(module, "Obstacle", "Why a target cannot hold a tensor exactly.")
+      .def_readonly("tensor", &Obstacle::tensor,
+                    "State_dict key; '' when it is the model that has no place in the format.")
+      .def_readonly("grid", &Obstacle::grid, "Name of its grid.")
+      .def_readonly("reason", &Obstacle::reason, "In words.")
+      .def("__repr__", [](const Obstacle& obstacle) {
+        return obstacle.tensor + " (" + obstacle.grid + "): " + obstacle.reason;
+      });
+  module.def("can_export", &obstacles, py::arg("checkpoint"), py::arg("target"), py::kw_only(),
+             py::arg("dtype") = "", py::arg("require_exact") = false,
+             R"(Can the target hold the checkpoint with exactly its numbers?
+
+Args:
+    checkpoint: what `freeze` or `load` returned.
+    target: one of `export_targets()`.
+    dtype, require_exact: as `export` takes them.
+
+Returns:
+    Every tensor in the way as an `Obstacle`; empty when there is none.
+
+Raises:
+    ArgumentError: unknown target, or a checkpoint that is incomplete.)");
+  module.def("import_checkpoint", &read, py::arg("path"),
+             R"(Reads an exported file or folder, or a checkpoint file, as a checkpoint.
+
+The codes and scales are exactly those of the file, so that training can take them up again; the configuration
+is kept, and the tokenizer that the file holds.
+
+Raises:
+    UnsupportedError: a kind of file that holds no codes or cannot be read back.
+    FileError: a malformed file; the message names file and tensor.)");
   module.def("export_targets", &export_targets, "The targets that `export` knows.");
   module.def("export_checkpoint", &write, py::arg("checkpoint"), py::arg("path"), py::kw_only(),
              py::arg("target"), py::arg("tokenizer_from"), py::arg("name"), py::arg("progress"),

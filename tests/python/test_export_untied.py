@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_llama
 from exporting import log_probabilities, some_tokens
-from test_cli import fails, works
+from test_cli import fails, run, works
 
 import libqat
 from libqat import llama_cpp
@@ -94,9 +94,11 @@ def test_the_command_line_says_what_requantizing_gives(untied_run, tmp_path):
     assert (found["dtype"], found["exact"], found["requantizes_exactly"]) == ("bfloat16", False, False)
     assert found["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     fails("export", path, out, "--target", "hf", says=["earlier export", "--overwrite"])
-    fails(
-        *("export", path, out, "--target", "hf", "--overwrite", "--dtype", "bfloat16", "--require-exact"),
-        says=["require_exact", "lm_head.weight ("],
-    )
+    exactly = ("export", path, out, "--target", "hf", "--overwrite", "--dtype", "bfloat16", "--require-exact")
+    fails(*exactly, says=["target hf cannot hold", "tensors exactly"])
+    code, listed, _ = run(*exactly, "--json")
+    assert code == 1
+    reasons = {row["tensor"]: row["reason"] for row in json.loads(listed)}
+    assert "do not requantize exactly from bfloat16" in reasons["lm_head.weight"]
     works("export", path, out, "--target", "hf", "--overwrite", "--require-exact")
-    fails("export", path, tmp_path / "a.gguf", "--dtype", "bfloat16", says='target "hf" only')
+    fails("export", path, tmp_path / "a.gguf", "--dtype", "bfloat16", says="dtype: expected it with")

@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -22,11 +22,9 @@ Example: [bold]libqat export out/run/model.qat.safetensors model-hf --target hf[
 """
 
 
-class Target(str, Enum):
-    """What to write."""
-
-    gguf = "gguf"
-    hf = "hf"
+Target = Enum("Target", {name: name for name in libqat.export_targets()}, type=str)
+"""What to write."""
+GGUF = Target("gguf")
 
 
 class Dtype(str, Enum):
@@ -40,7 +38,7 @@ class Dtype(str, Enum):
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="A *.qat.safetensors file.")],
     out: Annotated[Path, typer.Argument(help="File or folder to write.")],
-    target: Annotated[Target, typer.Option(help="A GGUF file, or a Hugging Face folder.")] = Target.gguf,
+    target: Annotated[Target, typer.Option(help="A GGUF file, or a Hugging Face folder.")] = GGUF,
     tokenizer_from: Annotated[
         str,
         typer.Option(help="GGUF, tokenizer.json or Hugging Face folder. Default: where the checkpoint says."),
@@ -61,31 +59,52 @@ def run(
 ) -> None:
     """See HELP."""
     loaded = libqat.load(checkpoint)
-    with console.progress(f"writing {out}") as update:
-        libqat.export(
-            loaded,
-            out,
-            target=target.value,
-            tokenizer_from=tokenizer_from,
-            progress=update,
-            dtype=dtype.value if dtype else None,
-            max_shard_size=max_shard_size,
-            require_exact=require_exact,
-            overwrite=overwrite,
-        )
+    exactness = {"dtype": dtype.value if dtype else "", "require_exact": require_exact}
+    try:
+        with console.progress(f"writing {out}") as update:
+            libqat.export(
+                loaded,
+                out,
+                target=target.value,
+                tokenizer_from=tokenizer_from,
+                progress=update,
+                max_shard_size=max_shard_size,
+                overwrite=overwrite,
+                **exactness,
+            )
+    except libqat.UnsupportedError:
+        obstacles = [row for row in libqat.can_export(loaded, target.value, **exactness) if row.tensor]
+        if not obstacles:
+            raise
+        _refuse(checkpoint, target.value, obstacles, json)
     written = describe(out, target)
     if json:
         console.print_json(written)
-    elif target is Target.hf:
+    elif target.value == "hf":
         _print(written)
     console.say(f"check it with: libqat verify {out} --against {checkpoint}")
+
+
+def _refuse(checkpoint: Path, target: str, obstacles: list[libqat.Obstacle], json: bool) -> NoReturn:
+    """Lists every tensor in the way and ends with exit code 1."""
+    if json:
+        fields = ("tensor", "grid", "reason")
+        console.print_json([{field: getattr(row, field) for field in fields} for row in obstacles])
+    else:
+        table = console.table("", "tensor", "grid", "reason")
+        for row in obstacles:
+            table.add_row(row.tensor, row.grid, row.reason)
+        console.out.print(table)
+    count = len(obstacles)
+    console.say(f"error: {checkpoint}: target {target} cannot hold {count} tensors exactly; nothing written")
+    raise typer.Exit(1)
 
 
 def describe(out: Path, target: Target) -> dict[str, Any]:
     """{"file", "target", "bytes"}, and for a folder what its libqat.json says of the weights."""
     files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
     written = {"file": str(out), "target": target.value, "bytes": sum(path.stat().st_size for path in files)}
-    if target is not Target.hf:
+    if target.value != "hf":
         return written
     manifest = console.read_json(out / "libqat.json")
     return written | {key: manifest[key] for key in ("dtype", "exact", "requantizes_exactly", "tensors")}

@@ -3,9 +3,6 @@
 #include <array>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
-
-#include "export/input_file.hpp"
 
 namespace qat {
 
@@ -89,11 +86,6 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (const int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
   return text + "]";
-}
-
-std::vector<Difference> verify(const std::string& path, const QuantizedCheckpoint& checkpoint) {
-  if (std::filesystem::is_directory(path)) return verify_hf(path, checkpoint);
-  return is_gguf(path) ? verify_gguf(path, checkpoint) : verify_checkpoint(path, checkpoint);
 }
 
 }  // namespace qat

@@ -67,19 +67,25 @@ std::string grids_of_ggml() {
   return list;
 }
 
+/// Why no GGUF holds the tensor, or "".
+std::string reason_against(const QuantizedTensor& tensor) {
+  const grid::GgmlType* type = grid::ggml_type_of_grid(tensor.scheme.weight);
+  if (type == nullptr || type->pack == nullptr) {
+    return "expected a grid that GGUF files hold (" + grids_of_ggml() + ")";
+  }
+  if (tensor.shape.size() == 2 && grid::find(tensor.scheme.weight).divides(tensor.shape[1])) return "";
+  return "expected a matrix with rows of whole blocks of " + std::to_string(type->block) + ", got " +
+         shape_text(tensor.shape);
+}
+
 void take_quantized(PlannedTensor& planned, const QuantizedTensor& tensor) {
+  const std::string reason = reason_against(tensor);
+  if (!reason.empty()) {
+    throw UnsupportedError("export_checkpoint: " + planned.key + " (" + tensor.scheme.weight +
+                           "): " + reason);
+  }
   planned.type = grid::ggml_type_of_grid(tensor.scheme.weight);
-  if (planned.type == nullptr || planned.type->pack == nullptr) {
-    throw UnsupportedError("export_checkpoint: " + planned.key + ": expected a grid that GGUF files hold (" +
-                           grids_of_ggml() + "), got " + tensor.scheme.weight +
-                           "; prepare the model with the preset gguf-q4_0 or gguf-q8_0");
-  }
   const grid::Grid& grid = grid::find(tensor.scheme.weight);
-  if (tensor.shape.size() != 2 || !grid.divides(tensor.shape[1])) {
-    throw UnsupportedError("export_checkpoint: " + planned.key +
-                           ": expected a matrix with rows of whole blocks of " +
-                           std::to_string(planned.type->block) + ", got " + shape_text(tensor.shape));
-  }
   const std::vector<int64_t> scales{tensor.shape[0], grid.blocks(tensor.shape[1]), grid.params()};
   const bool fits = tensor.codes.sizes() == at::IntArrayRef(tensor.shape) &&
                     tensor.codes.dtype() == at::kChar && tensor.scales.sizes() == at::IntArrayRef(scales) &&
@@ -183,6 +189,21 @@ GgufPlan plan_gguf(const QuantizedCheckpoint& checkpoint) {
   const std::vector<float> divisors = plan.config.rope_divisors();
   if (!divisors.empty()) plan.tensors.push_back(plan_rope_divisors(divisors));
   return plan;
+}
+
+std::vector<Obstacle> gguf_obstacles(const QuantizedCheckpoint& checkpoint) {
+  std::vector<Obstacle> obstacles;
+  for (const auto& [key, tensor] : checkpoint.quantized) {
+    const std::string reason = reason_against(tensor);
+    if (!reason.empty()) obstacles.push_back({key, tensor.scheme.weight, reason});
+  }
+  if (!obstacles.empty()) return obstacles;
+  try {
+    plan_gguf(checkpoint);
+  } catch (const UnsupportedError& error) {
+    obstacles.push_back({"", "", error.what()});
+  }
+  return obstacles;
 }
 
 }  // namespace qat

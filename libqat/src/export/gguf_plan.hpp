@@ -11,6 +11,7 @@
 
 #include "export/model_config.hpp"
 #include "qat/checkpoint/checkpoint.hpp"
+#include "qat/export/export.hpp"
 #include "qat/grid/ggml.hpp"
 
 namespace qat {
@@ -46,5 +47,9 @@ struct GgufPlan {
 /// Throws ArgumentError for tensors that are missing (all of them), surplus or misshapen, UnsupportedError
 /// for a grid or a shape that GGUF cannot hold. Messages name the tensor.
 GgufPlan plan_gguf(const QuantizedCheckpoint& checkpoint);
+
+/// The tensors whose grid or shape a GGUF cannot hold; when there are none, whatever else plan_gguf finds
+/// unsupported, without a tensor's name.
+std::vector<Obstacle> gguf_obstacles(const QuantizedCheckpoint& checkpoint);
 
 }  // namespace qat

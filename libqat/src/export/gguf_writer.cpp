@@ -1,12 +1,13 @@
-#include "export/gguf_writer.hpp"
-
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
 #include <map>
 
+#include "export/comparison.hpp"
 #include "export/gguf_plan.hpp"
+#include "export/input_file.hpp"
+#include "export/targets.hpp"
 #include "export/tokenizer_metadata.hpp"
 #include "qat/core/error.hpp"
 
@@ -131,8 +132,6 @@ io::ByteProducer producer_of(const PlannedTensor& tensor, const std::function<vo
   };
 }
 
-}  // namespace
-
 void export_gguf(const QuantizedCheckpoint& checkpoint, const std::string& path,
                  const ExportOptions& options) {
   const GgufPlan plan = plan_gguf(checkpoint);
@@ -152,5 +151,14 @@ void export_gguf(const QuantizedCheckpoint& checkpoint, const std::string& path,
   }
   io::write_gguf(path, metadata, entries);
 }
+
+std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const ExportOptions&) {
+  return gguf_obstacles(checkpoint);
+}
+
+}  // namespace
+
+extern const Target kGgufTarget;
+constinit const Target kGgufTarget{"gguf", {}, obstacles, export_gguf, is_gguf, verify_gguf, nullptr};
 
 }  // namespace qat

@@ -1,11 +1,10 @@
-#include "export/hf_writer.hpp"
-
 #include <ATen/ops/equal.h>
 
 #include "checkpoint/dtype.hpp"
+#include "export/comparison.hpp"
 #include "export/hf_files.hpp"
 #include "export/hf_plan.hpp"
-#include "export/model_config.hpp"
+#include "export/targets.hpp"
 #include "qat/core/error.hpp"
 #include "qat/io/atomic_file.hpp"
 #include "qat/io/atomic_folder.hpp"
@@ -43,21 +42,6 @@ HfWeights judge(const QuantizedCheckpoint& checkpoint, const std::vector<HfTenso
       weights.rounded_floats.push_back(tensor.key);
   }
   return weights;
-}
-
-void require_exact(const HfWeights& weights) {
-  if (weights.requantizes_exactly()) return;
-  constexpr std::size_t kListed = 20;
-  std::string list;
-  std::size_t count = 0;
-  for (const Requantization& row : weights.report) {
-    if (row.exact() || ++count > kListed) continue;
-    list += (list.empty() ? "" : ", ") + row.tensor + " (" + std::to_string(row.changed_blocks) + " of " +
-            std::to_string(row.blocks) + " blocks)";
-  }
-  if (count > kListed) list += " and " + std::to_string(count - kListed) + " more";
-  throw UnsupportedError("export_checkpoint: require_exact: expected weights that requantize exactly from " +
-                         std::string(weights.dtype->name) + ", got changes in " + list);
 }
 
 class FolderWriter {
@@ -109,14 +93,11 @@ class FolderWriter {
   std::vector<std::string> files_;
 };
 
-}  // namespace
-
 void export_hf(const QuantizedCheckpoint& checkpoint, const std::string& path, const ExportOptions& options) {
   require_free(path, options.overwrite);
   const HfDtype& dtype = chosen_dtype(checkpoint, options.dtype);
   const std::vector<HfTensor> plan = plan_hf(checkpoint);
   const HfWeights weights = judge(checkpoint, plan, dtype);
-  if (options.require_exact) require_exact(weights);
 
   io::AtomicFolder folder(path);
   FolderWriter writer(checkpoint, folder.staging());
@@ -131,5 +112,32 @@ void export_hf(const QuantizedCheckpoint& checkpoint, const std::string& path, c
     folder.commit();
   }
 }
+
+/// Any model can be written; what may be asked besides is that its weights survive another quantizer.
+std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const ExportOptions& options) {
+  std::vector<Obstacle> found;
+  if (!options.require_exact) return found;
+  const std::string dtype(chosen_dtype(checkpoint, options.dtype).name);
+  for (const Requantization& row : requantization_report(checkpoint, dtype)) {
+    if (row.exact()) continue;
+    found.push_back({row.tensor, row.grid,
+                     std::to_string(row.changed_blocks) + " of " + std::to_string(row.blocks) +
+                         " blocks do not requantize exactly from " + dtype});
+  }
+  return found;
+}
+
+bool is_folder(const std::filesystem::path& path) {
+  std::error_code ignored;
+  return std::filesystem::is_directory(path, ignored);
+}
+
+}  // namespace
+
+extern const Target kHfTarget;
+constinit const Target kHfTarget{"hf",      {.dtype = true, .folder = true, .require_exact = true},
+                                 obstacles, export_hf,
+                                 is_folder, verify_hf,
+                                 nullptr};
 
 }  // namespace qat

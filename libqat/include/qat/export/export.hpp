@@ -24,24 +24,36 @@ struct ExportOptions {
   /// Called with bytes written and in all.
   std::function<void(int64_t done, int64_t total)> progress;
 
-  // Target "hf" only; ArgumentError when set for another.
-  /// "bfloat16", "float16" or "float32"; "" = the narrowest that holds every number exactly.
+  // The rest is for the targets named; ArgumentError when set for another.
+  /// "hf": "bfloat16", "float16" or "float32"; "" = the narrowest that holds every number exactly.
   std::string dtype;
-  /// The weights are split into files of at most this many bytes; 0 = 50 GB, as transformers does.
+  /// Folders: the weights are split into files of at most this many bytes; 0 = 50 GB, as transformers does.
   int64_t max_shard_bytes = 0;
-  /// Refuse, listing the tensors, unless quantizing the written weights by each grid's own rule gives back
-  /// the checkpoint's codes and scales (see requantization.hpp).
+  /// "hf": refuse, listing the tensors, unless quantizing the written weights by each grid's own rule gives
+  /// back the checkpoint's codes and scales (see requantization.hpp).
   bool require_exact = false;
-  /// Replace a folder that an earlier export wrote and that holds nothing else.
+  /// Folders: replace one that an earlier export wrote and that holds nothing else.
   bool overwrite = false;
 };
 
 /// "gguf", "hf".
 std::vector<std::string_view> export_targets();
 
+/// Why a target cannot hold a tensor exactly.
+struct Obstacle {
+  std::string tensor;  ///< state_dict key; "" when it is the model that has no place in the format
+  std::string grid;
+  std::string reason;  ///< in words
+};
+
+/// Whether `target` can hold the checkpoint with exactly its numbers: empty when it can, else every tensor in
+/// the way. ArgumentError for an unknown target and for a checkpoint that is incomplete.
+std::vector<Obstacle> can_export(const QuantizedCheckpoint& checkpoint, std::string_view target,
+                                 const ExportOptions& options = {});
+
 /// Writes `path` by atomic rename: the same checkpoint gives the same bytes. ArgumentError for an unknown
 /// target or a missing tokenizer (naming the option), UnsupportedError for what the target cannot hold
-/// (naming the tensor), FileError for the disk.
+/// (naming the tensors, as can_export does), FileError for the disk.
 ///
 /// Target "hf": `path` is a folder with config.json, the dequantized weights as safetensors, the tokenizer's
 /// files and generation_config.json, a README.md, and libqat.json, which says what requantizing the weights
@@ -49,6 +61,11 @@ std::vector<std::string_view> export_targets();
 /// `overwrite`).
 void export_checkpoint(const QuantizedCheckpoint& checkpoint, const std::string& path,
                        std::string_view target = "gguf", const ExportOptions& options = {});
+
+/// Reads a file that a target wrote, or a checkpoint file: exactly its codes and scales, the configuration,
+/// and the tokenizer that it holds. UnsupportedError for kinds that hold no codes or cannot be read back,
+/// FileError naming file and tensor for malformed ones.
+QuantizedCheckpoint import_checkpoint(const std::string& path);
 
 /// One difference between a file and the checkpoint it should hold.
 struct Difference {
@@ -60,9 +77,9 @@ struct Difference {
   std::string first;  ///< the first difference in words
 };
 
-/// Reads a GGUF, an HF folder or a checkpoint file back by its consumer's decoding rule and compares it bit
-/// for bit: every tensor, and the configuration in the metadata. Empty when nothing differs. FileError for a
-/// malformed file, and the errors of export_checkpoint for a checkpoint that the format cannot hold.
+/// Reads an exported file or folder, or a checkpoint file, back by its consumer's decoding rule and compares
+/// it bit for bit: every tensor, and the configuration in the metadata. Empty when nothing differs. FileError
+/// for a malformed file, and the errors of export_checkpoint for a checkpoint that the format cannot hold.
 std::vector<Difference> verify(const std::string& path, const QuantizedCheckpoint& checkpoint);
 
 }  // namespace qat

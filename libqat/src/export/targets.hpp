@@ -1,0 +1,46 @@
+#pragma once
+
+// What libqat can write, one row per consumer. A new consumer is one file that defines its row, and the
+// row's line in targets.cpp.
+
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qat/export/export.hpp"
+
+namespace qat {
+
+/// Which options of ExportOptions mean something for a target, beside those that all share.
+struct TargetOptions {
+  bool dtype = false;
+  bool folder = false;  ///< max_shard_bytes and overwrite
+  bool require_exact = false;
+};
+
+struct Target {
+  std::string_view name;
+  TargetOptions options;
+  /// Why the target cannot hold the checkpoint exactly; empty when it can.
+  std::vector<Obstacle> (*obstacles)(const QuantizedCheckpoint& checkpoint, const ExportOptions& options);
+  /// Writes a checkpoint without obstacles, by atomic rename.
+  void (*write)(const QuantizedCheckpoint& checkpoint, const std::string& path, const ExportOptions& options);
+  /// Whether what stands at `path` is of this kind. Throws nothing for files that are not.
+  bool (*recognizes)(const std::filesystem::path& path);
+  std::vector<Difference> (*verify)(const std::string& path, const QuantizedCheckpoint& checkpoint);
+  /// Exactly the codes and scales of the file; null when the kind holds none.
+  QuantizedCheckpoint (*read)(const std::string& path);
+};
+
+/// Every target. Those that are recognized by less come after those that are recognized by more.
+std::span<const Target* const> targets();
+
+/// ArgumentError that lists the names; `function` begins its message.
+const Target& find_target(std::string_view function, std::string_view name);
+
+/// The target whose kind of file or folder stands at `path`, or null.
+const Target* target_of(const std::filesystem::path& path);
+
+}  // namespace qat
