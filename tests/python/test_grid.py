@@ -13,7 +13,8 @@ INTEGER = [
     f"int{bits}_{group}" for bits in (8, 4, 3, 2) for group in ("channel", "g32", "g64", "g128", "g256")
 ]
 GGML = ["q4_0", "q4_1", "q8_0", "q2_0"]
-CODED = [*GGML, *INTEGER]
+KQUANTS = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+CODED = [*GGML, *KQUANTS, *INTEGER]
 NAMES = FLOAT + CODED
 
 
@@ -43,8 +44,9 @@ def test_the_functions_fit_together(name):
     stored = _core.grid_store(name, s, 512)
     codes = _core.grid_encode(name, w, s)
     w_hat = _core.grid_decode(name, codes, stored)
-    block = grids()[name].block or 512
-    assert s.shape == stored.shape == (5, 512 // block, 2 if name == "q4_1" else 1)
+    grid = grids()[name]
+    params = sum(count for _, count, _ in grid.fields)
+    assert s.shape == stored.shape == (5, 512 // (grid.block or 512), params)
     np.testing.assert_array_equal(w_hat, _core.grid_fake_quantize(name, w))
     np.testing.assert_array_equal(w_hat, _core.grid_fake_quantize(name, w, reference=True))
     bf16 = torch.from_numpy(w_hat).bfloat16().view(torch.uint16).numpy()

@@ -1,8 +1,12 @@
 #include "qat/grid/ggml.hpp"
 
 #include "qat/grid/q2_0.hpp"
+#include "qat/grid/q2_k.hpp"
+#include "qat/grid/q3_k.hpp"
 #include "qat/grid/q4_0.hpp"
 #include "qat/grid/q4_1.hpp"
+#include "qat/grid/q4_k.hpp"
+#include "qat/grid/q6_k.hpp"
 #include "qat/grid/q8_0.hpp"
 
 namespace qat::grid {
@@ -44,6 +48,12 @@ constexpr GgmlType kTypes[] = {
     blocks<Q4_0>(2, "Q4_0", 2),
     blocks<Q4_1>(3, "Q4_1", 3),
     blocks<Q8_0>(8, "Q8_0", 7),
+    // llama.cpp has a file type for each recipe of a K-quant; "small" has the least of other types.
+    blocks<Q2_K>(10, "Q2_K", 10),
+    blocks<Q3_K>(11, "Q3_K", 11),
+    blocks<Q4_K>(12, "Q4_K", 14),
+    blocks<Q5_K>(13, "Q5_K", 16),
+    blocks<Q6_K>(14, "Q6_K", 18),
     blocks<Q2_0>(42, "Q2_0", 41),
 };
 

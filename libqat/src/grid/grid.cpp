@@ -12,8 +12,12 @@
 #include "qat/grid/int_symmetric.hpp"
 #include "qat/grid/pack.hpp"
 #include "qat/grid/q2_0.hpp"
+#include "qat/grid/q2_k.hpp"
+#include "qat/grid/q3_k.hpp"
 #include "qat/grid/q4_0.hpp"
 #include "qat/grid/q4_1.hpp"
+#include "qat/grid/q4_k.hpp"
+#include "qat/grid/q6_k.hpp"
 #include "qat/grid/q8_0.hpp"
 
 namespace qat::grid {
@@ -51,6 +55,7 @@ const std::vector<Entry>& registry() {
   static const std::vector<Entry> entries = [] {
     std::vector<Entry> all{floats<F32>(), floats<F16>(), floats<BF16>(), codes<Q4_0>(),
                            codes<Q4_1>(), codes<Q8_0>(), codes<Q2_0>()};
+    all.insert(all.end(), {codes<Q2_K>(), codes<Q3_K>(), codes<Q4_K>(), codes<Q5_K>(), codes<Q6_K>()});
     for (const auto& family : {integers<8>(), integers<4>(), integers<3>(), integers<2>()}) {
       all.insert(all.end(), family.begin(), family.end());
     }

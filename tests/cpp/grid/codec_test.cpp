@@ -256,7 +256,8 @@ TEST_CASE("in_range is the code range, borders inside") {
   REQUIRE(first("int2_channel", {1.0F}, {1.0F, 1.1F, -2.0F, -2.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("int3_g64", {1.0F}, {3.0F, 3.1F, -4.0F, -4.1F}) == Mask{1, 0, 1, 0});
   for (const std::string_view name : coded_grids()) {
-    REQUIRE(first(name, qat::test::filled(2, 0.0F), {1.0F, -1.0F, kHuge, -kHuge}) == Mask{1, 1, 1, 1});
+    REQUIRE(first(name, qat::test::filled(grid::find(name).params(), 0.0F), {1.0F, -1.0F, kHuge, -kHuge}) ==
+            Mask{1, 1, 1, 1});
   }
 }
 

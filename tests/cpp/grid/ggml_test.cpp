@@ -73,7 +73,7 @@ TEST_CASE("the table of types is ggml's") {
     REQUIRE(type->bytes == grid::row_bytes(grid::find(e.grid), type->block));
   }
   REQUIRE(grid::ggml_type(4) == nullptr);
-  REQUIRE(grid::ggml_type(12) == nullptr);
+  REQUIRE(grid::ggml_type(15) == nullptr);
   REQUIRE(grid::ggml_type_of_grid("int4_channel") == nullptr);
 }
 

@@ -11,6 +11,7 @@ namespace {
 const std::vector<std::string_view> kNames{
     "f32",          "f16",      "bf16",                                //
     "q4_0",         "q4_1",     "q8_0",     "q2_0",                    //
+    "q2_k",         "q3_k",     "q4_k",     "q5_k",      "q6_k",       //
     "int8_channel", "int8_g32", "int8_g64", "int8_g128", "int8_g256",  //
     "int4_channel", "int4_g32", "int4_g64", "int4_g128", "int4_g256",  //
     "int3_channel", "int3_g32", "int3_g64", "int3_g128", "int3_g256",  //
