@@ -228,7 +228,11 @@ Bytes ggml_pack(const std::string& name, const Codes& codes, const Floats& store
   const grid::GgmlType& type = block_type("ggml_pack", name);
   const Rows rows = rows_of("ggml_pack", name, codes);
   check_scales("ggml_pack", rows, stored);
-  const int64_t width = rows.blocks * type.bytes;
+  if (rows.n % type.block != 0) {
+    refuse("ggml_pack", "rows of a multiple of " + std::to_string(type.block) + " weights for " + name,
+           std::to_string(rows.n));
+  }
+  const int64_t width = rows.n / type.block * type.bytes;
   Bytes bytes = make_matrix<Bytes>(rows.rows, width);
   const int8_t* in = codes.data();
   const float* scales = stored.data();

@@ -12,9 +12,10 @@ FLOAT = ["f32", "f16", "bf16"]
 INTEGER = [
     f"int{bits}_{group}" for bits in (8, 4, 3, 2) for group in ("channel", "g32", "g64", "g128", "g256")
 ]
-GGML = ["q4_0", "q4_1", "q8_0", "q2_0"]
+GGML = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_0", "q1_0", "tq1_0", "tq2_0"]
+FLOAT_CODES = ["mxfp4", "nvfp4"]
 KQUANTS = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
-CODED = [*GGML, *KQUANTS, *INTEGER]
+CODED = [*GGML, *FLOAT_CODES, *KQUANTS, *INTEGER]
 NAMES = FLOAT + CODED
 
 
@@ -80,7 +81,7 @@ def test_a_weight_that_is_not_finite_is_named_by_its_row(name, bad):
 
 @pytest.mark.parametrize("name", ["f16", *GGML])
 def test_a_scale_beyond_fp16_is_named_by_its_row(name):
-    w = np.ones((4, 64), np.float32)
+    w = np.ones((4, 256), np.float32)
     w[3, 0] = 1e9
     with pytest.raises(libqat.NumericError, match=r"row 3: .*beyond its stored type"):
         _core.grid_fake_quantize(name, w)

@@ -10,15 +10,22 @@
 #include "qat/grid/f32.hpp"
 #include "qat/grid/ggml.hpp"
 #include "qat/grid/int_symmetric.hpp"
+#include "qat/grid/mxfp4.hpp"
+#include "qat/grid/nvfp4.hpp"
 #include "qat/grid/pack.hpp"
+#include "qat/grid/q1_0.hpp"
 #include "qat/grid/q2_0.hpp"
 #include "qat/grid/q2_k.hpp"
 #include "qat/grid/q3_k.hpp"
 #include "qat/grid/q4_0.hpp"
 #include "qat/grid/q4_1.hpp"
 #include "qat/grid/q4_k.hpp"
+#include "qat/grid/q5_0.hpp"
+#include "qat/grid/q5_1.hpp"
 #include "qat/grid/q6_k.hpp"
 #include "qat/grid/q8_0.hpp"
+#include "qat/grid/tq1_0.hpp"
+#include "qat/grid/tq2_0.hpp"
 
 namespace qat::grid {
 namespace {
@@ -53,8 +60,10 @@ std::array<Entry, 5> integers() {
 /// Every grid; a new number format adds its codec's line here.
 const std::vector<Entry>& registry() {
   static const std::vector<Entry> entries = [] {
-    std::vector<Entry> all{floats<F32>(), floats<F16>(), floats<BF16>(), codes<Q4_0>(),
-                           codes<Q4_1>(), codes<Q8_0>(), codes<Q2_0>()};
+    std::vector<Entry> all{floats<F32>(), floats<F16>(), floats<BF16>()};
+    all.insert(all.end(), {codes<Q4_0>(), codes<Q4_1>(), codes<Q5_0>(), codes<Q5_1>(), codes<Q8_0>()});
+    all.insert(all.end(), {codes<Q2_0>(), codes<Q1_0>(), codes<TQ1_0>(), codes<TQ2_0>()});
+    all.insert(all.end(), {codes<Mxfp4>(), codes<Nvfp4>()});
     all.insert(all.end(), {codes<Q2_K>(), codes<Q3_K>(), codes<Q4_K>(), codes<Q5_K>(), codes<Q6_K>()});
     for (const auto& family : {integers<8>(), integers<4>(), integers<3>(), integers<2>()}) {
       all.insert(all.end(), family.begin(), family.end());
@@ -128,7 +137,8 @@ int64_t dtype_bytes(DType dtype) noexcept {
 int64_t row_bytes(const Grid& grid, int64_t n) noexcept {
   const Info& info = grid.info();
   if (info.is_float) return n * dtype_bytes(info.dtype);
-  if (const GgmlType* type = ggml_type_of_grid(info.name)) return n / type->block * type->bytes;
+  const GgmlType* const type = ggml_type_of_grid(info.name);
+  if (type != nullptr && n % type->block == 0) return n / type->block * type->bytes;
   int64_t per_block = 0;
   for (const Field& field : info.fields) per_block += field.count * dtype_bytes(field.dtype);
   return packed_bytes(n, info.bits) + grid.blocks(n) * per_block;

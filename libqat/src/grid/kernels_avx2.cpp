@@ -8,10 +8,16 @@
 
 #include "qat/grid/device.hpp"
 #include "qat/grid/int_symmetric.hpp"
+#include "qat/grid/mxfp4.hpp"
+#include "qat/grid/nvfp4.hpp"
 #include "qat/grid/q2_0.hpp"
 #include "qat/grid/q4_0.hpp"
 #include "qat/grid/q4_1.hpp"
+#include "qat/grid/q5_0.hpp"
+#include "qat/grid/q5_1.hpp"
 #include "qat/grid/q8_0.hpp"
+#include "qat/grid/tq1_0.hpp"
+#include "qat/grid/tq2_0.hpp"
 
 namespace qat::grid {
 namespace {
@@ -114,101 +120,6 @@ struct Seen {
   }
 };
 
-// In the block kernels a dynamic scale bounds w / d, so that only the clamps written here can ever act;
-// codes pass through int32, which turns a -0 into the scalar path's +0.
-
-struct Q4_0Kernel {
-  template <class Out>
-  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
-    const Block32 block = Block32::load(w);
-    const __m256i largest = block.largest();
-    seen.largest = _mm256_max_epi32(seen.largest, largest);
-    const float d = (w[block.first_with(largest)] + 0.0F) * -0.125F;  // + 0: an all-zero block has m = +0
-    const Q4_0::Encoder e = Q4_0::encoder(&d);
-    const float stored = through_f16(d);
-    seen.overflow |= !is_finite(stored);
-    for (int k = 0; k < 4; ++k) {
-      const __m256 scaled = _mm256_mul_ps(block.v[k], _mm256_set1_ps(e.inverse));
-      const __m256 shifted =
-          _mm256_min_ps(_mm256_add_ps(scaled, _mm256_set1_ps(e.shift)), _mm256_set1_ps(15.0F));
-      const __m256i code = _mm256_sub_epi32(_mm256_cvttps_epi32(shifted), _mm256_set1_epi32(8));
-      put8(out + 8 * k, _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(stored)));
-    }
-  }
-};
-
-struct Q4_1Kernel {
-  template <class Out>
-  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
-    const Block32 block = Block32::load(w);
-    seen.largest = _mm256_max_epi32(seen.largest, block.largest_lanes());
-    const __m256 low =
-        _mm256_min_ps(_mm256_min_ps(block.v[0], block.v[1]), _mm256_min_ps(block.v[2], block.v[3]));
-    const __m256 high =
-        _mm256_max_ps(_mm256_max_ps(block.v[0], block.v[1]), _mm256_max_ps(block.v[2], block.v[3]));
-    const float minimum = least_lane(low);
-    // + 0: a difference of zeros of opposite signs would be -0, while ggml subtracts the first zero from
-    // itself.
-    const float s[2] = {(greatest_lane(high) - minimum + 0.0F) / 15.0F, minimum};
-    const Q4_1::Encoder e = Q4_1::encoder(s);
-    const float stored[2] = {through_f16(s[0]), through_f16(s[1])};
-    seen.overflow |= !is_finite(stored[0]) || !is_finite(stored[1]);
-    for (int k = 0; k < 4; ++k) {
-      const __m256 above = _mm256_sub_ps(block.v[k], _mm256_set1_ps(e.minimum));
-      const __m256 scaled = _mm256_mul_ps(above, _mm256_set1_ps(e.inverse));
-      const __m256 shifted =
-          _mm256_min_ps(_mm256_add_ps(scaled, _mm256_set1_ps(0.5F)), _mm256_set1_ps(15.0F));
-      const __m256 code = _mm256_cvtepi32_ps(_mm256_cvttps_epi32(shifted));
-      const __m256 product = _mm256_mul_ps(code, _mm256_set1_ps(stored[0]));
-      put8(out + 8 * k, _mm256_add_ps(product, _mm256_set1_ps(stored[1])));
-    }
-  }
-};
-
-struct Q8_0Kernel {
-  template <class Out>
-  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
-    const Block32 block = Block32::load(w);
-    const __m256i largest = block.largest();
-    seen.largest = _mm256_max_epi32(seen.largest, largest);
-    const float d = float_of(first_lane(largest)) / 127.0F;
-    const Q8_0::Encoder e = Q8_0::encoder(&d);
-    const float stored = through_f16(d);
-    seen.overflow |= !is_finite(stored);
-    for (int k = 0; k < 4; ++k) {
-      const __m256 scaled = _mm256_mul_ps(block.v[k], _mm256_set1_ps(e.inverse));
-      put8(out + 8 * k, _mm256_mul_ps(round_half_away8(scaled), _mm256_set1_ps(stored)));
-    }
-  }
-};
-
-struct Q2_0Kernel {
-  template <class Out>
-  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
-    const Block32 halves[2] = {Block32::load(w), Block32::load(w + 32)};
-    const __m256i largest =
-        spread_max(_mm256_max_epi32(halves[0].largest_lanes(), halves[1].largest_lanes()));
-    seen.largest = _mm256_max_epi32(seen.largest, largest);
-    const float d = float_of(first_lane(largest));
-    const Q2_0::Encoder e = Q2_0::encoder(&d);
-    const float stored = through_f16(d);
-    seen.overflow |= !is_finite(stored);
-    for (int k = 0; k < 8; ++k) {
-      const __m256 product = _mm256_mul_ps(halves[k / 4].v[k % 4], _mm256_set1_ps(e.inverse));
-      const __m256 code = round_half_away8(_mm256_add_ps(product, _mm256_set1_ps(e.shift)));
-      put8(out + 8 * k, _mm256_mul_ps(code, _mm256_set1_ps(stored)));
-    }
-  }
-};
-
-/// Runs a kernel on every block of a row.
-template <class Codec, class Kernel, class Out>
-Status block_row(const void*, const float* w, int64_t n, Out* out) {
-  Seen seen;
-  for (int64_t i = 0; i < n; i += Codec::kInfo.block) Kernel::run(w + i, out + i, seen);
-  return seen.status();
-}
-
 /// The largest |w| of n weights, as bit patterns in eight lanes.
 QAT_HD __m256i largest_lanes(const float* w, int64_t n) {
   __m256i largest = _mm256_setzero_si256();
@@ -219,6 +130,124 @@ QAT_HD __m256i largest_lanes(const float* w, int64_t n) {
     largest = _mm256_max_epi32(largest, _mm256_set1_epi32(static_cast<int>(magnitude_bits(w[i]))));
   }
   return largest;
+}
+
+// In the block kernels a dynamic scale bounds w / d, so that only the clamps written here can ever act;
+// codes pass through int32, which turns a -0 into the scalar path's +0.
+
+/// q4_0 and q5_0: d = m / -2^(bits - 1), codes shifted up by as much.
+template <class Codec>
+struct SignedKernel {
+  template <class Out>
+  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
+    constexpr int kShift = -Codec::kInfo.code_min;
+    const Block32 block = Block32::load(w);
+    const __m256i largest = block.largest();
+    seen.largest = _mm256_max_epi32(seen.largest, largest);
+    // + 0: an all-zero block has m = +0. The division is by a power of two: exact but for subnormals, rounded
+    // once either way.
+    const float d = (w[block.first_with(largest)] + 0.0F) / static_cast<float>(-kShift);
+    const typename Codec::Encoder e = Codec::encoder(&d);
+    const float stored = through_f16(d);
+    seen.overflow |= !is_finite(stored);
+    const __m256 most = _mm256_set1_ps(static_cast<float>(2 * kShift - 1));
+    for (int k = 0; k < 4; ++k) {
+      const __m256 scaled = _mm256_mul_ps(block.v[k], _mm256_set1_ps(e.inverse));
+      const __m256 shifted = _mm256_min_ps(_mm256_add_ps(scaled, _mm256_set1_ps(e.shift)), most);
+      const __m256i code = _mm256_sub_epi32(_mm256_cvttps_epi32(shifted), _mm256_set1_epi32(kShift));
+      put8(out + 8 * k, _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(stored)));
+    }
+  }
+};
+
+/// q4_1 and q5_1: a scale and a minimum.
+template <class Codec>
+struct OffsetKernel {
+  template <class Out>
+  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
+    constexpr auto kMost = static_cast<float>(Codec::kInfo.code_max);
+    const Block32 block = Block32::load(w);
+    seen.largest = _mm256_max_epi32(seen.largest, block.largest_lanes());
+    const __m256 low =
+        _mm256_min_ps(_mm256_min_ps(block.v[0], block.v[1]), _mm256_min_ps(block.v[2], block.v[3]));
+    const __m256 high =
+        _mm256_max_ps(_mm256_max_ps(block.v[0], block.v[1]), _mm256_max_ps(block.v[2], block.v[3]));
+    const float minimum = least_lane(low);
+    // + 0: a difference of zeros of opposite signs would be -0, while ggml subtracts the first zero from
+    // itself.
+    const float s[2] = {(greatest_lane(high) - minimum + 0.0F) / kMost, minimum};
+    const typename Codec::Encoder e = Codec::encoder(s);
+    const float stored[2] = {through_f16(s[0]), through_f16(s[1])};
+    seen.overflow |= !is_finite(stored[0]) || !is_finite(stored[1]);
+    for (int k = 0; k < 4; ++k) {
+      const __m256 above = _mm256_sub_ps(block.v[k], _mm256_set1_ps(e.minimum));
+      const __m256 scaled = _mm256_mul_ps(above, _mm256_set1_ps(e.inverse));
+      const __m256 shifted =
+          _mm256_min_ps(_mm256_add_ps(scaled, _mm256_set1_ps(0.5F)), _mm256_set1_ps(kMost));
+      const __m256 code = _mm256_cvtepi32_ps(_mm256_cvttps_epi32(shifted));
+      const __m256 product = _mm256_mul_ps(code, _mm256_set1_ps(stored[0]));
+      put8(out + 8 * k, _mm256_add_ps(product, _mm256_set1_ps(stored[1])));
+    }
+  }
+};
+
+/// q8_0, q2_0, tq1_0 and tq2_0: the scale is max|w| / kLevels, ties go away from zero.
+template <class Codec, int kLevels>
+struct MaximumKernel {
+  template <class Out>
+  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
+    const __m256i largest = spread_max(largest_lanes(w, Codec::kInfo.block));
+    seen.largest = _mm256_max_epi32(seen.largest, largest);
+    const float d = float_of(first_lane(largest)) / static_cast<float>(kLevels);
+    const typename Codec::Encoder e = Codec::encoder(&d);
+    const float stored = through_f16(d);
+    seen.overflow |= !is_finite(stored);
+    for (int64_t i = 0; i < Codec::kInfo.block; i += 8) {
+      __m256 position = _mm256_mul_ps(_mm256_loadu_ps(w + i), _mm256_set1_ps(e.inverse));
+      if constexpr (requires { e.shift; }) position = _mm256_add_ps(position, _mm256_set1_ps(e.shift));
+      put8(out + i, _mm256_mul_ps(round_half_away8(position), _mm256_set1_ps(stored)));
+    }
+  }
+};
+
+/// `e2m1_value(e2m1_code(w, scale)) * stored` of each lane.
+QAT_HD __m256 through_e2m1(__m256 w, float scale, float stored) {
+  const __m256 sign = _mm256_set1_ps(-0.0F);
+  const __m256 size = _mm256_andnot_ps(sign, w);
+  __m256i code = _mm256_setzero_si256();
+  for (const float border : {0.25F, 0.75F, 1.25F, 1.75F, 2.5F, 3.5F, 5.0F}) {
+    const __m256 above = _mm256_cmp_ps(size, _mm256_set1_ps(border * scale), _CMP_GT_OQ);
+    code = _mm256_sub_epi32(code, _mm256_castps_si256(above));
+  }
+  const __m256 values = _mm256_setr_ps(0.0F, 0.5F, 1.0F, 1.5F, 2.0F, 3.0F, 4.0F, 6.0F);
+  const __m256 product = _mm256_mul_ps(_mm256_permutevar8x32_ps(values, code), _mm256_set1_ps(stored));
+  const __m256 nonzero = _mm256_castsi256_ps(_mm256_cmpgt_epi32(code, _mm256_setzero_si256()));
+  return _mm256_or_ps(product, _mm256_and_ps(_mm256_and_ps(w, sign), nonzero));
+}
+
+/// mxfp4 and nvfp4.
+template <class Codec>
+struct E2M1Kernel {
+  template <class Out>
+  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
+    const __m256i largest = spread_max(largest_lanes(w, Codec::kInfo.block));
+    seen.largest = _mm256_max_epi32(seen.largest, largest);
+    const float s = Codec::scale_of(float_of(first_lane(largest)));
+    float stored;
+    seen.overflow |= Codec::store(&s, &stored) != Status::kOk;
+    const float scale = Codec::encoder(&s).scale;
+    for (int64_t i = 0; i < Codec::kInfo.block; i += 8) {
+      put8(out + i, through_e2m1(_mm256_loadu_ps(w + i), scale, stored));
+    }
+  }
+};
+
+/// Runs a kernel on every block of a row.
+template <class Codec, class Kernel, class Out>
+Status block_row(const void*, const float* w, int64_t n, Out* out) {
+  Seen seen;
+  for (int64_t i = 0; i < n; i += Codec::kInfo.block) Kernel::run(w + i, out + i, seen);
+  return seen.status();
 }
 
 /// n weights that share one scale of an IntSymmetric codec.
@@ -264,15 +293,37 @@ constexpr NamedKernels symmetric() {
 
 }  // namespace
 
-constinit const std::array<NamedKernels, 24> kAvx2Kernels{{
-    blocks<Q2_0, Q2_0Kernel>(), blocks<Q4_0, Q4_0Kernel>(), blocks<Q4_1, Q4_1Kernel>(),
-    blocks<Q8_0, Q8_0Kernel>(), symmetric<8, kWholeRow>(),  symmetric<8, 32>(),
-    symmetric<8, 64>(),         symmetric<8, 128>(),        symmetric<8, 256>(),
-    symmetric<4, kWholeRow>(),  symmetric<4, 32>(),         symmetric<4, 64>(),
-    symmetric<4, 128>(),        symmetric<4, 256>(),        symmetric<3, kWholeRow>(),
-    symmetric<3, 32>(),         symmetric<3, 64>(),         symmetric<3, 128>(),
-    symmetric<3, 256>(),        symmetric<2, kWholeRow>(),  symmetric<2, 32>(),
-    symmetric<2, 64>(),         symmetric<2, 128>(),        symmetric<2, 256>(),
+constinit const std::array<NamedKernels, 31> kAvx2Kernels{{
+    blocks<Q4_0, SignedKernel<Q4_0>>(),
+    blocks<Q4_1, OffsetKernel<Q4_1>>(),
+    blocks<Q5_0, SignedKernel<Q5_0>>(),
+    blocks<Q5_1, OffsetKernel<Q5_1>>(),
+    blocks<Q8_0, MaximumKernel<Q8_0, 127>>(),
+    blocks<Q2_0, MaximumKernel<Q2_0, 1>>(),
+    blocks<TQ1_0, MaximumKernel<TQ1_0, 1>>(),
+    blocks<TQ2_0, MaximumKernel<TQ2_0, 1>>(),
+    blocks<Mxfp4, E2M1Kernel<Mxfp4>>(),
+    blocks<Nvfp4, E2M1Kernel<Nvfp4>>(),
+    symmetric<8, kWholeRow>(),
+    symmetric<8, 32>(),
+    symmetric<8, 64>(),
+    symmetric<8, 128>(),
+    symmetric<8, 256>(),
+    symmetric<4, kWholeRow>(),
+    symmetric<4, 32>(),
+    symmetric<4, 64>(),
+    symmetric<4, 128>(),
+    symmetric<4, 256>(),
+    symmetric<3, kWholeRow>(),
+    symmetric<3, 32>(),
+    symmetric<3, 64>(),
+    symmetric<3, 128>(),
+    symmetric<3, 256>(),
+    symmetric<2, kWholeRow>(),
+    symmetric<2, 32>(),
+    symmetric<2, 64>(),
+    symmetric<2, 128>(),
+    symmetric<2, 256>(),
 }};
 
 }  // namespace qat::grid

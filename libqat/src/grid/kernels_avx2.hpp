@@ -15,6 +15,6 @@ struct NamedKernels {
 };
 
 /// Plain data, so that no code of the AVX2 object runs before a kernel is called.
-extern const std::array<NamedKernels, 24> kAvx2Kernels;
+extern const std::array<NamedKernels, 31> kAvx2Kernels;
 
 }  // namespace qat::grid

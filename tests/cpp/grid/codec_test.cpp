@@ -58,8 +58,10 @@ double scale_by_formula(std::string_view name, const Row& w) {
   const double largest = std::abs(static_cast<double>(signed_largest));
   if (name == "q4_0") return static_cast<double>(signed_largest) / -8;
   if (name == "q4_1") return (static_cast<double>(*high) - static_cast<double>(*low)) / 15;
+  if (name == "q5_0") return static_cast<double>(signed_largest) / -16;
+  if (name == "q5_1") return (static_cast<double>(*high) - static_cast<double>(*low)) / 31;
   if (name == "q8_0") return largest / 127;
-  if (name == "q2_0") return largest;
+  if (name == "q2_0" || name == "tq1_0" || name == "tq2_0") return largest;
   return largest / ((std::exp2(grid::find(name).info().bits) - 1) / 2);
 }
 
@@ -74,7 +76,7 @@ TEST_CASE("scales follow the consumer's formula") {
       const Row s = chosen(g, w);
       // float32 rounds the subtraction and the division once each: 2 * 2^-24.
       REQUIRE(s[0] == Approx(scale_by_formula(name, w)).epsilon(1.2e-7));
-      if (name == "q4_1") REQUIRE(s[1] == *std::min_element(w.begin(), w.end()));
+      if (s.size() > 1) REQUIRE(s[1] == *std::min_element(w.begin(), w.end()));
     }
   }
 }
@@ -97,9 +99,9 @@ TEST_CASE("a code is the nearest one, and decodes by the formula with the stored
         const double exact = std::clamp<double>(position(s, w[j]), info.code_min, info.code_max);
         // 128 * 2^-23 covers the float32 rounding of the position itself.
         REQUIRE(std::abs(codes[j] - exact) <= 0.5 + 2e-5);
-        // The product is exact in double and rounded once; q4_1's sum is rounded once more, of an exact
+        // The product is exact in double and rounded once; a sum with a minimum is rounded once, of an exact
         // product.
-        const double offset = name == "q4_1" ? stored[1] : 0.0F;
+        const double offset = stored.size() > 1 ? stored[1] : 0.0F;
         REQUIRE(w_hat[j] == static_cast<float>(static_cast<double>(codes[j]) * stored[0] + offset));
       }
     }
@@ -107,7 +109,8 @@ TEST_CASE("a code is the nearest one, and decodes by the formula with the stored
 }
 
 TEST_CASE("stored scales are what the file's type holds") {
-  for (const std::string_view name : {"q4_0", "q4_1", "q8_0", "q2_0"}) {
+  for (const std::string_view name :
+       {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_0", "q1_0", "tq1_0", "tq2_0"}) {
     const grid::Grid& g = grid::find(name);
     const int64_t n = one_block(g);
     Row s = qat::test::filled(g.params(), 0.1F);
@@ -185,7 +188,7 @@ TEST_CASE("the four functions in turn are fake_quantize") {
   for (const std::string_view name : coded_grids()) {
     const grid::Grid& g = grid::find(name);
     const int64_t n = 3 * one_block(g);
-    for (int exponent = -150; exponent <= 12; exponent += 3) {
+    for (int exponent = -150; exponent <= qat::test::most_exponent(name); exponent += 3) {
       const Row w = qat::test::random_row(generator, n, exponent);
       const Row s = chosen(g, w);
       const Codes codes = encoded(g, w, s);
@@ -250,6 +253,13 @@ TEST_CASE("in_range is the code range, borders inside") {
   REQUIRE(first("q4_0", {2.0F}, {14.0F, 14.1F, -16.0F, -16.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("q4_0", {-2.0F}, {-14.0F, -14.1F, 16.0F, 16.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("q4_1", {1.0F, -3.0F}, {-3.0F, -3.1F, 12.0F, 12.1F}) == Mask{1, 0, 1, 0});
+  REQUIRE(first("q5_0", {2.0F}, {30.0F, 30.1F, -32.0F, -32.1F}) == Mask{1, 0, 1, 0});
+  REQUIRE(first("q5_1", {1.0F, -3.0F}, {-3.0F, -3.1F, 28.0F, 28.1F}) == Mask{1, 0, 1, 0});
+  REQUIRE(first("q1_0", {-2.0F}, {2.0F, 2.1F, -2.0F, -2.1F}) == Mask{1, 0, 1, 0});
+  REQUIRE(first("tq1_0", {-2.0F}, {2.0F, 2.1F, -2.0F, -2.1F}) == Mask{1, 0, 1, 0});
+  REQUIRE(first("tq2_0", {-2.0F}, {2.0F, 2.1F, -4.0F, -4.1F}) == Mask{1, 0, 1, 0});
+  REQUIRE(first("mxfp4", {2.0F}, {12.0F, 12.1F, -12.0F, -12.1F}) == Mask{1, 0, 1, 0});
+  REQUIRE(first("nvfp4", {2.0F}, {12.0F, 12.1F, -12.0F, -12.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("q2_0", {1.0F}, {2.0F, 2.1F, -1.0F, -1.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("q2_0", {-1.0F}, {-2.0F, -2.1F, 1.0F, 1.1F}) == Mask{1, 0, 1, 0});
   REQUIRE(first("q8_0", {1.0F}, {127.0F, 127.1F, -128.0F, -128.1F}) == Mask{1, 0, 1, 0});
@@ -263,7 +273,7 @@ TEST_CASE("in_range is the code range, borders inside") {
 
 TEST_CASE("the weight that a ggml scale was chosen from is inside its range") {
   std::mt19937 generator(8);
-  for (const std::string_view name : {"q4_1", "q8_0", "q2_0"}) {
+  for (const std::string_view name : {"q4_1", "q5_1", "q8_0", "q2_0", "tq1_0", "tq2_0"}) {
     const grid::Grid& g = grid::find(name);
     for (int i = 0; i < 2000; ++i) {
       const Row w = qat::test::random_row(generator, one_block(g), 0);
@@ -290,7 +300,7 @@ TEST_CASE("rows that no grid can hold are refused by choose and fake_quantize") 
   }
 }
 
-TEST_CASE("the border of fp16 scales, in weights") {
+TEST_CASE("the border of what scales hold, in weights") {
   struct Border {
     const char* name;
     float fits;

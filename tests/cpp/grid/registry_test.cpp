@@ -10,7 +10,9 @@ namespace {
 
 const std::vector<std::string_view> kNames{
     "f32",          "f16",      "bf16",                                //
-    "q4_0",         "q4_1",     "q8_0",     "q2_0",                    //
+    "q4_0",         "q4_1",     "q5_0",     "q5_1",      "q8_0",       //
+    "q2_0",         "q1_0",     "tq1_0",    "tq2_0",                   //
+    "mxfp4",        "nvfp4",                                           //
     "q2_k",         "q3_k",     "q4_k",     "q5_k",      "q6_k",       //
     "int8_channel", "int8_g32", "int8_g64", "int8_g128", "int8_g256",  //
     "int4_channel", "int4_g32", "int4_g64", "int4_g128", "int4_g256",  //
@@ -91,6 +93,9 @@ TEST_CASE("row_bytes counts ggml's blocks, or packed codes and stored scales") {
   REQUIRE(row_bytes(find("q4_1"), 64) == 2 * 20);
   REQUIRE(row_bytes(find("q8_0"), 64) == 2 * 34);
   REQUIRE(row_bytes(find("q2_0"), 128) == 2 * 18);
+  REQUIRE(row_bytes(find("tq1_0"), 512) == 2 * 54);
+  REQUIRE(row_bytes(find("nvfp4"), 128) == 2 * 36);
+  REQUIRE(row_bytes(find("nvfp4"), 16) == 8 + 1);  // no whole block of ggml, but one of MLX
   REQUIRE(row_bytes(find("int8_channel"), 9) == 9 + 4);
   REQUIRE(row_bytes(find("int4_channel"), 9) == 5 + 4);
   REQUIRE(row_bytes(find("int2_channel"), 9) == 3 + 4);

@@ -25,7 +25,7 @@ inline std::vector<std::string_view> coded_grids() {
 /// Those whose levels are equally far apart, w_hat = code * s (+ m), with codes that are the nearest ones and
 /// a scale of a closed formula: what codec_test.cpp writes again in double.
 inline std::vector<std::string_view> uniform_grids() {
-  std::vector<std::string_view> uniform{"q4_0", "q4_1", "q8_0", "q2_0"};
+  std::vector<std::string_view> uniform{"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_0", "tq1_0", "tq2_0"};
   for (const std::string_view name : coded_grids()) {
     const bool has_options = name.find_first_of("@:") != name.npos;
     const bool symmetric = name.starts_with("int") && !name.ends_with("_asym") && !has_options;
@@ -52,6 +52,11 @@ inline Row random_row(std::mt19937& generator, int64_t n, int exponent) {
     if (i % 11 == 10) row[i] = -row[generator() % i];
   }
   return row;
+}
+
+/// The greatest exponent of random rows (multiples of 3) that every scale of the grid can hold.
+inline int most_exponent(std::string_view grid) {
+  return grid == "nvfp4" ? 9 : 12;  // 448, against the 65504 of fp16
 }
 
 inline Row filled(int64_t n, float value) {

@@ -18,9 +18,11 @@ struct GgmlType {
   int64_t block;          ///< weights per block
   int64_t bytes;          ///< bytes per block
   uint32_t file_type;     ///< `general.file_type` (llama_ftype) of a file made mostly of it
-  /// n codes (int8[n]) and stored scales (float32[n / block, P]) -> ggml blocks. Null for float grids.
+  /// n codes (int8[n]) and stored scales (float32[n / B, P], B of the grid) -> ggml blocks. Null for float
+  /// grids.
   void (*pack)(const int8_t* codes, const float* stored, int64_t n, uint8_t* bytes);
-  /// The reverse of `pack`: exact for every bit pattern of a block. Null for float grids.
+  /// The reverse of `pack`: what ggml decodes, for every bit pattern of a block. `pack` gives the same
+  /// pattern back, but for those bytes of tq1_0 that no packing yields. Null for float grids.
   void (*unpack)(const uint8_t* bytes, int64_t n, int8_t* codes, float* stored);
 };
 

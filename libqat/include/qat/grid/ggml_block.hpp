@@ -1,12 +1,19 @@
 #pragma once
 
-// Pieces that ggml's block layouts share: little-endian halves, 32 nibbles in 16 bytes, and four
-// codes of two bits in one byte.
+// Pieces that ggml's blocks share: the weight that sets a signed scale, little-endian halves, 32 nibbles in
+// 16 bytes, 32 codes of five bits in 20 bytes, four codes of two bits in one byte.
 
 #include "qat/grid/device.hpp"
 #include "qat/grid/f16.hpp"
 
 namespace qat::grid {
+
+/// The first of the weights with the largest magnitude; +0 when all are zeros.
+QAT_HD float first_of_largest(const float* w, int64_t n) {
+  float found = 0.0F;
+  for (int64_t i = 0; i < n; ++i) found = magnitude(w[i]) > magnitude(found) ? w[i] : found;
+  return found;
+}
 
 /// value -> bytes[2], rounded to nearest even.
 QAT_HD void put_f16(float value, uint8_t* bytes) {
@@ -34,6 +41,27 @@ QAT_HD void unpack_nibbles(const uint8_t* bytes, int code_min, int8_t* codes) {
   for (int j = 0; j < 16; ++j) {
     codes[j] = static_cast<int8_t>((bytes[j] & 0xf) + code_min);
     codes[j + 16] = static_cast<int8_t>((bytes[j] >> 4) + code_min);
+  }
+}
+
+/// codes: int8[32] -> bytes[20]; a little-endian u32 whose bit j is the fifth bit of element j, then the low
+/// four bits as `pack_nibbles` has them.
+QAT_HD void pack_five_bits(const int8_t* codes, int code_min, uint8_t* bytes) {
+  for (int j = 0; j < 4; ++j) bytes[j] = 0;
+  for (int j = 0; j < 16; ++j) {
+    const int low = codes[j] - code_min;
+    const int high = codes[j + 16] - code_min;
+    bytes[j / 8] = static_cast<uint8_t>(bytes[j / 8] | ((low >> 4) << (j % 8)));
+    bytes[2 + j / 8] = static_cast<uint8_t>(bytes[2 + j / 8] | ((high >> 4) << (j % 8)));
+    bytes[4 + j] = static_cast<uint8_t>((low & 0xf) | ((high & 0xf) << 4));
+  }
+}
+
+/// The reverse of `pack_five_bits`.
+QAT_HD void unpack_five_bits(const uint8_t* bytes, int code_min, int8_t* codes) {
+  unpack_nibbles(bytes + 4, code_min, codes);
+  for (int i = 0; i < 32; ++i) {
+    codes[i] = static_cast<int8_t>(codes[i] + (((bytes[i / 8] >> (i % 8)) & 1) << 4));
   }
 }
 

@@ -17,17 +17,7 @@ struct Q4_0 {
   static constexpr Field kFields[] = {{"scales", 1, DType::kF16}};
   static constexpr Info kInfo{"q4_0", 4, 32, -8, 7, kFields, false, DType::kF32};
 
-  static QAT_HD void choose(const float* w, int64_t n, float* s) {
-    float largest = 0.0F;
-    float signed_largest = 0.0F;
-    for (int64_t i = 0; i < n; ++i) {
-      if (magnitude(w[i]) > largest) {
-        largest = magnitude(w[i]);
-        signed_largest = w[i];
-      }
-    }
-    s[0] = signed_largest / -8.0F;
-  }
+  static QAT_HD void choose(const float* w, int64_t n, float* s) { s[0] = first_of_largest(w, n) / -8.0F; }
 
   static QAT_HD void search(const float* w, int64_t n, float* s) { search_scale(Q4_0{}, w, n, s); }
 

@@ -1,0 +1,56 @@
+#pragma once
+
+// e2m1, the 4-bit float of mxfp4 and nvfp4: sign, 2 exponent bits, 1 fraction bit. A code is its bit pattern,
+// 0 to 15. (OCP Microscaling Formats v1.0, section 5.3.3; ggml/src/ggml-quants.c `best_index_mxfp4`)
+
+#include "qat/grid/device.hpp"
+#include "qat/grid/search.hpp"
+
+namespace qat::grid {
+
+inline constexpr float kE2M1Max = 6.0F;
+
+/// 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. Code 8, the negative zero, is +0 as in ggml.
+QAT_HD float e2m1_value(int code) {
+  const int exponent = (code >> 1) & 3;
+  const int fraction = code & 1;
+  const float size = exponent == 0 ? static_cast<float>(fraction) * 0.5F
+                                   : static_cast<float>((2 + fraction) << exponent) * 0.25F;
+  return code > 8 ? -size : size;
+}
+
+/// The code of the value nearest to w / scale, ties to the smaller magnitude; what rounds to zero has code 0,
+/// whatever its sign. An infinite scale gives 0. Borders between values are exact multiples of the scale, for
+/// scales of at most 20 significant bits.
+QAT_HD int e2m1_code(float w, float scale) {
+  const float size = magnitude(w);
+  const int code = (size > 0.25F * scale ? 1 : 0) + (size > 0.75F * scale ? 1 : 0) +
+                   (size > 1.25F * scale ? 1 : 0) + (size > 1.75F * scale ? 1 : 0) +
+                   (size > 2.5F * scale ? 1 : 0) + (size > 3.5F * scale ? 1 : 0) +
+                   (size > 5.0F * scale ? 1 : 0);
+  return w < 0.0F && code != 0 ? code + 8 : code;
+}
+
+/// The best of several scales of a block: the one whose decoded weights have the least squared error, of
+/// equal ones the first. (`search_scale` is for codes that are equally far apart.)
+template <class Codec>
+struct BestScale {
+  const float* w;
+  int64_t n;
+  float unit;
+  float scale;
+  double error;
+
+  /// w: float32[n] of largest magnitude `largest`, at least kLeastSearched; s: the scale to beat.
+  static QAT_HD BestScale start(const float* w, int64_t n, float largest, float s) {
+    const float unit = error_unit(largest);
+    return {w, n, unit, s, decoded_error(Codec{}, w, n, &s, unit)};
+  }
+
+  QAT_HD void offer(float candidate) {
+    const double offered = decoded_error(Codec{}, w, n, &candidate, unit);
+    if (offered < error) *this = {w, n, unit, candidate, offered};
+  }
+};
+
+}  // namespace qat::grid
