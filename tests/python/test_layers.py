@@ -22,7 +22,7 @@ ALLOWED = {
     "prepare": {"core", "policy", "io", "ops", "quantizer", "nn", "checkpoint", "grid"},
     "train": {"core", "grid", "ops", "quantizer", "prepare", "eval", "io", "checkpoint", "policy"},
     "export": {"core", "arch", "grid", "ops", "checkpoint", "io"},
-    "models": {"core", "arch", "grid", "ops", "quantizer", "nn", "checkpoint", "io"},
+    "models": {"core", "arch", "grid", "ops", "quantizer", "nn", "checkpoint", "io", "export"},
 }
 LEAN = ["core", "arch", "grid", "policy", "io", "ops", "quantizer", "checkpoint", "eval"]
 NO_TORCH = ["core", "arch", "grid", "policy", "io"]

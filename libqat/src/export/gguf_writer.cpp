@@ -6,6 +6,7 @@
 
 #include "export/comparison.hpp"
 #include "export/gguf_plan.hpp"
+#include "export/gguf_reader.hpp"
 #include "export/input_file.hpp"
 #include "export/targets.hpp"
 #include "export/tokenizer_metadata.hpp"
@@ -159,6 +160,6 @@ std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const Exp
 }  // namespace
 
 extern const Target kGgufTarget;
-constinit const Target kGgufTarget{"gguf", {}, obstacles, export_gguf, is_gguf, verify_gguf, nullptr};
+constinit const Target kGgufTarget{"gguf", {}, obstacles, export_gguf, is_gguf, verify_gguf, read_gguf};
 
 }  // namespace qat

@@ -1,27 +1,24 @@
-#include "gguf_rope.hpp"
+#include "export/gguf_rope.hpp"
 
 #include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "qat/core/error.hpp"
-#include "values.hpp"
+#include "qat/grid/ggml.hpp"
+#include "qat/grid/stored.hpp"
 
-namespace qat::models {
+namespace qat {
 namespace {
 
 using Json = nlohmann::ordered_json;
 using arch::RopeType;
 
-std::string where(const io::GgufFile& file) {
-  return "load_model: " + file.path().string() + ": ";
-}
-
 /// The keys of one file behind "<architecture>.rope.scaling.".
 class ScalingKeys {
  public:
-  ScalingKeys(const io::GgufFile& file, const arch::Family& family)
-      : file_(file), prefix_(std::string(family.gguf_architecture) + ".rope.scaling.") {}
+  ScalingKeys(const std::string& where, const io::GgufFile& file, const arch::Family& family)
+      : where_(where), file_(file), prefix_(std::string(family.gguf_architecture) + ".rope.scaling.") {}
 
   std::string name(std::string_view key) const { return prefix_ + std::string(key); }
   bool has(std::string_view key) const { return file_.metadata().find(name(key)) != nullptr; }
@@ -40,32 +37,38 @@ class ScalingKeys {
       return factor == 0.0 || factor == 1.0 ? RopeType::kDefault : RopeType::kLinear;
     }
     if (type == "yarn") return RopeType::kYarn;
-    throw UnsupportedError(where(file_) + name(arch::rope_key::kType) +
+    throw UnsupportedError(where_ + name(arch::rope_key::kType) +
                            ": expected \"none\", \"linear\" or \"yarn\", got \"" + type + "\"");
   }
 
  private:
+  const std::string& where_;
   const io::GgufFile& file_;
   std::string prefix_;
 };
 
 /// The divisors as float32, or nothing when the file has none that matter.
-std::vector<float> read_divisors(const io::GgufFile& file, const arch::Family& family) {
+std::vector<float> read_divisors(const std::string& where, const io::GgufFile& file,
+                                 const arch::Family& family) {
   const io::GgufTensor* tensor = file.find_tensor(arch::kRopeDivisors);
   if (tensor == nullptr || !arch::matches_any(family.gguf_only, arch::kRopeDivisors)) return {};
   const grid::GgmlType* type = grid::ggml_type(tensor->type);
   if (type == nullptr || type->unpack != nullptr || tensor->dims.size() != 1) {
-    throw UnsupportedError(where(file) + tensor->name + ": expected a vector of floats, got another tensor");
+    throw UnsupportedError(where + tensor->name + ": expected a vector of floats, got another tensor");
   }
-  const at::Tensor values = read_ggml(tensor->data, *type, tensor->shape(), {});
-  return {values.const_data_ptr<float>(), values.const_data_ptr<float>() + values.numel()};
+  std::vector<float> divisors;
+  const auto* bytes = reinterpret_cast<const uint8_t*>(tensor->data.data());
+  for (int64_t i = 0; i < tensor->dims.front(); ++i) {
+    divisors.push_back(grid::get_stored(bytes + i * type->bytes, grid::find(type->grid).info().dtype));
+  }
+  return divisors;
 }
 
-arch::Rope rope_of(const io::GgufFile& file, const std::vector<float>& divisors, double theta) {
+arch::Rope rope_of(const std::string& where, const std::vector<float>& divisors, double theta) {
   const auto rope = arch::rope_of_divisors(divisors, theta);
   if (rope) return *rope;
   throw UnsupportedError(
-      where(file) + std::string(arch::kRopeDivisors) +
+      where + std::string(arch::kRopeDivisors) +
       ": expected the divisors of a \"linear\" or \"llama3\" rotary embedding, got others");
 }
 
@@ -79,16 +82,17 @@ double shortest(float value) {
   return result;
 }
 
-arch::Rope read_gguf_rope(const io::GgufFile& file, const arch::Family& family, double theta) {
-  const ScalingKeys keys(file, family);
-  const std::vector<float> divisors = read_divisors(file, family);
+arch::Rope read_gguf_rope(const std::string& where, const io::GgufFile& file, const arch::Family& family,
+                          double theta) {
+  const ScalingKeys keys(where, file, family);
+  const std::vector<float> divisors = read_divisors(where, file, family);
   const arch::Rope plain{.theta = theta};
-  const arch::Rope divided = divisors.empty() ? plain : rope_of(file, divisors, theta);
+  const arch::Rope divided = divisors.empty() ? plain : rope_of(where, divisors, theta);
   arch::Rope rope = plain;
   rope.type = keys.type();
   if (rope.type == RopeType::kDefault) return divided;
   if (divided.type != RopeType::kDefault) {
-    throw UnsupportedError(where(file) + keys.name(arch::rope_key::kType) + ": expected \"none\" beside " +
+    throw UnsupportedError(where + keys.name(arch::rope_key::kType) + ": expected \"none\" beside " +
                            std::string(arch::kRopeDivisors) + ", got \"" +
                            std::string(arch::to_string(rope.type)) + "\"");
   }
@@ -117,4 +121,4 @@ Json rope_parameters(const arch::Rope& rope) {
   return json;
 }
 
-}  // namespace qat::models
+}  // namespace qat
