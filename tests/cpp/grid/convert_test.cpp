@@ -250,3 +250,45 @@ TEST_CASE("int2's levels -2 to 1 are q2_0's -1 to 2 with the opposite sign") {
   CHECK(back->stored == int2.stored);
   CHECK(back->codes == int2.codes);
 }
+
+TEST_CASE("one scale per 256 weights fits the two levels of a K-quant, with sub-scales of 1") {
+  const Quantized int2 = with_scales("int2_g256", 512, {0.5F, 0.75F});
+  const auto q2_k = converted(int2, "q2_k");
+  REQUIRE(q2_k);
+  CHECK(same(q2_k->values(), int2.values()));
+  CHECK(q2_k->stored[0] == 0.5F);   // d
+  CHECK(q2_k->stored[1] == 1.0F);   // dmin = 2 d
+  CHECK(q2_k->stored[2] == 1.0F);   // the first sub-scale
+  CHECK(q2_k->stored[18] == 1.0F);  // the first sub-minimum
+  const auto back = converted(*q2_k, "int2_g256");
+  REQUIRE(back);
+  CHECK(back->stored == int2.stored);
+  CHECK(back->codes == int2.codes);
+  for (const char* name : {"q4_k", "q5_k", "q6_k", "q3_k"}) {
+    INFO(name);
+    CHECK(converted(int2, name));
+  }
+}
+
+TEST_CASE("groups whose scales are small multiples of one another share a K-quant's block") {
+  const Quantized groups = with_scales("int4_g32", 256, {0.5F, 1.0F, 7.5F, 0.5F, 31.0F, 2.0F, 1.5F, 4.0F});
+  const auto q4_k = converted(groups, "q4_k");
+  REQUIRE(q4_k);
+  CHECK(same(q4_k->values(), groups.values()));
+  const Quantized far = with_scales("int4_g32", 256, {0.5F, 1.0F, 0.75F, 1.0F, 1.0F, 1.0F, 1.0F, 1.0F});
+  std::string why;
+  CHECK_FALSE(converted(far, "q4_k", &why));
+  CHECK(why == "block 0: sub_scales of q4_k cannot hold 1.5 exactly");
+}
+
+TEST_CASE("a K-quant's groups go where an effective scale can be stored") {
+  std::mt19937 generator(4);
+  const Quantized q4_k = random_quantized(generator, "q4_k", 512);
+  const auto q5_k = converted(q4_k, "q5_k");
+  REQUIRE(q5_k);
+  CHECK(q5_k->stored == q4_k.stored);
+  const Quantized q6_k = random_quantized(generator, "q6_k", 512);
+  std::string why;
+  CHECK_FALSE(converted(q6_k, "int8_g32", &why));  // its groups have 16 weights
+  CHECK(why.find("32 weights of int8_g32 would share the scales") != std::string::npos);
+}
