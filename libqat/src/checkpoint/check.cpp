@@ -92,8 +92,7 @@ std::string shape_text(at::IntArrayRef shape) {
 
 Sizes sizes_of(const Subject& subject, const std::string& key, const Scheme& scheme,
                const std::vector<int64_t>& shape) {
-  const auto names = grid::names();
-  if (std::find(names.begin(), names.end(), scheme.weight) == names.end()) {
+  if (grid::bad_name(scheme.weight)) {
     subject.fail(key, "a grid of this version", "\"" + scheme.weight + "\"");
   }
   const grid::Grid& grid = grid::find(scheme.weight);

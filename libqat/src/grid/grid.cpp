@@ -3,13 +3,13 @@
 #include <array>
 #include <string>
 
+#include "grid/integer_grids.hpp"
 #include "grid/row_grid.hpp"
 #include "qat/core/error.hpp"
 #include "qat/grid/bf16.hpp"
 #include "qat/grid/f16.hpp"
 #include "qat/grid/f32.hpp"
 #include "qat/grid/ggml.hpp"
-#include "qat/grid/int_symmetric.hpp"
 #include "qat/grid/mxfp4.hpp"
 #include "qat/grid/nvfp4.hpp"
 #include "qat/grid/pack.hpp"
@@ -30,58 +30,46 @@
 namespace qat::grid {
 namespace {
 
-/// A grid twice: as fast as this CPU allows, and as written in its codec.
-struct Entry {
-  const Grid* fast;
-  const Grid* reference;
-};
-
 template <class Codec>
-Entry floats() {
+GridPair floats() {
   static const FloatGrid<Codec> grid;
   return {&grid, &grid};
 }
 
 template <class Codec>
-Entry codes() {
+GridPair codes() {
   static const RowGrid<Codec> fast(row_kernels(Codec::kInfo.name));
   static const RowGrid<Codec> reference(RowKernels{});
   return {&fast, &reference};
 }
 
-/// One scale per row, then per group, for every group size that consumers read.
-template <int kBits>
-std::array<Entry, 5> integers() {
-  return {codes<IntSymmetric<kBits, kWholeRow>>(), codes<IntSymmetric<kBits, 32>>(),
-          codes<IntSymmetric<kBits, 64>>(), codes<IntSymmetric<kBits, 128>>(),
-          codes<IntSymmetric<kBits, 256>>()};
+/// Every grid outside the integer families; a new number format adds its codec's line here.
+const std::vector<GridPair>& registry() {
+  static const std::vector<GridPair> pairs{floats<F32>(),  floats<F16>(),  floats<BF16>(), codes<Q4_0>(),
+                                           codes<Q4_1>(),  codes<Q5_0>(),  codes<Q5_1>(),  codes<Q8_0>(),
+                                           codes<Q2_0>(),  codes<Q1_0>(),  codes<TQ1_0>(), codes<TQ2_0>(),
+                                           codes<Mxfp4>(), codes<Nvfp4>(), codes<Q2_K>(),  codes<Q3_K>(),
+                                           codes<Q4_K>(),  codes<Q5_K>(),  codes<Q6_K>()};
+  return pairs;
 }
 
-/// Every grid; a new number format adds its codec's line here.
-const std::vector<Entry>& registry() {
-  static const std::vector<Entry> entries = [] {
-    std::vector<Entry> all{floats<F32>(), floats<F16>(), floats<BF16>()};
-    all.insert(all.end(), {codes<Q4_0>(), codes<Q4_1>(), codes<Q5_0>(), codes<Q5_1>(), codes<Q8_0>()});
-    all.insert(all.end(), {codes<Q2_0>(), codes<Q1_0>(), codes<TQ1_0>(), codes<TQ2_0>()});
-    all.insert(all.end(), {codes<Mxfp4>(), codes<Nvfp4>()});
-    all.insert(all.end(), {codes<Q2_K>(), codes<Q3_K>(), codes<Q4_K>(), codes<Q5_K>(), codes<Q6_K>()});
-    for (const auto& family : {integers<8>(), integers<4>(), integers<3>(), integers<2>()}) {
-      all.insert(all.end(), family.begin(), family.end());
-    }
-    return all;
-  }();
-  return entries;
-}
-
-const Entry& entry(std::string_view name) {
-  std::string legal;
-  for (const Entry& entry : registry()) {
-    const std::string_view candidate = entry.fast->info().name;
-    if (candidate == name) return entry;
-    legal += legal.empty() ? "" : ", ";
-    legal += candidate;
+/// The grid of that name, or nothing and what is wrong with the name.
+std::optional<GridPair> look_up(std::string_view name, std::optional<BadName>& bad) {
+  for (const GridPair& pair : registry()) {
+    if (pair.fast->info().name == name) return pair;
   }
-  throw ArgumentError("grid: expected one of " + legal + ", got \"" + std::string(name) + "\"");
+  const std::optional<GridPair> found = find_integer(name, bad);
+  if (found || bad) return found;
+  std::string legal;
+  for (const std::string_view one : names()) legal.append(legal.empty() ? "" : ", ").append(one);
+  bad = BadName{"one of " + legal, "\"" + std::string(name) + "\""};
+  return std::nullopt;
+}
+
+GridPair pair_of(std::string_view name) {
+  std::optional<BadName> bad;
+  if (const auto found = look_up(name, bad)) return *found;
+  throw ArgumentError("grid: expected " + bad->expected + ", got " + bad->got);
 }
 
 }  // namespace
@@ -105,17 +93,36 @@ int Grid::params() const noexcept {
 }
 
 const Grid& find(std::string_view name) {
-  return *entry(name).fast;
+  return *pair_of(name).fast;
 }
 
 const Grid& reference(std::string_view name) {
-  return *entry(name).reference;
+  return *pair_of(name).reference;
 }
 
 std::vector<std::string_view> names() {
   std::vector<std::string_view> all;
-  for (const Entry& entry : registry()) all.push_back(entry.fast->info().name);
+  for (const GridPair& pair : registry()) all.push_back(pair.fast->info().name);
+  all.insert(all.end(), integer_names().begin(), integer_names().end());
   return all;
+}
+
+std::optional<BadName> bad_name(std::string_view name) {
+  std::optional<BadName> bad;
+  look_up(name, bad);
+  return bad;
+}
+
+NameOptions name_options(std::string_view name) {
+  const NameOptions* const options = integer_options(name);
+  return options == nullptr ? NameOptions{} : *options;
+}
+
+std::string with_options(std::string_view name, std::string_view scale_grid, std::string_view dequant_dtype) {
+  std::string text(name);
+  if (!scale_grid.empty()) text.append("@").append(scale_grid);
+  if (!dequant_dtype.empty()) text.append(":").append(dequant_dtype);
+  return text;
 }
 
 int64_t dtype_bytes(DType dtype) noexcept {

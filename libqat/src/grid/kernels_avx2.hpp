@@ -15,6 +15,9 @@ struct NamedKernels {
 };
 
 /// Plain data, so that no code of the AVX2 object runs before a kernel is called.
-extern const std::array<NamedKernels, 31> kAvx2Kernels;
+extern const std::array<NamedKernels, 10> kAvx2Kernels;
+
+/// For `IntSymmetric`, by its type of products: float32, float16, bfloat16.
+extern const std::array<RowKernels, 3> kAvx2Symmetric;
 
 }  // namespace qat::grid

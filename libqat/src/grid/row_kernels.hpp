@@ -24,4 +24,9 @@ struct RowKernels {
 /// The fastest kernels of that grid that this CPU can run.
 RowKernels row_kernels(std::string_view grid) noexcept;
 
+struct IntSymmetric;
+
+/// The same for the codecs of the integer families.
+RowKernels row_kernels(const IntSymmetric& codec) noexcept;
+
 }  // namespace qat::grid

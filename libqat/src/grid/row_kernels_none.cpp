@@ -6,4 +6,8 @@ RowKernels row_kernels(std::string_view) noexcept {
   return {};
 }
 
+RowKernels row_kernels(const IntSymmetric&) noexcept {
+  return {};
+}
+
 }  // namespace qat::grid

@@ -2,16 +2,34 @@
 
 #include "grid/kernels_avx2.hpp"
 #include "grid/row_kernels.hpp"
+#include "qat/grid/int_symmetric.hpp"
 
 namespace qat::grid {
+namespace {
+
+bool has_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+}
+
+/// Where the kernels for products of that type stand in a table.
+size_t index_of(DType dequant) {
+  if (dequant == DType::kF16) return 1;
+  return dequant == DType::kBF16 ? 2 : 0;
+}
+
+}  // namespace
 
 RowKernels row_kernels(std::string_view grid) noexcept {
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("f16c")) return {};
+  if (!has_avx2()) return {};
   for (const NamedKernels& named : kAvx2Kernels) {
     if (named.grid == grid) return named.kernels;
   }
   return {};
+}
+
+RowKernels row_kernels(const IntSymmetric& codec) noexcept {
+  return has_avx2() ? kAvx2Symmetric[index_of(codec.dequant)] : RowKernels{};
 }
 
 }  // namespace qat::grid

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <set>
+#include <span>
 #include <utility>
 
 #include "qat/core/error.hpp"
@@ -80,6 +81,29 @@ std::string one_of(const Node& node, const std::vector<std::string_view>& names)
   return name;
 }
 
+/// One of the values that the option `key` of a grid may have; "" when the rule does not say it.
+std::string option_of(const Node& rule, const char* key, const std::string& grid,
+                      std::span<const std::string_view> legal) {
+  if (!rule.has(key)) return "";
+  const Node node = rule.at(key);
+  if (grid.find_first_of("@:") != std::string::npos) {
+    node.fail("options in keys or in the grid's name", "both, with " + in_quotes(grid));
+  }
+  if (legal.empty()) node.fail("no such key for " + grid, node.json.dump());
+  return one_of(node, {legal.begin(), legal.end()});
+}
+
+/// The grid's whole name, from its plain name and the keys of its options.
+std::string grid_of(const Node& rule) {
+  const Node weight = required(rule, "weight");
+  const std::string base = string_of(weight);
+  if (const auto bad = grid::bad_name(base)) weight.fail(bad->expected, bad->got);
+  const grid::NameOptions options = grid::name_options(base);
+  const std::string scale_grid = option_of(rule, "scale_grid", base, options.scale_grids);
+  const std::string dequant_dtype = option_of(rule, "dequant_dtype", base, options.dequant_dtypes);
+  return std::string(grid::find(grid::with_options(base, scale_grid, dequant_dtype)).info().name);
+}
+
 template <class Kinds>
 std::vector<std::string_view> spellings(const Kinds& kinds) {
   std::vector<std::string_view> names;
@@ -101,11 +125,11 @@ std::string expression_of(const Node& node) {
 }
 
 Rule rule_of(const Node& node) {
-  expect_object(node, {"match", "kind", "weight", "optional"});
+  expect_object(node, {"match", "kind", "weight", "scale_grid", "dequant_dtype", "optional"});
   Rule rule;
   rule.match = expression_of(required(node, "match"));
   if (node.has("kind")) rule.kind = slot_kind(one_of(node.at("kind"), spellings(kSlotKinds)));
-  rule.scheme.weight = one_of(required(node, "weight"), grid::names());
+  rule.scheme.weight = grid_of(node);
   if (node.has("optional")) {
     const Node optional = node.at("optional");
     if (!optional.json.is_boolean()) optional.fail("true or false", optional.json.type_name());

@@ -1,4 +1,6 @@
 #include <string>
+#include <thread>
+#include <utility>
 
 #include "catch.hpp"
 #include "qat/core/error.hpp"
@@ -37,6 +39,74 @@ TEST_CASE("an unknown grid is refused with the legal names") {
   REQUIRE_THROWS_WITH(find("q4_2"), message + ", got \"q4_2\"");
   REQUIRE_THROWS_AS(find(""), qat::ArgumentError);
   REQUIRE_THROWS_AS(qat::grid::reference("Q4_0"), qat::ArgumentError);
+}
+
+TEST_CASE("options stand behind the name, and their defaults are left out of it") {
+  REQUIRE(find("int4_g32@bf16:fp16").info().name == "int4_g32@bf16:fp16");
+  REQUIRE(find("int4_g32@fp32:fp32").info().name == "int4_g32");
+  REQUIRE(&find("int4_g32@fp32:fp32") == &find("int4_g32"));
+  REQUIRE(find("int4_g32@fp32:bf16").info().name == "int4_g32:bf16");
+  REQUIRE(find("int4_g32:fp32").info().name == "int4_g32");
+  REQUIRE(&find("int4_g32@bf16:fp16") == &find("int4_g32@bf16:fp16"));
+  REQUIRE(qat::grid::reference("int2_channel@pow2").info().name == "int2_channel@pow2");
+  using qat::grid::DType;
+  for (const auto& [name, dtype] : {std::pair("int4_g32", DType::kF32),
+                                    {"int4_g32@fp16", DType::kF16},
+                                    {"int4_g32@bf16", DType::kBF16},
+                                    {"int4_g32@bf16_fp16", DType::kF16},
+                                    {"int4_g32@pow2", DType::kBF16},
+                                    {"int4_g32:bf16", DType::kF32}}) {
+    const qat::grid::Info& info = find(name).info();
+    REQUIRE(info.name == name);
+    REQUIRE(info.bits == 4);
+    REQUIRE(info.block == 32);
+    REQUIRE(info.fields.size() == 1);
+    REQUIRE(info.fields[0].dtype == dtype);
+  }
+}
+
+TEST_CASE("options that a grid lacks are refused with the legal ones") {
+  const std::string scale_grids = "fp32, fp16, bf16, bf16_fp16, pow2";
+  REQUIRE_THROWS_WITH(find("int4_g32@f16"),
+                      "grid: expected a scale grid (behind \"@\") of int4_g32 that is one of " + scale_grids +
+                          ", got \"f16\"");
+  REQUIRE_THROWS_WITH(find("int4_g32@"), Catch::EndsWith(scale_grids + ", got \"\""));
+  REQUIRE_THROWS_WITH(find("int4_g32@bf16:"),
+                      "grid: expected a dequant dtype (behind \":\") of int4_g32 that "
+                      "is one of fp32, fp16, bf16, got \"\"");
+  for (const char* bad : {"int4_g32@bf16@bf16", "int4_g32:bf16@bf16", "int4_g32:bf16:bf16", "int4_g32 @bf16",
+                          "int4_g33@bf16", "q4_0@bf16", "f32:bf16", "@bf16", ":", "@", "int4_g32@BF16"}) {
+    REQUIRE_THROWS_AS(find(bad), qat::ArgumentError);
+    REQUIRE(qat::grid::bad_name(bad).has_value());
+  }
+  REQUIRE_THROWS_WITH(find("q4_0@bf16"), Catch::EndsWith("got \"q4_0@bf16\""));
+  REQUIRE_FALSE(qat::grid::bad_name("int4_g32@bf16").has_value());
+}
+
+TEST_CASE("the options of a name, and a name from options") {
+  using qat::grid::name_options;
+  REQUIRE(name_options("q4_0").scale_grids.empty());
+  REQUIRE(name_options("q4_0").dequant_dtypes.empty());
+  REQUIRE(name_options("int4_g32").scale_grids.size() == 5);
+  REQUIRE(name_options("int4_g32").dequant_dtypes.size() == 3);
+  for (const std::string_view name : qat::grid::names()) {
+    const auto [scale_grids, dequant_dtypes] = name_options(name);
+    for (const std::string_view scale_grid : scale_grids) {
+      const std::string spelled = qat::grid::with_options(name, scale_grid, "");
+      REQUIRE(find(spelled).info().name == (scale_grid == "fp32" ? name : spelled));
+    }
+    for (const std::string_view dtype : dequant_dtypes) {
+      REQUIRE_FALSE(qat::grid::bad_name(qat::grid::with_options(name, "", dtype)).has_value());
+    }
+  }
+}
+
+TEST_CASE("grids are made once, whichever threads ask first") {
+  std::vector<const qat::grid::Grid*> found(8);
+  std::vector<std::thread> threads;
+  for (auto& slot : found) threads.emplace_back([&slot] { slot = &find("int3_g256@pow2:bf16"); });
+  for (std::thread& thread : threads) thread.join();
+  for (const qat::grid::Grid* grid : found) REQUIRE(grid == found[0]);
 }
 
 TEST_CASE("the name of an integer grid says its width and its group") {

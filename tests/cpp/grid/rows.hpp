@@ -27,11 +27,20 @@ inline std::vector<std::string_view> coded_grids() {
 inline std::vector<std::string_view> uniform_grids() {
   std::vector<std::string_view> uniform{"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_0", "tq1_0", "tq2_0"};
   for (const std::string_view name : coded_grids()) {
-    const bool has_options = name.find_first_of("@:") != name.npos;
-    const bool symmetric = name.starts_with("int") && !name.ends_with("_asym") && !has_options;
-    if (symmetric) uniform.push_back(name);
+    if (name.starts_with("int") && !name.ends_with("_asym")) uniform.push_back(name);
   }
   return uniform;
+}
+
+/// Every grid with codes, and names with options that take every branch of the integer families.
+inline std::vector<std::string_view> coded_grids_with_options() {
+  std::vector<std::string_view> names = coded_grids();
+  for (const std::string_view name :
+       {"int4_g32@bf16:bf16", "int4_g32@fp16:fp16", "int4_channel@bf16_fp16", "int2_g64@pow2",
+        "int3_g128@pow2:fp16", "int8_channel@fp16:bf16", "int4_channel:fp16"}) {
+    names.push_back(name);
+  }
+  return names;
 }
 
 using Row = std::vector<float>;

@@ -50,7 +50,7 @@ std::vector<int64_t> lengths(const grid::Grid& g) {
 
 TEST_CASE("random rows over all magnitudes") {
   std::mt19937 generator(1);
-  for (const std::string_view name : qat::test::coded_grids()) {
+  for (const std::string_view name : qat::test::coded_grids_with_options()) {
     const grid::Grid& fast = grid::find(name);
     for (const int64_t n : lengths(fast)) {
       for (int exponent = -152; exponent <= 128; exponent += fast.info().block == 32 ? 1 : 7) {
@@ -63,7 +63,7 @@ TEST_CASE("random rows over all magnitudes") {
 }
 
 TEST_CASE("adversarial rows") {
-  for (const std::string_view name : qat::test::coded_grids()) {
+  for (const std::string_view name : qat::test::coded_grids_with_options()) {
     const grid::Grid& fast = grid::find(name);
     for (const int64_t n : lengths(fast)) {
       const std::vector<Row> rows = qat::test::adversarial_rows(n);
@@ -76,7 +76,7 @@ TEST_CASE("adversarial rows") {
 }
 
 TEST_CASE("a non-finite weight anywhere is found, and outranks an overflow") {
-  for (const std::string_view name : qat::test::coded_grids()) {
+  for (const std::string_view name : qat::test::coded_grids_with_options()) {
     const grid::Grid& fast = grid::find(name);
     const int64_t n = fast.info().block > 0 ? 2 * fast.info().block : 97;
     for (size_t at = 0; at < static_cast<size_t>(n); ++at) {

@@ -92,7 +92,8 @@ TEST_CASE("every mistake in the document is named by its path") {
   REQUIRE(refusal(R"({"rules": [{"match": "x", "weight": "q4_0", "optional": "yes"}]})") ==
           "policy: rules[0].optional: expected true or false, got string");
   REQUIRE(refusal(R"({"rules": [{"match": "x", "weight": "q4_0", "bits": 4}]})") ==
-          "policy: rules[0]: expected only the keys match, kind, weight, optional, got unknown key \"bits\"");
+          "policy: rules[0]: expected only the keys match, kind, weight, scale_grid, dequant_dtype, "
+          "optional, got unknown key \"bits\"");
   REQUIRE(refusal(R"({"rules": [{"match": "x", "weight": "q4_0", "kind": "attention"}]})") ==
           "policy: rules[0].kind: expected one of linear, embedding, conv, other, got \"attention\"");
   REQUIRE(refusal(R"({"rules": [], "estimator": "ste"})") ==
@@ -108,6 +109,38 @@ TEST_CASE("an unknown grid is refused with all names, at the index of its rule")
                                 {"match": "c", "weight": "q4_9"}]})") ==
           "policy: rules[2].weight: expected one of " + grids() + ", got \"q4_9\"");
   REQUIRE_THAT(refusal(R"({"rules": [{"match": "a", "weight": "Q4_0"}]})"), Catch::EndsWith("got \"Q4_0\""));
+}
+
+TEST_CASE("options of a grid stand in its name or in keys, and canonical JSON writes the name") {
+  const Policy policy = Policy::from_json(R"({"rules": [
+    {"match": "a", "weight": "int4_g32", "scale_grid": "bf16", "dequant_dtype": "bf16"},
+    {"match": "b", "weight": "int4_g32@fp16"},
+    {"match": "c", "weight": "int4_g32", "scale_grid": "fp32", "dequant_dtype": "fp16"}]})");
+  REQUIRE(policy.rules()[0].scheme.weight == "int4_g32@bf16:bf16");
+  REQUIRE(policy.rules()[1].scheme.weight == "int4_g32@fp16");
+  REQUIRE(policy.rules()[2].scheme.weight == "int4_g32:fp16");
+  REQUIRE(policy.to_json() == R"({"rules":[{"match":"a","weight":"int4_g32@bf16:bf16"},)"
+                              R"({"match":"b","weight":"int4_g32@fp16"},)"
+                              R"({"match":"c","weight":"int4_g32:fp16"}]})");
+  REQUIRE(Policy::from_json(policy.to_json()).to_json() == policy.to_json());
+}
+
+TEST_CASE("an option that the grid does not have is named by its path") {
+  const auto rule = [](const std::string& keys) { return R"({"rules": [{"match": "a", )" + keys + "}]}"; };
+  REQUIRE(refusal(rule(R"("weight": "int4_g32", "scale_grid": "f16")")) ==
+          "policy: rules[0].scale_grid: expected one of fp32, fp16, bf16, bf16_fp16, pow2, got \"f16\"");
+  REQUIRE(refusal(rule(R"("weight": "int4_g32", "dequant_dtype": "pow2")")) ==
+          "policy: rules[0].dequant_dtype: expected one of fp32, fp16, bf16, got \"pow2\"");
+  REQUIRE(refusal(rule(R"("weight": "int4_g32", "scale_grid": 4)")) ==
+          "policy: rules[0].scale_grid: expected a string, got number");
+  REQUIRE(refusal(rule(R"("weight": "q4_0", "scale_grid": "bf16")")) ==
+          "policy: rules[0].scale_grid: expected no such key for q4_0, got \"bf16\"");
+  REQUIRE(refusal(rule(R"("weight": "int4_g32@bf16", "dequant_dtype": "bf16")")) ==
+          "policy: rules[0].dequant_dtype: expected options in keys or in the grid's name, got both, with "
+          "\"int4_g32@bf16\"");
+  REQUIRE(refusal(rule(R"("weight": "int4_g32@f8")")) ==
+          "policy: rules[0].weight: expected a scale grid (behind \"@\") of int4_g32 that is one of "
+          "fp32, fp16, bf16, bf16_fp16, pow2, got \"f8\"");
 }
 
 TEST_CASE("a bad expression is refused with the reason") {

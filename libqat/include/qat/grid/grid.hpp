@@ -18,7 +18,9 @@
 //   w, w_hat: float32[n] | s, s': float32[n / B, P] | codes: int8[n]
 
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -66,7 +68,7 @@ enum class Status {
 /// "is not finite" or "has a value or scale beyond its stored type", for messages.
 std::string_view to_string(Status status) noexcept;
 
-/// A number format. Stateless, immutable and safe to share between threads; obtained from `find`.
+/// A number format. Immutable and safe to share between threads; obtained from `find`.
 class Grid {
  public:
   virtual ~Grid() = default;
@@ -118,14 +120,40 @@ class Grid {
                                     ScaleRule rule = ScaleRule::kReference) const = 0;
 };
 
-/// The grid of that name. Throws ArgumentError that lists all names.
+/// The grid of that name: one of `names()`, or `NAME[@SCALE_GRID][:DEQUANT_DTYPE]` where `name_options(NAME)`
+/// has those options. Options with their default value may be written or left out; `info().name` leaves them
+/// out. Throws ArgumentError that lists what is legal. Safe to call from any thread.
 const Grid& find(std::string_view name);
 
 /// The same grid, computed only by its scalar codec: what the vectorised path of `find` is tested against.
 const Grid& reference(std::string_view name);
 
-/// Every grid's name, float grids first, in a fixed order.
+/// Every grid's name without options, float grids first, in a fixed order.
 std::vector<std::string_view> names();
+
+/// What is wrong with a name, in the words of an error message: "expected <expected>, got <got>".
+struct BadName {
+  std::string expected;
+  std::string got;
+};
+
+/// Nothing when `find` knows the name.
+std::optional<BadName> bad_name(std::string_view name);
+
+/// The values that the options of a name may have, default first; empty where it has no such option.
+struct NameOptions {
+  /// What scales are rounded to: "fp32" (as they are), "fp16", "bf16", "bf16_fp16" (exact in both) or "pow2".
+  std::span<const std::string_view> scale_grids;
+  /// The consumer's compute type, to which products of code and scale are rounded: "fp32", "fp16" or "bf16".
+  std::span<const std::string_view> dequant_dtypes;
+};
+
+/// The options of a name of `names()`; none for any other.
+NameOptions name_options(std::string_view name);
+
+/// `name` with those options, none where a value is empty: "int4_g32", "bf16", "" -> "int4_g32@bf16". Spelled
+/// only: `find` checks it.
+std::string with_options(std::string_view name, std::string_view scale_grid, std::string_view dequant_dtype);
 
 /// Bytes of one value of that type.
 int64_t dtype_bytes(DType dtype) noexcept;
