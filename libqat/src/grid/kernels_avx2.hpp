@@ -20,4 +20,7 @@ extern const std::array<NamedKernels, 10> kAvx2Kernels;
 /// For `IntSymmetric`, by its type of products: float32, float16, bfloat16.
 extern const std::array<RowKernels, 3> kAvx2Symmetric;
 
+/// The same of the K-quants.
+extern const std::array<NamedKernels, 5> kAvx2KQuants;
+
 }  // namespace qat::grid

@@ -25,6 +25,9 @@ RowKernels row_kernels(std::string_view grid) noexcept {
   for (const NamedKernels& named : kAvx2Kernels) {
     if (named.grid == grid) return named.kernels;
   }
+  for (const NamedKernels& named : kAvx2KQuants) {
+    if (named.grid == grid) return named.kernels;
+  }
   return {};
 }
 

@@ -56,6 +56,7 @@ QAT_HD void unpack_quarters(const uint8_t* bytes, int8_t* codes) {
 /// d, dmin, sub-scales, sub-minima.
 template <class Rule>
 struct AffineKQuant {
+  using SubRule = Rule;
   static constexpr int kWeights = Rule::kWeights;
   static constexpr int kSubBlocks = kSuperBlock / kWeights;
   static constexpr int kParams = 2 + 2 * kSubBlocks;
@@ -133,9 +134,13 @@ struct AffineKQuant {
 /// s: d, sub-scales.
 template <class Rule>
 struct SymmetricKQuant {
+  using SubRule = Rule;
   static constexpr int kWeights = 16;
   static constexpr int kSubBlocks = kSuperBlock / kWeights;
   static constexpr int kParams = 1 + kSubBlocks;
+
+  /// d * sub_scale, an exact product.
+  static QAT_HD float step(const float* stored, int sub) { return stored[0] * stored[1 + sub]; }
 
   /// Where a search overflows float32, d is infinite, which `store` refuses.
   static QAT_HD void choose(const float* w, int64_t, float* s) {
@@ -165,7 +170,7 @@ struct SymmetricKQuant {
     float stored[kParams];
     store(s, stored);
     for (int sub = 0; sub < kSubBlocks; ++sub, w += kWeights, codes += kWeights) {
-      const float scale = stored[0] * stored[1 + sub];
+      const float scale = step(stored, sub);
       if (scale == 0.0F) {
         float found[kWeights];
         Rule::fit(w, found);
@@ -180,7 +185,7 @@ struct SymmetricKQuant {
 
   static QAT_HD void decode_block(const int8_t* codes, int64_t, const float* stored, float* w_hat) {
     for (int sub = 0; sub < kSubBlocks; ++sub) {
-      const float scale = stored[0] * stored[1 + sub];
+      const float scale = step(stored, sub);
       for (int i = sub * kWeights; i < (sub + 1) * kWeights; ++i) {
         w_hat[i] = scale * static_cast<float>(codes[i]);
       }
@@ -191,7 +196,7 @@ struct SymmetricKQuant {
     float stored[kParams];
     store(s, stored);
     for (int sub = 0; sub < kSubBlocks; ++sub) {
-      const float scale = stored[0] * stored[1 + sub];
+      const float scale = step(stored, sub);
       for (int i = sub * kWeights; i < (sub + 1) * kWeights; ++i) {
         mask[i] = scale == 0.0F || inside(w[i] / scale, -Rule::kLevels, Rule::kLevels - 1) ? 1 : 0;
       }

@@ -1,0 +1,135 @@
+// The K-quants with AVX2 and F16C, equal to the scalar codecs bit for bit: the searches run in all sub-blocks
+// at once, one lane a sub-block; codes and weights are computed eight at a time. Compiled like
+// kernels_avx2.cpp.
+
+#include <immintrin.h>
+
+#include "grid/avx2.hpp"
+#include "grid/kernels_avx2.hpp"
+#include "grid/lanes_avx2.hpp"
+#include "qat/grid/q2_k.hpp"
+#include "qat/grid/q3_k.hpp"
+#include "qat/grid/q4_k.hpp"
+#include "qat/grid/q6_k.hpp"
+
+namespace qat::grid {
+namespace {
+
+using Eight = Lanes<1>;
+
+/// Element i of every sub-block of a block -> x[i].
+template <int kWeights, class F>
+QAT_HD void load_sub_blocks(const float* w, F* x) {
+  for (int i = 0; i < kWeights; ++i) x[i] = F::gather(w + i, kWeights);
+}
+
+QAT_HD Eight load(const float* w) {
+  Eight eight;
+  eight.v[0] = _mm256_loadu_ps(w);
+  return eight;
+}
+
+template <class Codec>
+struct AffineKernel {
+  static constexpr int kWeights = Codec::kWeights;
+  static constexpr int kSubBlocks = Codec::kSubBlocks;
+  using F = Lanes<kSubBlocks / 8>;
+
+  static QAT_HD void choose(const float* w, float* s) {
+    F x[kWeights];
+    load_sub_blocks<kWeights>(w, x);
+    const AffineFit<F> fit = affine_fit<typename Codec::SubRule, F>(x, nullptr);
+    float scales[kSubBlocks];
+    float minimums[kSubBlocks];
+    fit.scale.put(scales);
+    fit.minimum.put(minimums);
+    Codec::SubRule::combine(scales, minimums, s);
+  }
+
+  /// Where a sub-block's scale is 0 its codes do not matter: 0 * code is +0.
+  template <class Out>
+  static QAT_HD void quantize(const float* w, const float*, const float* stored, Out* out) {
+    for (int i = 0; i < kSuperBlock; i += 8) {
+      const typename Codec::Step step = Codec::step(stored, i / kWeights);
+      const Eight code =
+          ggml_code((load(w + i) + step.minimum) / Eight(step.scale), 0, Codec::kInfo.code_max);
+      put8(out + i, (step.scale * code - step.minimum).v[0]);
+    }
+  }
+};
+
+template <class Codec>
+struct SymmetricKernel {
+  static constexpr int kWeights = Codec::kWeights;
+  static constexpr int kSubBlocks = Codec::kSubBlocks;
+  using F = Lanes<kSubBlocks / 8>;
+
+  static QAT_HD void choose(const float* w, float* s) {
+    F x[kWeights];
+    F codes[kWeights];
+    load_sub_blocks<kWeights>(w, x);
+    float scales[kSubBlocks];
+    Codec::SubRule::fit(x, codes).put(scales);
+    Codec::combine(scales, s);
+  }
+
+  /// Where a sub-block's scale is 0, the signs of the zeros are those of its search's codes.
+  template <class Out>
+  static QAT_HD void quantize(const float* w, const float* s, const float* stored, Out* out) {
+    bool any_zero = false;
+    for (int sub = 0; sub < kSubBlocks; ++sub) any_zero |= Codec::step(stored, sub) == 0.0F;
+    if (any_zero) return quantize_by_codec(w, s, stored, out);
+    for (int i = 0; i < kSuperBlock; i += 8) {
+      const Eight step = Codec::step(stored, i / kWeights);
+      put8(out + i,
+           (step * ggml_code(load(w + i) / step, Codec::kInfo.code_min, Codec::kInfo.code_max)).v[0]);
+    }
+  }
+
+  template <class Out>
+  static QAT_HD void quantize_by_codec(const float* w, const float* s, const float* stored, Out* out) {
+    int8_t codes[kSuperBlock];
+    float w_hat[kSuperBlock];
+    Codec::encode_block(w, kSuperBlock, s, codes);
+    Codec::decode_block(codes, kSuperBlock, stored, w_hat);
+    for (int i = 0; i < kSuperBlock; i += 8) put8(out + i, _mm256_loadu_ps(w_hat + i));
+  }
+};
+
+template <class Codec, class Kernel, class Out>
+Status kquant_row(const void*, const float* w, int64_t n, Out* out) {
+  Seen seen;
+  seen.largest = largest_lanes(w, n);
+  if (seen.status() == Status::kNotFinite) return Status::kNotFinite;
+  for (int64_t i = 0; i < n; i += kSuperBlock) {
+    float s[Codec::kParams];
+    float stored[Codec::kParams];
+    Kernel::choose(w + i, s);
+    if (Codec::store(s, stored) != Status::kOk) return Status::kOverflow;
+    Kernel::quantize(w + i, s, stored, out + i);
+  }
+  return Status::kOk;
+}
+
+template <class Codec, class Kernel>
+constexpr NamedKernels blocks() {
+  return {Codec::kInfo.name,
+          {kquant_row<Codec, Kernel, float>, kquant_row<Codec, Kernel, uint16_t>, nullptr, nullptr}};
+}
+
+template <class Codec>
+constexpr NamedKernels affine() {
+  return blocks<Codec, AffineKernel<Codec>>();
+}
+
+template <class Codec>
+constexpr NamedKernels symmetric() {
+  return blocks<Codec, SymmetricKernel<Codec>>();
+}
+
+}  // namespace
+
+constinit const std::array<NamedKernels, 5> kAvx2KQuants{
+    {affine<Q2_K>(), symmetric<Q3_K>(), affine<Q4_K>(), affine<Q5_K>(), symmetric<Q6_K>()}};
+
+}  // namespace qat::grid
