@@ -193,10 +193,10 @@ def test_rope_divisors_of_one_are_passed_over(tmp_path):
         (
             {
                 "drop": ["token_embd.weight"],
-                "extra": {"token_embd.weight": (np.zeros((50, 44), np.uint8), Type.Q5_0)},
+                "extra": {"token_embd.weight": (np.zeros((50, 36), np.uint8), Type.IQ4_NL)},
             },
             libqat.UnsupportedError,
-            r"token_embd\.weight: .*Q5_0",
+            r"token_embd\.weight: .*IQ4_NL",
         ),
     ],
 )

@@ -249,6 +249,9 @@ TEST_CASE("unpacking and packing give every bit pattern back") {
       for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator());
       bytes[0] = static_cast<uint8_t>(half & 255);
       bytes[1] = static_cast<uint8_t>(half >> 8);
+      if (std::string_view(name) == "nvfp4") {  // ggml does not look at the sign bits of its scales
+        for (const size_t j : {0, 1, 2, 3, 36, 37, 38, 39}) bytes[j] &= 0x7f;
+      }
       std::vector<int8_t> codes(static_cast<size_t>(n));
       std::vector<float> stored(scales);
       type.unpack(bytes.data(), n, codes.data(), stored.data());

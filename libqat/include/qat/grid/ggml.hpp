@@ -22,7 +22,7 @@ struct GgmlType {
   /// grids.
   void (*pack)(const int8_t* codes, const float* stored, int64_t n, uint8_t* bytes);
   /// The reverse of `pack`: what ggml decodes, for every bit pattern of a block. `pack` gives the same
-  /// pattern back, but for those bytes of tq1_0 that no packing yields. Null for float grids.
+  /// pattern back, but for bytes of tq1_0 that no packing yields and nvfp4's sign bits. Null for float grids.
   void (*unpack)(const uint8_t* bytes, int64_t n, int8_t* codes, float* stored);
 };
 

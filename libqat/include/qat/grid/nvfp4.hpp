@@ -89,7 +89,7 @@ struct Nvfp4 {
 
   static QAT_HD void unpack_block(const uint8_t* bytes, int8_t* codes, float* stored) {
     for (int g = 0; g < 4; ++g) {
-      stored[g] = e4m3_value(bytes[g]);
+      stored[g] = e4m3_value(bytes[g] & 0x7f);
       for (int j = 0; j < 8; ++j) {
         codes[16 * g + j] = static_cast<int8_t>(bytes[4 + 8 * g + j] & 0xf);
         codes[16 * g + j + 8] = static_cast<int8_t>(bytes[4 + 8 * g + j] >> 4);
