@@ -10,7 +10,14 @@ from libqat import _core
 
 FLOAT = ["f32", "f16", "bf16"]
 INTEGER = [
-    f"int{bits}_{group}" for bits in (8, 4, 3, 2) for group in ("channel", "g32", "g64", "g128", "g256")
+    *(
+        f"int{bits}_{group}{ending}"
+        for ending in ("", "_asym")
+        for bits in (8, 4, 3, 2)
+        for group in ("channel", "g32", "g64", "g128", "g256")
+    ),
+    *(f"mlx{bits}_g{group}" for bits in (8, 6, 5, 4, 3, 2) for group in (32, 64, 128)),
+    *(f"mobile{bits}{group}" for bits in (8, 4, 2) for group in ("", "_g256")),
 ]
 GGML = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_0", "q1_0", "tq1_0", "tq2_0"]
 FLOAT_CODES = ["mxfp4", "nvfp4"]
@@ -34,7 +41,7 @@ def test_the_table_of_grids():
 
 
 def test_an_unknown_grid_names_the_legal_ones():
-    with pytest.raises(libqat.ArgumentError, match=r'grid: expected one of f32, .*int2_g256, got "q4_2"'):
+    with pytest.raises(libqat.ArgumentError, match=r'grid: expected one of f32, .*mobile2_g256, got "q4_2"'):
         _core.grid_info("q4_2")
 
 

@@ -8,7 +8,9 @@
 #include <string>
 
 #include "grid/row_grid.hpp"
+#include "qat/grid/int_asymmetric.hpp"
 #include "qat/grid/int_symmetric.hpp"
+#include "qat/grid/mlx_affine.hpp"
 
 namespace qat::grid {
 namespace {
@@ -20,6 +22,8 @@ constexpr std::array<std::string_view, 3> kDequantNames{"fp32", "fp16", "bf16"};
 constexpr std::array kDequants{DType::kF32, DType::kF16, DType::kBF16};
 
 constexpr NameOptions kAllOptions{kScaleGridNames, kDequantNames};
+/// MLX computes in the type of the scales.
+constexpr NameOptions kMlxOptions{kDequantNames, std::span(kDequantNames).first(1)};
 
 /// What a file stores a scale of that grid in.
 DType stored_type(ScaleGrid grid) {
@@ -51,9 +55,12 @@ float epsilon(ScaleGrid grid) {
   return 0x1p-23F;
 }
 
+enum class Family { kSymmetric, kAsymmetric, kMlx, kMobile };
+
 /// A name without options.
 struct Base {
   std::string name;
+  Family family;
   int bits;
   int64_t block;
 };
@@ -79,32 +86,114 @@ IntSymmetric symmetric_codec(const Info& info, const Options& options) {
           options.scale_grid,
           options.dequant,
           (levels - 1.0F) / 2.0F,
+          0.0F,
           epsilon(options.scale_grid),
           largest_value(options.dequant) / (levels / 2.0F),
+          static_cast<float>(info.code_min),
+          static_cast<float>(info.code_max),
+          true};
+}
+
+IntSymmetric mobile_codec(const Info& info, const Options& options) {
+  constexpr float kLeastMagnitude = 1e-9F;
+  constexpr float kLeastNormalHalf = 0x1p-14F;
+  const auto most = static_cast<float>(info.code_max);
+  return {&info,
+          info.block,
+          options.scale_grid,
+          options.dequant,
+          most,
+          kLeastMagnitude,
+          kLeastNormalHalf,
+          largest_value(options.dequant) / (most + 1.0F),
+          info.bits == 8 ? -most : -most - 1.0F,
+          most,
+          false};
+}
+
+IntAsymmetric asymmetric_codec(const Info& info, const Options& options) {
+  const auto steps = static_cast<float>((1 << info.bits) - 1);
+  return {&info,
+          info.block,
+          options.scale_grid,
+          options.dequant,
+          epsilon(options.scale_grid),
+          largest_value(options.dequant) / steps,
           static_cast<float>(info.code_min),
           static_cast<float>(info.code_max)};
 }
 
+MlxAffine mlx_codec(const Info& info, const Options& options) {
+  return {&info, info.block, stored_type(options.scale_grid), static_cast<float>((1 << info.bits) - 1),
+          info.code_min};
+}
+
+/// The stored parameters of a block; returns how many fields there are.
+size_t set_fields(Family family, DType scale_type, std::array<Field, 2>& fields) {
+  fields[0] = {"scales", 1, scale_type};
+  if (family == Family::kAsymmetric) fields[1] = {"zero_points", 1, DType::kI8};
+  if (family == Family::kMlx) fields[1] = {"biases", 1, scale_type};
+  return family == Family::kAsymmetric || family == Family::kMlx ? 2 : 1;
+}
+
+template <class Codec>
+void set_grids(const Codec& codec, IntegerGrid& grid) {
+  grid.fast = std::make_unique<RowGrid<Codec>>(row_kernels(codec), codec);
+  grid.reference = std::make_unique<RowGrid<Codec>>(RowKernels{}, codec);
+}
+
 std::unique_ptr<const IntegerGrid> make_grid(const Base& base, const Options& options, std::string name) {
   auto made = std::make_unique<IntegerGrid>();
-  const int half = 1 << (base.bits - 1);
   made->name = std::move(name);
-  made->fields = {Field{"scales", 1, stored_type(options.scale_grid)}, Field{}};
-  const std::span<const Field> fields(made->fields.data(), 1);
-  made->info = {made->name, base.bits, base.block, -half, half - 1, fields, false, DType::kF32};
-  const IntSymmetric codec = symmetric_codec(made->info, options);
-  made->fast = std::make_unique<RowGrid<IntSymmetric>>(row_kernels(codec), codec);
-  made->reference = std::make_unique<RowGrid<IntSymmetric>>(RowKernels{}, codec);
+  const size_t count = set_fields(base.family, stored_type(options.scale_grid), made->fields);
+  const std::span<const Field> fields(made->fields.data(), count);
+  const int levels = 1 << base.bits;
+  const int least = base.family == Family::kMlx && base.bits < 8 ? 0 : -levels / 2;
+  made->info = {made->name, base.bits, base.block, least, least + levels - 1, fields, false, DType::kF32};
+  switch (base.family) {
+    case Family::kSymmetric:
+      set_grids(symmetric_codec(made->info, options), *made);
+      break;
+    case Family::kAsymmetric:
+      set_grids(asymmetric_codec(made->info, options), *made);
+      break;
+    case Family::kMlx:
+      set_grids(mlx_codec(made->info, options), *made);
+      break;
+    case Family::kMobile:
+      set_grids(mobile_codec(made->info, options), *made);
+      break;
+  }
   return made;
+}
+
+/// "" for a row, "_g64" for groups of 64 and so on.
+std::string block_suffix(int64_t block) {
+  return block == kWholeRow ? "" : "_g" + std::to_string(block);
+}
+
+void add_compressed_tensors(Family family, const std::string& ending, std::vector<Base>& bases) {
+  for (const int bits : {8, 4, 3, 2}) {
+    const std::string name = "int" + std::to_string(bits);
+    bases.push_back({name + "_channel" + ending, family, bits, kWholeRow});
+    for (const int64_t block : {32, 64, 128, 256}) {
+      bases.push_back({name + block_suffix(block) + ending, family, bits, block});
+    }
+  }
 }
 
 std::vector<Base> make_bases() {
   std::vector<Base> bases;
-  for (const int bits : {8, 4, 3, 2}) {
-    const std::string family = "int" + std::to_string(bits);
-    bases.push_back({family + "_channel", bits, kWholeRow});
-    for (const int64_t block : {32, 64, 128, 256}) {
-      bases.push_back({family + "_g" + std::to_string(block), bits, block});
+  add_compressed_tensors(Family::kSymmetric, "", bases);
+  add_compressed_tensors(Family::kAsymmetric, "_asym", bases);
+  for (const int bits : {8, 6, 5, 4, 3, 2}) {
+    for (const int64_t block : {32, 64, 128}) {
+      bases.push_back({"mlx" + std::to_string(bits) + block_suffix(block), Family::kMlx, bits, block});
+    }
+  }
+  for (const int bits : {8, 4, 2}) {
+    for (const int64_t block : {kWholeRow, int64_t{256}}) {
+      bases.push_back({"mobile" + std::to_string(bits) + block_suffix(block), Family::kMobile, bits, block});
     }
   }
   return bases;
@@ -188,7 +277,9 @@ const std::vector<std::string_view>& integer_names() {
 }
 
 const NameOptions* integer_options(std::string_view name) {
-  return find_base(name) == nullptr ? nullptr : &kAllOptions;
+  const Base* const base = find_base(name);
+  if (base == nullptr) return nullptr;
+  return base->family == Family::kMlx ? &kMlxOptions : &kAllOptions;
 }
 
 std::optional<GridPair> find_integer(std::string_view name, std::optional<BadName>& bad) {

@@ -17,8 +17,10 @@ struct NamedKernels {
 /// Plain data, so that no code of the AVX2 object runs before a kernel is called.
 extern const std::array<NamedKernels, 10> kAvx2Kernels;
 
-/// For `IntSymmetric`, by its type of products: float32, float16, bfloat16.
+/// For `IntSymmetric`, `IntAsymmetric` and `MlxAffine`, by the type of products: float32, float16, bfloat16.
 extern const std::array<RowKernels, 3> kAvx2Symmetric;
+extern const std::array<RowKernels, 3> kAvx2Asymmetric;
+extern const std::array<RowKernels, 3> kAvx2Mlx;
 
 /// The same of the K-quants.
 extern const std::array<NamedKernels, 5> kAvx2KQuants;

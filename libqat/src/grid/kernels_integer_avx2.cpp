@@ -3,7 +3,9 @@
 
 #include "grid/avx2.hpp"
 #include "grid/kernels_avx2.hpp"
+#include "qat/grid/int_asymmetric.hpp"
 #include "qat/grid/int_symmetric.hpp"
+#include "qat/grid/mlx_affine.hpp"
 
 namespace qat::grid {
 namespace {
@@ -12,11 +14,11 @@ namespace {
 constexpr int64_t kUnrolled = 32;
 
 /// `round_value` of eight finite values.
-template <DType kDequant>
+template <DType kType>
 QAT_HD __m256 round_value8(__m256 v) {
-  if constexpr (kDequant == DType::kF16) {
+  if constexpr (kType == DType::kF16) {
     return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-  } else if constexpr (kDequant == DType::kBF16) {
+  } else if constexpr (kType == DType::kBF16) {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
@@ -26,50 +28,150 @@ QAT_HD __m256 round_value8(__m256 v) {
   }
 }
 
-template <DType kDequant, class Out>
-QAT_HD void symmetric_block(const IntSymmetric& codec, const float* w, int64_t n, Out* out, Seen& seen) {
-  const __m256i largest = spread_max(largest_lanes(w, n));
-  seen.largest = _mm256_max_epi32(seen.largest, largest);
-  const float s = codec.scale_of(float_of(first_lane(largest)));
-  float stored;
-  seen.overflow |= codec.store(&s, &stored) != Status::kOk;
-  const IntSymmetric::Encoder e = codec.encoder(&s);
-  const __m256 divisor = _mm256_set1_ps(e.divisor);
-  const __m256 low = _mm256_set1_ps(codec.low);
-  const __m256 high = _mm256_set1_ps(codec.high);
-  const int64_t whole = n - n % 8;
-  for (int64_t i = 0; i < whole; i += 8) {
-    const __m256 ratio = _mm256_div_ps(_mm256_loadu_ps(w + i), divisor);
-    const __m256i code = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(ratio, low), high));
-    const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(stored));
-    put8(out + i, round_value8<kDequant>(product));
-  }
-  for (int64_t i = whole; i < n; ++i) put1(out + i, codec.decode(codec.encode(w[i], e), &stored));
+/// The nearest integer of each lane within [low, high].
+QAT_HD __m256i code8(__m256 position, __m256 low, __m256 high) {
+  return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(position, low), high));
 }
 
-template <DType kDequant, class Out>
-Status symmetric_row(const void* codec, const float* w, int64_t n, Out* out) {
-  const auto& symmetric = *static_cast<const IntSymmetric*>(codec);
+/// Least and greatest of n weights.
+struct Ends {
+  float least;
+  float greatest;
+};
+
+/// Notes in `seen` whether all are finite; the ends of others are unspecified.
+QAT_HD Ends ends_of(const float* w, int64_t n, Seen& seen) {
+  __m256 least = _mm256_set1_ps(w[0]);
+  __m256 greatest = least;
+  const int64_t whole = n - n % 8;
+  for (int64_t i = 0; i < whole; i += 8) {
+    const __m256 v = _mm256_loadu_ps(w + i);
+    least = _mm256_min_ps(least, v);
+    greatest = _mm256_max_ps(greatest, v);
+    seen.largest = _mm256_max_epi32(seen.largest, magnitude_bits8(v));
+  }
+  for (int64_t i = whole; i < n; ++i) {
+    least = _mm256_min_ps(least, _mm256_set1_ps(w[i]));
+    greatest = _mm256_max_ps(greatest, _mm256_set1_ps(w[i]));
+    seen.largest = _mm256_max_epi32(seen.largest, magnitude_bits8(_mm256_set1_ps(w[i])));
+  }
+  return {least_lane(least), greatest_lane(greatest)};
+}
+
+/// Codes and weights of a block of each family, from its scales. Kernel::prepare notes in `seen` what the
+/// block shows; Kernel::value is the weight of each lane.
+template <DType kType>
+struct SymmetricKernel {
+  using Codec = IntSymmetric;
+  __m256 divisor, stored, low, high;
+
+  static QAT_HD void scales(const Codec& codec, const float* w, int64_t n, float* s, Seen& seen) {
+    const __m256i largest = spread_max(largest_lanes(w, n));
+    seen.largest = _mm256_max_epi32(seen.largest, largest);
+    s[0] = codec.scale_of(float_of(first_lane(largest)));
+  }
+
+  QAT_HD SymmetricKernel(const Codec& codec, const Codec::Encoder& e, const float* s)
+      : divisor(_mm256_set1_ps(e.divisor)),
+        stored(_mm256_set1_ps(s[0])),
+        low(_mm256_set1_ps(codec.low)),
+        high(_mm256_set1_ps(codec.high)) {}
+
+  QAT_HD __m256 value(__m256 w) const {
+    const __m256i code = code8(_mm256_div_ps(w, divisor), low, high);
+    return round_value8<kType>(_mm256_mul_ps(_mm256_cvtepi32_ps(code), stored));
+  }
+};
+
+template <DType kType>
+struct AsymmetricKernel {
+  using Codec = IntAsymmetric;
+  __m256 divisor, zero, stored, low, high;
+
+  static QAT_HD void scales(const Codec& codec, const float* w, int64_t n, float* s, Seen& seen) {
+    const Ends ends = ends_of(w, n, seen);
+    codec.scales_of(ends.least, ends.greatest, s);
+  }
+
+  QAT_HD AsymmetricKernel(const Codec& codec, const Codec::Encoder& e, const float* s)
+      : divisor(_mm256_set1_ps(e.divisor)),
+        zero(_mm256_set1_ps(s[1])),
+        stored(_mm256_set1_ps(s[0])),
+        low(_mm256_set1_ps(codec.low)),
+        high(_mm256_set1_ps(codec.high)) {}
+
+  QAT_HD __m256 value(__m256 w) const {
+    const __m256i code = code8(_mm256_add_ps(_mm256_div_ps(w, divisor), zero), low, high);
+    return round_value8<kType>(_mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(code), zero), stored));
+  }
+};
+
+template <DType kType>
+struct MlxKernel {
+  using Codec = MlxAffine;
+  __m256 scale, bias, stored_scale, stored_bias, levels;
+
+  static QAT_HD void scales(const Codec& codec, const float* w, int64_t n, float* s, Seen& seen) {
+    const Ends ends = ends_of(w, n, seen);
+    codec.scales_of(ends.least, ends.greatest, s);
+  }
+
+  QAT_HD MlxKernel(const Codec& codec, const Codec::Encoder& e, const float* s)
+      : scale(_mm256_set1_ps(e.scale)),
+        bias(_mm256_set1_ps(e.bias)),
+        stored_scale(_mm256_set1_ps(s[0])),
+        stored_bias(_mm256_set1_ps(s[1])),
+        levels(_mm256_set1_ps(codec.levels)) {}
+
+  QAT_HD __m256 value(__m256 w) const {
+    const __m256 position = _mm256_div_ps(_mm256_sub_ps(w, bias), scale);
+    const __m256 level = _mm256_cvtepi32_ps(code8(position, _mm256_setzero_ps(), levels));
+    const __m256 product = round_value8<kType>(_mm256_mul_ps(level, stored_scale));
+    return round_value8<kType>(_mm256_add_ps(product, stored_bias));
+  }
+};
+
+template <class Kernel, class Out>
+QAT_HD void quantize_block(const typename Kernel::Codec& codec, const float* w, int64_t n, Out* out,
+                           Seen& seen) {
+  float s[2];
+  float stored[2];
+  Kernel::scales(codec, w, n, s, seen);
+  seen.overflow |= codec.store(s, stored) != Status::kOk;
+  const auto encoder = codec.encoder(s);
+  const Kernel kernel(codec, encoder, stored);
+  const int64_t whole = n - n % 8;
+  for (int64_t i = 0; i < whole; i += 8) put8(out + i, kernel.value(_mm256_loadu_ps(w + i)));
+  for (int64_t i = whole; i < n; ++i) put1(out + i, codec.decode(codec.encode(w[i], encoder), stored));
+}
+
+template <class Kernel, class Out>
+Status integer_row(const void* object, const float* w, int64_t n, Out* out) {
+  const auto& codec = *static_cast<const typename Kernel::Codec*>(object);
   Seen seen;
-  if (symmetric.block == kUnrolled) {
-    for (int64_t i = 0; i < n; i += kUnrolled) {
-      symmetric_block<kDequant>(symmetric, w + i, kUnrolled, out + i, seen);
-    }
+  if (codec.block == kUnrolled) {
+    for (int64_t i = 0; i < n; i += kUnrolled) quantize_block<Kernel>(codec, w + i, kUnrolled, out + i, seen);
     return seen.status();
   }
-  const int64_t step = symmetric.block > 0 ? symmetric.block : n;
-  for (int64_t i = 0; i < n; i += step) symmetric_block<kDequant>(symmetric, w + i, step, out + i, seen);
+  const int64_t step = codec.block > 0 ? codec.block : n;
+  for (int64_t i = 0; i < n; i += step) quantize_block<Kernel>(codec, w + i, step, out + i, seen);
   return seen.status();
 }
 
-template <DType kDequant>
-constexpr RowKernels symmetric_kernels() {
-  return {symmetric_row<kDequant, float>, symmetric_row<kDequant, uint16_t>, nullptr, nullptr};
+template <class Kernel>
+constexpr RowKernels kernels() {
+  return {integer_row<Kernel, float>, integer_row<Kernel, uint16_t>, nullptr, nullptr};
+}
+
+template <template <DType> class Kernel>
+constexpr std::array<RowKernels, 3> by_type() {
+  return {kernels<Kernel<DType::kF32>>(), kernels<Kernel<DType::kF16>>(), kernels<Kernel<DType::kBF16>>()};
 }
 
 }  // namespace
 
-constinit const std::array<RowKernels, 3> kAvx2Symmetric{
-    symmetric_kernels<DType::kF32>(), symmetric_kernels<DType::kF16>(), symmetric_kernels<DType::kBF16>()};
+constinit const std::array<RowKernels, 3> kAvx2Symmetric = by_type<SymmetricKernel>();
+constinit const std::array<RowKernels, 3> kAvx2Asymmetric = by_type<AsymmetricKernel>();
+constinit const std::array<RowKernels, 3> kAvx2Mlx = by_type<MlxKernel>();
 
 }  // namespace qat::grid

@@ -25,8 +25,12 @@ struct RowKernels {
 RowKernels row_kernels(std::string_view grid) noexcept;
 
 struct IntSymmetric;
+struct IntAsymmetric;
+struct MlxAffine;
 
 /// The same for the codecs of the integer families.
 RowKernels row_kernels(const IntSymmetric& codec) noexcept;
+RowKernels row_kernels(const IntAsymmetric& codec) noexcept;
+RowKernels row_kernels(const MlxAffine& codec) noexcept;
 
 }  // namespace qat::grid

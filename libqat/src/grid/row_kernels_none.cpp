@@ -10,4 +10,12 @@ RowKernels row_kernels(const IntSymmetric&) noexcept {
   return {};
 }
 
+RowKernels row_kernels(const IntAsymmetric&) noexcept {
+  return {};
+}
+
+RowKernels row_kernels(const MlxAffine&) noexcept {
+  return {};
+}
+
 }  // namespace qat::grid

@@ -2,7 +2,9 @@
 
 #include "grid/kernels_avx2.hpp"
 #include "grid/row_kernels.hpp"
+#include "qat/grid/int_asymmetric.hpp"
 #include "qat/grid/int_symmetric.hpp"
+#include "qat/grid/mlx_affine.hpp"
 
 namespace qat::grid {
 namespace {
@@ -33,6 +35,14 @@ RowKernels row_kernels(std::string_view grid) noexcept {
 
 RowKernels row_kernels(const IntSymmetric& codec) noexcept {
   return has_avx2() ? kAvx2Symmetric[index_of(codec.dequant)] : RowKernels{};
+}
+
+RowKernels row_kernels(const IntAsymmetric& codec) noexcept {
+  return has_avx2() ? kAvx2Asymmetric[index_of(codec.dequant)] : RowKernels{};
+}
+
+RowKernels row_kernels(const MlxAffine& codec) noexcept {
+  return has_avx2() ? kAvx2Mlx[index_of(codec.dtype)] : RowKernels{};
 }
 
 }  // namespace qat::grid

@@ -10,21 +10,38 @@ using qat::grid::find;
 
 namespace {
 
-const std::vector<std::string_view> kNames{
-    "f32",          "f16",      "bf16",                                //
-    "q4_0",         "q4_1",     "q5_0",     "q5_1",      "q8_0",       //
-    "q2_0",         "q1_0",     "tq1_0",    "tq2_0",                   //
-    "mxfp4",        "nvfp4",                                           //
-    "q2_k",         "q3_k",     "q4_k",     "q5_k",      "q6_k",       //
-    "int8_channel", "int8_g32", "int8_g64", "int8_g128", "int8_g256",  //
-    "int4_channel", "int4_g32", "int4_g64", "int4_g128", "int4_g256",  //
-    "int3_channel", "int3_g32", "int3_g64", "int3_g128", "int3_g256",  //
-    "int2_channel", "int2_g32", "int2_g64", "int2_g128", "int2_g256"};
+const std::vector<std::string> kFirstNames{"f32",   "f16",   "bf16",                    //
+                                           "q4_0",  "q4_1",  "q5_0",  "q5_1",  "q8_0",  //
+                                           "q2_0",  "q1_0",  "tq1_0", "tq2_0",          //
+                                           "mxfp4", "nvfp4",                            //
+                                           "q2_k",  "q3_k",  "q4_k",  "q5_k",  "q6_k"};
+
+std::vector<std::string> all_names() {
+  std::vector<std::string> names = kFirstNames;
+  for (const char* ending : {"", "_asym"}) {
+    for (const char* bits : {"int8", "int4", "int3", "int2"}) {
+      for (const char* block : {"_channel", "_g32", "_g64", "_g128", "_g256"}) {
+        names.push_back(std::string(bits) + block + ending);
+      }
+    }
+  }
+  for (const char* bits : {"mlx8", "mlx6", "mlx5", "mlx4", "mlx3", "mlx2"}) {
+    for (const char* block : {"_g32", "_g64", "_g128"}) names.push_back(std::string(bits) + block);
+  }
+  for (const char* bits : {"mobile8", "mobile4", "mobile2"}) {
+    names.push_back(bits);
+    names.push_back(std::string(bits) + "_g256");
+  }
+  return names;
+}
+
+const std::vector<std::string> kNames = all_names();
 
 }  // namespace
 
 TEST_CASE("grids are listed in a fixed order and found by name") {
-  REQUIRE(qat::grid::names() == kNames);
+  const auto names = qat::grid::names();
+  REQUIRE(std::vector<std::string>(names.begin(), names.end()) == kNames);
   for (const std::string_view name : kNames) {
     REQUIRE(find(name).info().name == name);
     REQUIRE(qat::grid::reference(name).info().name == name);
@@ -89,6 +106,10 @@ TEST_CASE("the options of a name, and a name from options") {
   REQUIRE(name_options("q4_0").dequant_dtypes.empty());
   REQUIRE(name_options("int4_g32").scale_grids.size() == 5);
   REQUIRE(name_options("int4_g32").dequant_dtypes.size() == 3);
+  REQUIRE(name_options("mlx4_g64").scale_grids.size() == 3);
+  REQUIRE(name_options("mlx4_g64").dequant_dtypes.size() == 1);  // the scales' dtype is that of the product
+  REQUIRE_THROWS_WITH(find("mlx4_g64@pow2"), Catch::Contains("one of fp32, fp16, bf16, got \"pow2\""));
+  REQUIRE_THROWS_WITH(find("mlx4_g64:bf16"), Catch::Contains("one of fp32, got \"bf16\""));
   for (const std::string_view name : qat::grid::names()) {
     const auto [scale_grids, dequant_dtypes] = name_options(name);
     for (const std::string_view scale_grid : scale_grids) {

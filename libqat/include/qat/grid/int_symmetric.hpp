@@ -8,8 +8,13 @@
 // - compressed-tensors (int4_g32, ...): divisor (2^b - 1) / 2, and where s' would be 0 the epsilon of its
 //   type. (compressed_tensors/quantization/utils/helpers.py calculate_qparams with scale_dtype,
 //   lifecycle/forward.py quantize and dequantize)
+// - Gemma mobile (mobile4, ...): divisor 2^(b-1) - 1, with max|w| at least 1e-9, and 2^-14 where s' would
+//   still be 0: kernels demand a positive, normal scale. Codes of 8 bits are picked from -127 on, though a
+//   file may hold -128. (ai_edge_quantizer uniform_quantize_tensor.py tensor_zp_scale_from_min_max,
+//   uniform_quantize)
 
 #include "qat/grid/rounding.hpp"
+#include "qat/grid/search.hpp"
 
 namespace qat::grid {
 
@@ -19,19 +24,25 @@ struct IntSymmetric {
   ScaleGrid scale_grid;
   DType dequant;     ///< type of the product
   float divisor;     ///< largest magnitude -> scale
+  float least;       ///< smaller largest magnitudes count as this
   float zero_scale;  ///< chosen where the stored scale would be 0
   float max_scale;   ///< with a larger one, the lowest level would not be finite in `dequant`
   float low;         ///< least code that `encode` picks
   float high;        ///< greatest code that `encode` picks
+  bool negative;     ///< consumers read a negative scale
 
   const Info& info() const { return *grid; }
 
   QAT_HD float scale_of(float largest) const {
-    const float scale = largest / divisor;
+    const float scale = (largest > least ? largest : least) / divisor;
     return round_scale(scale_grid, scale) == 0.0F ? zero_scale : scale;
   }
 
   QAT_HD void choose(const float* w, int64_t n, float* s) const { s[0] = scale_of(absolute_maximum(w, n)); }
+
+  QAT_HD void search(const float* w, int64_t n, float* s) const {
+    search_scale(*this, w, n, s, negative ? Signs::kBoth : Signs::kPositive);
+  }
 
   QAT_HD Status store(const float* s, float* stored) const {
     stored[0] = round_scale(scale_grid, s[0]);
