@@ -42,6 +42,7 @@ __all__: list[str] = [
     "compare",
     "compute_dtype",
     "convert_tensor",
+    "convert_tensors",
     "default_options",
     "dequantize",
     "export_checkpoint",
@@ -969,6 +970,20 @@ def convert_tensor(key: str, tensor: QuantizedTensor, grid: str) -> tuple[Quanti
     The same weights, bit for bit, on another grid: (tensor, "") or (None, the reason in words).
 
     Nothing is quantized again; 0 and -0 count as the same number. ArgumentError naming the key for an unknown grid.
+    """
+
+def convert_tensors(
+    checkpoint: QuantizedCheckpoint, grids: collections.abc.Mapping[str, str]
+) -> tuple[QuantizedCheckpoint, dict[str, str]]:
+    """
+    A checkpoint with some tensors on other grids, the same numbers as before.
+
+    Args:
+        checkpoint: what `freeze`, `load` or `import_checkpoint` returned.
+        grids: state_dict key -> grid.
+
+    Returns:
+        The checkpoint, and for each tensor that its grid cannot hold (it stays as it was) the reason by key.
     """
 
 def default_options() -> typing.Any:

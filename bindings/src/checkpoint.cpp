@@ -58,6 +58,13 @@ std::pair<std::optional<QuantizedTensor>, std::string> converted(const std::stri
   return {std::move(result), std::move(why)};
 }
 
+std::pair<QuantizedCheckpoint, std::map<std::string, std::string>> all_converted(
+    const QuantizedCheckpoint& checkpoint, const std::map<std::string, std::string>& grids) {
+  std::map<std::string, std::string> refused;
+  auto result = convert_tensors(checkpoint, grids, refused);
+  return {std::move(result), std::move(refused)};
+}
+
 std::map<std::string, at::Tensor> weights_of(const QuantizedCheckpoint& checkpoint) {
   const py::gil_scoped_release unlocked;
   std::map<std::string, at::Tensor> weights;
@@ -102,6 +109,15 @@ Args:
              R"(The same weights, bit for bit, on another grid: (tensor, "") or (None, the reason in words).
 
 Nothing is quantized again; 0 and -0 count as the same number. ArgumentError naming the key for an unknown grid.)");
+  module.def("convert_tensors", &all_converted, py::arg("checkpoint"), py::arg("grids"), unlocked,
+             R"(A checkpoint with some tensors on other grids, the same numbers as before.
+
+Args:
+    checkpoint: what `freeze`, `load` or `import_checkpoint` returned.
+    grids: state_dict key -> grid.
+
+Returns:
+    The checkpoint, and for each tensor that its grid cannot hold (it stays as it was) the reason by key.)");
   module.def("dequantize", &weights_of, py::arg("checkpoint"),
              "state_dict key -> float32 tensor: what the consumer of the file computes, aliases included.");
   module.def(

@@ -8,8 +8,8 @@ import typer
 
 import libqat
 
+from . import convert, export, finetune, inspect, quantize, report, verify
 from . import eval as eval_command
-from . import export, finetune, inspect, quantize, report, verify
 
 app = typer.Typer(
     name="libqat",
@@ -38,7 +38,7 @@ def _version(
         raise typer.Exit
 
 
-for module in (finetune, quantize, export, eval_command, report, inspect, verify):
+for module in (finetune, quantize, export, convert, eval_command, report, inspect, verify):
     app.command(module.NAME, help=module.HELP)(module.run)
 
 

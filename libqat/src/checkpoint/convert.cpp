@@ -101,4 +101,24 @@ std::optional<QuantizedTensor> convert_tensor(const std::string& key, const Quan
   return std::nullopt;
 }
 
+QuantizedCheckpoint convert_tensors(const QuantizedCheckpoint& checkpoint,
+                                    const std::map<std::string, std::string>& grids,
+                                    std::map<std::string, std::string>& refused) {
+  QuantizedCheckpoint result = checkpoint;
+  for (const auto& [key, grid] : grids) {
+    const auto found = result.quantized.find(key);
+    if (found == result.quantized.end()) {
+      throw ArgumentError("convert_tensors: " + key +
+                          ": expected a quantized tensor of the checkpoint, got none");
+    }
+    std::string why;
+    if (auto converted = convert_tensor(key, found->second, grid, &why)) {
+      found->second = *std::move(converted);
+    } else {
+      refused[key] = why;
+    }
+  }
+  return result;
+}
+
 }  // namespace qat

@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "export/comparison.hpp"
+#include "export/fitting.hpp"
+#include "export/gguf_grids.hpp"
 #include "qat/core/error.hpp"
 
 namespace qat {
@@ -58,32 +60,8 @@ void require_complete(const ModelConfig& config, const Sources& sources) {
   if (!missing.empty()) fail("checkpoint", "every tensor of the model", "none for " + missing);
 }
 
-std::string grids_of_ggml() {
-  std::string list;
-  for (const std::string_view name : grid::names()) {
-    if (grid::find(name).info().is_float || grid::ggml_type_of_grid(name) == nullptr) continue;
-    list += (list.empty() ? "" : ", ") + std::string(name);
-  }
-  return list;
-}
-
-/// Why no GGUF holds the tensor, or "".
-std::string reason_against(const QuantizedTensor& tensor) {
-  const grid::GgmlType* type = grid::ggml_type_of_grid(tensor.scheme.weight);
-  if (type == nullptr || type->pack == nullptr) {
-    return "expected a grid that GGUF files hold (" + grids_of_ggml() + ")";
-  }
-  if (tensor.shape.size() == 2 && tensor.shape[1] > 0 && tensor.shape[1] % type->block == 0) return "";
-  return "expected a matrix with rows of whole blocks of " + std::to_string(type->block) + ", got " +
-         shape_text(tensor.shape);
-}
-
+/// `tensor` has been fitted to a grid of GGUF files.
 void take_quantized(PlannedTensor& planned, const QuantizedTensor& tensor) {
-  const std::string reason = reason_against(tensor);
-  if (!reason.empty()) {
-    throw UnsupportedError("export_checkpoint: " + planned.key + " (" + tensor.scheme.weight +
-                           "): " + reason);
-  }
   planned.type = grid::ggml_type_of_grid(tensor.scheme.weight);
   const grid::Grid& grid = grid::find(tensor.scheme.weight);
   const std::vector<int64_t> scales{tensor.shape[0], grid.blocks(tensor.shape[1]), grid.params()};
@@ -158,8 +136,13 @@ int64_t GgufPlan::bytes() const noexcept {
   return sum;
 }
 
-GgufPlan plan_gguf(const QuantizedCheckpoint& checkpoint) {
-  GgufPlan plan{ModelConfig(checkpoint.config), {}};
+GgufPlan plan_gguf(const QuantizedCheckpoint& original) {
+  GgufPlan plan{ModelConfig(original.config), {}};
+  const auto [checkpoint, obstacles] = fit(original, gguf_grids);
+  if (!obstacles.empty()) {
+    const Obstacle& first = obstacles.front();
+    throw UnsupportedError("export_checkpoint: " + first.tensor + " (" + first.grid + "): " + first.reason);
+  }
   const arch::Family& family = plan.config.family();
   const Sources sources = sources_of(checkpoint);
   require_complete(plan.config, sources);
@@ -192,18 +175,14 @@ GgufPlan plan_gguf(const QuantizedCheckpoint& checkpoint) {
 }
 
 std::vector<Obstacle> gguf_obstacles(const QuantizedCheckpoint& checkpoint) {
-  std::vector<Obstacle> obstacles;
-  for (const auto& [key, tensor] : checkpoint.quantized) {
-    const std::string reason = reason_against(tensor);
-    if (!reason.empty()) obstacles.push_back({key, tensor.scheme.weight, reason});
-  }
-  if (!obstacles.empty()) return obstacles;
+  Fitted fitted = fit(checkpoint, gguf_grids);
+  if (!fitted.obstacles.empty()) return fitted.obstacles;
   try {
-    plan_gguf(checkpoint);
+    plan_gguf(fitted.checkpoint);
   } catch (const UnsupportedError& error) {
-    obstacles.push_back({"", "", error.what()});
+    return {{"", "", error.what()}};
   }
-  return obstacles;
+  return {};
 }
 
 }  // namespace qat

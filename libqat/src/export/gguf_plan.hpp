@@ -44,12 +44,13 @@ struct GgufPlan {
   int64_t bytes() const noexcept;  ///< of all tensors, without padding
 };
 
-/// Throws ArgumentError for tensors that are missing (all of them), surplus or misshapen, UnsupportedError
-/// for a grid or a shape that GGUF cannot hold. Messages name the tensor.
+/// Tensors on other grids are taken over to types of GGUF that hold the same numbers. Throws ArgumentError
+/// for tensors that are missing (all of them), surplus or misshapen, UnsupportedError for a grid or a shape
+/// that GGUF cannot hold. Messages name the tensor.
 GgufPlan plan_gguf(const QuantizedCheckpoint& checkpoint);
 
-/// The tensors whose grid or shape a GGUF cannot hold; when there are none, whatever else plan_gguf finds
-/// unsupported, without a tensor's name.
+/// The tensors whose numbers or shape no type of GGUF holds; when there are none, whatever else plan_gguf
+/// finds unsupported, without a tensor's name.
 std::vector<Obstacle> gguf_obstacles(const QuantizedCheckpoint& checkpoint);
 
 }  // namespace qat

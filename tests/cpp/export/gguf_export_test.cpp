@@ -146,6 +146,20 @@ TEST_CASE("general.file_type is the type of most weights") {
   REQUIRE(file.metadata().find("general.quantization_version") == nullptr);
 }
 
+TEST_CASE("numbers of another grid go into the ggml type that holds them") {
+  const tiny::Folder folder("fitted");
+  const auto checkpoint = tiny::checkpoint();
+  qat::export_checkpoint(checkpoint, folder.file("a"));
+  auto other = checkpoint;
+  for (auto& [key, tensor] : other.quantized) {
+    if (tensor.scheme.weight == "q4_0") tensor.scheme.weight = "int4_g32";
+  }
+  REQUIRE(qat::can_export(other, "gguf").empty());
+  qat::export_checkpoint(other, folder.file("b"));
+  REQUIRE(tiny::read(folder.file("b")) == tiny::read(folder.file("a")));
+  REQUIRE(qat::verify(folder.file("b"), other).empty());
+}
+
 TEST_CASE("what the file cannot hold is refused with the tensor's name, and an older file stays") {
   const tiny::Folder folder("refused");
   const std::string path = folder.file("a.gguf");
@@ -153,11 +167,13 @@ TEST_CASE("what the file cannot hold is refused with the tensor's name, and an o
   auto checkpoint = tiny::checkpoint();
   auto& query = checkpoint.quantized[kQuery];
 
-  SECTION("a grid without a ggml type") {
+  SECTION("another grid's numbers that no ggml type holds") {
     query.scheme.weight = "int4_channel";
+    query.scales = at::full({64, 1, 1}, 0.1F);
     REQUIRE_THAT(
         message_of<UnsupportedError>(checkpoint, path),
-        Contains(kQuery) && Contains("(int4_channel): expected a grid that GGUF") && Contains("q8_0"));
+        Contains(kQuery) &&
+            Contains("(int4_channel): row 0, block 0: scales of q4_0 cannot hold 0.100000001 exactly"));
   }
   SECTION("a code beyond the grid") {
     query.codes.data_ptr<int8_t>()[5 * 64 + 3] = 8;

@@ -2,6 +2,7 @@
 
 // A tensor of a checkpoint on another grid, without a change of its numbers.
 
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -16,5 +17,12 @@ namespace qat {
 /// naming `key` for an unknown grid, a grid without codes, and a tensor that is not legal on its own grid.
 std::optional<QuantizedTensor> convert_tensor(const std::string& key, const QuantizedTensor& tensor,
                                               std::string_view grid, std::string* why = nullptr);
+
+/// The checkpoint with the tensors of `grids` (state_dict key -> grid) on those grids. One that its grid
+/// cannot hold stays as it was, and is in `refused` with the reason. ArgumentError for a key that is not the
+/// one of a quantized tensor, and what convert_tensor throws.
+QuantizedCheckpoint convert_tensors(const QuantizedCheckpoint& checkpoint,
+                                    const std::map<std::string, std::string>& grids,
+                                    std::map<std::string, std::string>& refused);
 
 }  // namespace qat

@@ -1,0 +1,41 @@
+#include "export/fitting.hpp"
+
+#include <optional>
+#include <utility>
+
+#include "qat/checkpoint/convert.hpp"
+
+namespace qat {
+namespace {
+
+/// The tensor on the first grid that holds it, or nothing and the reason.
+std::optional<QuantizedTensor> place(const std::string& key, const QuantizedTensor& tensor,
+                                     const Choice& choice, std::string& reason) {
+  reason = choice.reason;
+  for (std::size_t i = 0; i < choice.grids.size(); ++i) {
+    std::string why;
+    auto placed = convert_tensor(key, tensor, choice.grids[i], &why);
+    if (placed) return placed;
+    if (i == choice.natural) reason = why;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+Fitted fit(const QuantizedCheckpoint& checkpoint, const Choose& choose) {
+  Fitted fitted{checkpoint, {}};
+  for (auto& [key, tensor] : fitted.checkpoint.quantized) {
+    const Choice choice = choose(tensor);
+    if (choice.grids.size() == 1 && choice.grids.front() == tensor.scheme.weight) continue;
+    std::string reason;
+    if (auto placed = place(key, tensor, choice, reason)) {
+      tensor = *std::move(placed);
+    } else {
+      fitted.obstacles.push_back({key, tensor.scheme.weight, reason});
+    }
+  }
+  return fitted;
+}
+
+}  // namespace qat
