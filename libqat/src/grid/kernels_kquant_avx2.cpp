@@ -17,12 +17,6 @@ namespace {
 
 using Eight = Lanes<1>;
 
-/// Element i of every sub-block of a block -> x[i].
-template <int kWeights, class F>
-QAT_HD void load_sub_blocks(const float* w, F* x) {
-  for (int i = 0; i < kWeights; ++i) x[i] = F::gather(w + i, kWeights);
-}
-
 QAT_HD Eight load(const float* w) {
   Eight eight;
   eight.v[0] = _mm256_loadu_ps(w);
@@ -36,14 +30,7 @@ struct AffineKernel {
   using F = Lanes<kSubBlocks / 8>;
 
   static QAT_HD void choose(const float* w, float* s) {
-    F x[kWeights];
-    load_sub_blocks<kWeights>(w, x);
-    const AffineFit<F> fit = affine_fit<typename Codec::SubRule, F>(x, nullptr);
-    float scales[kSubBlocks];
-    float minimums[kSubBlocks];
-    fit.scale.put(scales);
-    fit.minimum.put(minimums);
-    Codec::SubRule::combine(scales, minimums, s);
+    Codec::template choose_by<typename Codec::SubRule, F>(w, s);
   }
 
   /// Where a sub-block's scale is 0 its codes do not matter: 0 * code is +0.
@@ -64,14 +51,7 @@ struct SymmetricKernel {
   static constexpr int kSubBlocks = Codec::kSubBlocks;
   using F = Lanes<kSubBlocks / 8>;
 
-  static QAT_HD void choose(const float* w, float* s) {
-    F x[kWeights];
-    F codes[kWeights];
-    load_sub_blocks<kWeights>(w, x);
-    float scales[kSubBlocks];
-    Codec::SubRule::fit(x, codes).put(scales);
-    Codec::combine(scales, s);
-  }
+  static QAT_HD void choose(const float* w, float* s) { Codec::template choose_by<F>(w, s); }
 
   /// Where a sub-block's scale is 0, the signs of the zeros are those of its search's codes.
   template <class Out>
@@ -96,7 +76,7 @@ struct SymmetricKernel {
   }
 };
 
-template <class Codec, class Kernel, class Out>
+template <class Codec, class Kernel, ScaleRule kRule, class Out>
 Status kquant_row(const void*, const float* w, int64_t n, Out* out) {
   Seen seen;
   seen.largest = largest_lanes(w, n);
@@ -104,7 +84,11 @@ Status kquant_row(const void*, const float* w, int64_t n, Out* out) {
   for (int64_t i = 0; i < n; i += kSuperBlock) {
     float s[Codec::kParams];
     float stored[Codec::kParams];
-    Kernel::choose(w + i, s);
+    if constexpr (kRule == ScaleRule::kSearch) {
+      Codec::template search_by<typename Kernel::F>(w + i, s);
+    } else {
+      Kernel::choose(w + i, s);
+    }
     if (Codec::store(s, stored) != Status::kOk) return Status::kOverflow;
     Kernel::quantize(w + i, s, stored, out + i);
   }
@@ -114,7 +98,10 @@ Status kquant_row(const void*, const float* w, int64_t n, Out* out) {
 template <class Codec, class Kernel>
 constexpr NamedKernels blocks() {
   return {Codec::kInfo.name,
-          {kquant_row<Codec, Kernel, float>, kquant_row<Codec, Kernel, uint16_t>, nullptr, nullptr}};
+          {kquant_row<Codec, Kernel, ScaleRule::kReference, float>,
+           kquant_row<Codec, Kernel, ScaleRule::kReference, uint16_t>,
+           kquant_row<Codec, Kernel, ScaleRule::kSearch, float>,
+           kquant_row<Codec, Kernel, ScaleRule::kSearch, uint16_t>}};
 }
 
 template <class Codec>

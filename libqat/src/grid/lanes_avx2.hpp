@@ -26,26 +26,12 @@ struct LaneMask {
 
 template <int K>
 struct Lanes {
-  static constexpr int kCount = 8 * K;
-
   __m256 v[K];
 
   Lanes() = default;
   // NOLINTNEXTLINE(google-explicit-constructor): a constant beside lanes means that constant in each.
   QAT_HD Lanes(float value) {
     for (int k = 0; k < K; ++k) v[k] = _mm256_set1_ps(value);
-  }
-
-  /// Lane j: from[j * step].
-  static QAT_HD Lanes gather(const float* from, int step) {
-    const __m256i index =
-        _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(step));
-    Lanes lanes;
-    for (int k = 0; k < K; ++k) lanes.v[k] = _mm256_i32gather_ps(from + 8 * k * step, index, 4);
-    return lanes;
-  }
-  QAT_HD void put(float* to) const {
-    for (int k = 0; k < K; ++k) _mm256_storeu_ps(to + 8 * k, v[k]);
   }
 
   template <class Function>
@@ -59,6 +45,16 @@ struct Lanes {
     LaneMask<K> mask;
     for (int k = 0; k < K; ++k) mask.v[k] = _mm256_cmp_ps(a.v[k], b.v[k], kPredicate);
     return mask;
+  }
+
+  /// Lane j: from[j * step].
+  friend QAT_HD void gather_lanes(const float* from, int step, Lanes* lanes) {
+    const __m256i first = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i index = _mm256_mullo_epi32(first, _mm256_set1_epi32(step));
+    for (int k = 0; k < K; ++k) lanes->v[k] = _mm256_i32gather_ps(from + 8 * k * step, index, 4);
+  }
+  friend QAT_HD void put_lanes(const Lanes& lanes, float* to) {
+    for (int k = 0; k < K; ++k) _mm256_storeu_ps(to + 8 * k, lanes.v[k]);
   }
 
   friend QAT_HD Lanes operator+(const Lanes& a, const Lanes& b) {

@@ -14,6 +14,7 @@
 #include "qat/grid/f16.hpp"
 #include "qat/grid/ggml_block.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/grid/kquant_improve.hpp"
 #include "qat/grid/kquant_search.hpp"
 
 namespace qat::grid {
@@ -71,15 +72,61 @@ struct AffineKQuant {
     return {stored[0] * stored[2 + sub], stored[1] * stored[2 + kSubBlocks + sub]};
   }
 
-  static QAT_HD void choose(const float* w, int64_t, float* s) {
+  static QAT_HD void choose(const float* w, int64_t, float* s) { choose_by<Rule, float>(w, s); }
+
+  static QAT_HD void search(const float* w, int64_t, float* s) { search_by<float>(w, s); }
+
+  /// `choose` by the weights and candidates of that rule, with an F for the sub-blocks.
+  template <class Candidates, class F>
+  static QAT_HD void choose_by(const float* w, float* s) {
     float scales[kSubBlocks];
     float minimums[kSubBlocks];
-    for (int sub = 0; sub < kSubBlocks; ++sub) {
-      const AffineFit<float> fit = affine_fit<Rule, float>(w + sub * kWeights, nullptr);
-      scales[sub] = fit.scale;
-      minimums[sub] = fit.minimum;
+    for (int sub = 0; sub < kSubBlocks; sub += kLanes<F>) {
+      F x[kWeights];
+      load_sub_blocks<kWeights>(w + sub * kWeights, x);
+      const AffineFit<F> fit = affine_fit<Candidates, F>(x, nullptr);
+      put_lanes(fit.scale, scales + sub);
+      put_lanes(fit.minimum, minimums + sub);
     }
     Rule::combine(scales, minimums, s);
+  }
+
+  template <class F>
+  static QAT_HD void search_by(const float* w, float* s) {
+    choose_by<Rule, F>(w, s);
+    float start[kParams];
+    if (store(s, start) != Status::kOk) return;
+    double least = stored_error<F>(w, start);
+    improve<AffineKQuant, F>(w, start, &least, s);
+    if constexpr (requires { typename Rule::SecondStart; }) {
+      choose_by<typename Rule::SecondStart, F>(w, start);
+      if (store(start, start) == Status::kOk) improve<AffineKQuant, F>(w, start, &least, s);
+    }
+  }
+
+  /// The squared error of the block under stored scales.
+  template <class F>
+  static QAT_HD double stored_error(const float* w, const float* stored) {
+    SubBlockSums sums;
+    for (int sub = 0; sub < kSubBlocks; sub += kLanes<F>) {
+      F x[kWeights];
+      F scale;
+      F minimum;
+      load_sub_blocks<kWeights>(w + sub * kWeights, x);
+      gather_lanes(stored + 2 + sub, 1, &scale);
+      gather_lanes(stored + 2 + kSubBlocks + sub, 1, &minimum);
+      square_error<kWeights, 0, Rule::kCodeMax>(x, F(stored[0]) * scale, F(stored[1]) * minimum, sub, &sums);
+    }
+    return sums.total_error(kSubBlocks);
+  }
+
+  template <class F>
+  static QAT_HD void settle(const float* w, float* stored, SubBlockSums* sums) {
+    settle_affine<AffineKQuant, F>(w, stored, sums);
+  }
+
+  static QAT_HD bool refit(const SubBlockSums& sums, float* stored) {
+    return refit_affine<AffineKQuant>(sums, stored);
   }
 
   static QAT_HD Status store(const float* s, float* stored) {
@@ -142,16 +189,56 @@ struct SymmetricKQuant {
   /// d * sub_scale, an exact product.
   static QAT_HD float step(const float* stored, int sub) { return stored[0] * stored[1 + sub]; }
 
-  /// Where a search overflows float32, d is infinite, which `store` refuses.
-  static QAT_HD void choose(const float* w, int64_t, float* s) {
+  static QAT_HD void choose(const float* w, int64_t, float* s) { choose_by<float>(w, s); }
+
+  static QAT_HD void search(const float* w, int64_t, float* s) { search_by<float>(w, s); }
+
+  /// `choose` with an F for the sub-blocks.
+  template <class F>
+  static QAT_HD void choose_by(const float* w, float* s) {
     float scales[kSubBlocks];
-    for (int sub = 0; sub < kSubBlocks; ++sub) {
-      float codes[kWeights];
-      scales[sub] = Rule::fit(w + sub * kWeights, codes);
+    for (int sub = 0; sub < kSubBlocks; sub += kLanes<F>) {
+      F x[kWeights];
+      F codes[kWeights];
+      load_sub_blocks<kWeights>(w + sub * kWeights, x);
+      put_lanes(Rule::fit(x, codes), scales + sub);
     }
     combine(scales, s);
   }
 
+  template <class F>
+  static QAT_HD void search_by(const float* w, float* s) {
+    choose_by<F>(w, s);
+    float start[kParams];
+    if (store(s, start) != Status::kOk) return;
+    double least = stored_error<F>(w, start);
+    improve<SymmetricKQuant, F>(w, start, &least, s);
+  }
+
+  /// The squared error of the block under stored scales.
+  template <class F>
+  static QAT_HD double stored_error(const float* w, const float* stored) {
+    SubBlockSums sums;
+    for (int sub = 0; sub < kSubBlocks; sub += kLanes<F>) {
+      F x[kWeights];
+      F scale;
+      load_sub_blocks<kWeights>(w + sub * kWeights, x);
+      gather_lanes(stored + 1 + sub, 1, &scale);
+      square_error<kWeights, -Rule::kLevels, Rule::kLevels - 1>(x, F(stored[0]) * scale, F(0.0F), sub, &sums);
+    }
+    return sums.total_error(kSubBlocks);
+  }
+
+  template <class F>
+  static QAT_HD void settle(const float* w, float* stored, SubBlockSums* sums) {
+    settle_symmetric<SymmetricKQuant, F>(w, stored, sums);
+  }
+
+  static QAT_HD bool refit(const SubBlockSums& sums, float* stored) {
+    return refit_symmetric<SymmetricKQuant>(sums, stored);
+  }
+
+  /// Where a search overflows float32, d is infinite, which `store` refuses.
   static QAT_HD void combine(const float* scales, float* s) {
     if (all_finite(scales, kSubBlocks)) return Rule::combine(scales, s);
     s[0] = float_of(kInfinityBits);

@@ -10,7 +10,24 @@
 
 namespace qat::grid {
 
+/// The candidates of ggml's q2_k by plain squared errors.
+struct EvenlyWeighted {
+  static constexpr int kWeights = 16;
+  static constexpr int kCodeMax = 3;
+  static constexpr bool kAbsolute = false;
+  static constexpr float kFirst = -0.5F;
+  static constexpr float kStep = 0.1F;
+  static constexpr int kSteps = 15;
+
+  template <class F>
+  static QAT_HD void weigh(const F*, F* weights) {
+    for (int i = 0; i < kWeights; ++i) weights[i] = 1.0F;
+  }
+};
+
 struct FourBitScaleRule {
+  /// For `search`: ggml's weights and absolute errors lead away from the least squared error.
+  using SecondStart = EvenlyWeighted;
   static constexpr int kWeights = 16;
   static constexpr int kCodeMax = 3;
   static constexpr int kScaleMax = 15;
