@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import libqat
-from libqat import _core
+from libqat import _core, ops
 
 libggml = pytest.importorskip("libggml", reason="needs libggml-python: pip install libggml-python")
 
@@ -185,3 +186,20 @@ def test_positions_beyond_2_22_steps_equal_ggml(ggml, name):
     scale, minimum, *sub = _core.grid_store(name, _core.grid_choose(name, w), WIDTH)[0, 0]
     assert (w[0, 40] + minimum * sub[9]) / (scale * sub[1]) < -(2**22)
     check(ggml, name, w)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_operators_take_both_levels(name):
+    w = torch.randn(3, 2 * WIDTH, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    w_hat = ops.fake_quantize(w, name, "clipped_ste")
+    w_hat.sum().backward()
+    rows = w.detach().numpy()
+    s = _core.grid_choose(name, rows)
+    mask = _core.grid_in_range(name, rows, s)
+    assert 0 < np.count_nonzero(mask == 0) < 0.2 * mask.size  # beyond the outer levels; four levels clip most
+    np.testing.assert_array_equal(w.grad.numpy(), mask)
+    codes, scales = ops.quantize(w, name)
+    assert scales.shape == s.shape
+    assert torch.equal(ops.dequantize(codes, scales, name), w_hat)
+    x = torch.randn(4, 2 * WIDTH)
+    torch.testing.assert_close(ops.quantized_linear(x, w, None, name), x @ w_hat.T)
