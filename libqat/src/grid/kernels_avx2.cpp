@@ -112,19 +112,58 @@ QAT_HD __m256 through_e2m1(__m256 w, float scale, float stored) {
   return _mm256_or_ps(product, _mm256_and_ps(_mm256_and_ps(w, sign), nonzero));
 }
 
-/// mxfp4 and nvfp4.
+/// `BestScale` for a block of whole vectors.
 template <class Codec>
+struct WideBestScale {
+  const float* w;
+  float unit;
+  float scale;
+  double error;
+
+  QAT_HD WideBestScale(const float* weights, int64_t, float largest, float s)
+      : w(weights), unit(error_unit(largest)), scale(s), error(error_of(s)) {}
+
+  QAT_HD double error_of(float s) const {
+    float stored;
+    if (Codec::store(&s, &stored) != Status::kOk) return static_cast<double>(float_of(kInfinityBits));
+    const float divisor = Codec::encoder(&s).scale;
+    __m256 lanes = _mm256_setzero_ps();
+    for (int64_t i = 0; i < Codec::kInfo.block; i += 8) {
+      const __m256 value = _mm256_loadu_ps(w + i);
+      const __m256 off =
+          _mm256_mul_ps(_mm256_sub_ps(value, through_e2m1(value, divisor, stored)), _mm256_set1_ps(unit));
+      lanes = _mm256_add_ps(lanes, _mm256_mul_ps(off, off));
+    }
+    ErrorSum sum;
+    _mm256_storeu_ps(sum.lanes, lanes);
+    return static_cast<double>(sum.total());
+  }
+
+  QAT_HD void offer(float s) {
+    const double offered = error_of(s);
+    if (offered >= error) return;
+    error = offered;
+    scale = s;
+  }
+};
+
+/// mxfp4 and nvfp4.
+template <class Codec, ScaleRule kRule>
 struct E2M1Kernel {
   template <class Out>
   static QAT_HD void run(const float* w, Out* out, Seen& seen) {
-    const __m256i largest = spread_max(largest_lanes(w, Codec::kInfo.block));
-    seen.largest = _mm256_max_epi32(seen.largest, largest);
-    const float s = Codec::scale_of(float_of(first_lane(largest)));
+    const __m256i largest_bits = spread_max(largest_lanes(w, Codec::kInfo.block));
+    seen.largest = _mm256_max_epi32(seen.largest, largest_bits);
+    const float largest = float_of(first_lane(largest_bits));
+    float s = Codec::scale_of(largest);
+    if constexpr (kRule == ScaleRule::kSearch) {
+      s = search_e2m1<Codec, WideBestScale<Codec>>(w, Codec::kInfo.block, largest, s);
+    }
     float stored;
     seen.overflow |= Codec::store(&s, &stored) != Status::kOk;
-    const float scale = Codec::encoder(&s).scale;
+    const float divisor = Codec::encoder(&s).scale;
     for (int64_t i = 0; i < Codec::kInfo.block; i += 8) {
-      put8(out + i, through_e2m1(_mm256_loadu_ps(w + i), scale, stored));
+      put8(out + i, through_e2m1(_mm256_loadu_ps(w + i), divisor, stored));
     }
   }
 };
@@ -143,13 +182,22 @@ constexpr NamedKernels blocks() {
           {block_row<Codec, Kernel, float>, block_row<Codec, Kernel, uint16_t>, nullptr, nullptr}};
 }
 
+template <class Codec>
+constexpr NamedKernels e2m1_blocks() {
+  using Rule = E2M1Kernel<Codec, ScaleRule::kReference>;
+  using Search = E2M1Kernel<Codec, ScaleRule::kSearch>;
+  return {Codec::kInfo.name,
+          {block_row<Codec, Rule, float>, block_row<Codec, Rule, uint16_t>, block_row<Codec, Search, float>,
+           block_row<Codec, Search, uint16_t>}};
+}
+
 }  // namespace
 
 constinit const std::array<NamedKernels, 10> kAvx2Kernels{
     {blocks<Q4_0, SignedKernel<Q4_0>>(), blocks<Q4_1, OffsetKernel<Q4_1>>(),
      blocks<Q5_0, SignedKernel<Q5_0>>(), blocks<Q5_1, OffsetKernel<Q5_1>>(),
      blocks<Q8_0, MaximumKernel<Q8_0, 127>>(), blocks<Q2_0, MaximumKernel<Q2_0, 1>>(),
-     blocks<TQ1_0, MaximumKernel<TQ1_0, 1>>(), blocks<TQ2_0, MaximumKernel<TQ2_0, 1>>(),
-     blocks<Mxfp4, E2M1Kernel<Mxfp4>>(), blocks<Nvfp4, E2M1Kernel<Nvfp4>>()}};
+     blocks<TQ1_0, MaximumKernel<TQ1_0, 1>>(), blocks<TQ2_0, MaximumKernel<TQ2_0, 1>>(), e2m1_blocks<Mxfp4>(),
+     e2m1_blocks<Nvfp4>()}};
 
 }  // namespace qat::grid

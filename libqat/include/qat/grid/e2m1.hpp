@@ -41,16 +41,28 @@ struct BestScale {
   float scale;
   double error;
 
-  /// w: float32[n] of largest magnitude `largest`, at least kLeastSearched; s: the scale to beat.
-  static QAT_HD BestScale start(const float* w, int64_t n, float largest, float s) {
-    const float unit = error_unit(largest);
-    return {w, n, unit, s, decoded_error(Codec{}, w, n, &s, unit)};
-  }
+  QAT_HD BestScale(const float* weights, int64_t count, float largest, float s)
+      : w(weights), n(count), unit(error_unit(largest)), scale(s), error(error_of(s)) {}
 
-  QAT_HD void offer(float candidate) {
-    const double offered = decoded_error(Codec{}, w, n, &candidate, unit);
-    if (offered < error) *this = {w, n, unit, candidate, offered};
+  QAT_HD double error_of(float s) const { return decoded_error(Codec{}, w, n, &s, unit); }
+
+  QAT_HD void offer(float s) {
+    const double offered = error_of(s);
+    if (offered >= error) return;
+    error = offered;
+    scale = s;
   }
 };
+
+/// The scale of one block of mxfp4 or nvfp4: the best of the rule's, `s`, and of those that
+/// `Codec::offer_near` offers. Best: BestScale or its vectorised twin.
+template <class Codec, class Best>
+QAT_HD float search_e2m1(const float* w, int64_t n, float largest, float s) {
+  float stored;
+  if (largest < kLeastSearched || Codec::store(&s, &stored) != Status::kOk) return s;
+  Best best(w, n, largest, s);
+  Codec::offer_near(s, best);
+  return best.scale;
+}
 
 }  // namespace qat::grid

@@ -22,14 +22,16 @@ struct Mxfp4 {
 
   static QAT_HD void choose(const float* w, int64_t n, float* s) { s[0] = scale_of(absolute_maximum(w, n)); }
 
-  /// Also tries the powers of two beside the rule's: the greater one clips nothing, the less one clips more.
   static QAT_HD void search(const float* w, int64_t n, float* s) {
-    choose(w, n, s);
     const float largest = absolute_maximum(w, n);
-    if (largest < kLeastSearched) return;
-    auto best = BestScale<Mxfp4>::start(w, n, largest, s[0]);
-    for (const float factor : {2.0F, 0.5F}) best.offer(s[0] * factor);
-    s[0] = best.scale;
+    s[0] = search_e2m1<Mxfp4, BestScale<Mxfp4>>(w, n, largest, scale_of(largest));
+  }
+
+  /// The powers of two beside the rule's: the greater one clips nothing, the smaller one clips more.
+  template <class Best>
+  static QAT_HD void offer_near(float s, Best& best) {
+    best.offer(2.0F * s);
+    best.offer(0.5F * s);
   }
 
   /// 2^(floor(log2f(largest)) - 2), at least 2^-127 (where ggml's byte wraps around; all zero is 2^-127 in

@@ -20,18 +20,19 @@ struct Nvfp4 {
 
   static QAT_HD float scale_of(float largest) { return ggml_e4m3(largest / kE2M1Max); }
 
-  /// Also tries the scales near the rule's: an octave is 8 steps, and with a scale up to 6/4 as large the
-  /// largest weight falls on 4 instead of 6.
   static QAT_HD void search(const float* w, int64_t n, float* s) {
-    choose(w, n, s);
     const float largest = absolute_maximum(w, n);
-    if (largest < kLeastSearched || s[0] > kE4M3Max) return;
-    const int reference = e4m3_bits(s[0]);
-    auto best = BestScale<Nvfp4>::start(w, n, largest, s[0]);
+    s[0] = search_e2m1<Nvfp4, BestScale<Nvfp4>>(w, n, largest, scale_of(largest));
+  }
+
+  /// The scales near the rule's: an octave is 8 steps, and with a scale up to 6/4 as large the largest weight
+  /// falls on 4 instead of 6.
+  template <class Best>
+  static QAT_HD void offer_near(float s, Best& best) {
+    const int reference = e4m3_bits(s);
     for (int byte = reference - 3; byte <= reference + 6; ++byte) {
       if (byte > 0 && byte < 0x7f) best.offer(e4m3_value(static_cast<uint8_t>(byte)));
     }
-    s[0] = best.scale;
   }
 
   /// ggml's own rounding to e4m3: ties up, and everything from 248 on becomes 448. ggml also saturates what
