@@ -135,7 +135,7 @@ std::string hf_readme(const std::string& name, const HfWeights& weights) {
   return text + "\n`" + kManifest + "` lists each tensor.\n";
 }
 
-std::string hf_manifest(const HfWeights& weights, const std::vector<std::string>& files) {
+nlohmann::ordered_json hf_manifest(const HfWeights& weights) {
   nlohmann::ordered_json tensors = nlohmann::ordered_json::object();
   for (const Requantization& row : weights.report) {
     tensors[row.tensor] = {{"grid", row.grid},
@@ -144,16 +144,13 @@ std::string hf_manifest(const HfWeights& weights, const std::vector<std::string>
                            {"weights", row.weights},
                            {"rounded_weights", row.rounded_weights}};
   }
-  std::vector<std::string> sorted = files;
-  std::sort(sorted.begin(), sorted.end());
-  const nlohmann::ordered_json manifest{{"format", 1},
-                                        {"dtype", weights.dtype->name},
-                                        {"exact", weights.is_exact()},
-                                        {"requantizes_exactly", weights.requantizes_exactly()},
-                                        {"rounded_floats", weights.rounded_floats},
-                                        {"tensors", tensors},
-                                        {"files", sorted}};
-  return manifest.dump(2) + "\n";
+  return {{"format", 1},
+          {"target", "hf"},
+          {"dtype", weights.dtype->name},
+          {"exact", weights.is_exact()},
+          {"requantizes_exactly", weights.requantizes_exactly()},
+          {"rounded_floats", weights.rounded_floats},
+          {"tensors", tensors}};
 }
 
 void require_free(const path& folder, bool overwrite) {

@@ -4,6 +4,7 @@
 // its weights.
 
 #include <filesystem>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -35,8 +36,8 @@ std::string requantization_summary(const HfWeights& weights);
 /// README.md: what the folder holds, and what to expect when it is quantized again.
 std::string hf_readme(const std::string& name, const HfWeights& weights);
 
-/// libqat.json: the same for programs, and the names of all `files` of the folder.
-std::string hf_manifest(const HfWeights& weights, const std::vector<std::string>& files);
+/// libqat.json: the same for programs.
+nlohmann::ordered_json hf_manifest(const HfWeights& weights);
 
 /// FileError unless `folder` is absent or empty, or an earlier export that holds nothing else (and
 /// `overwrite`).

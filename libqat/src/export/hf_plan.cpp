@@ -15,6 +15,9 @@ using Json = nlohmann::ordered_json;
 constexpr const char* kStorageKeys[] = {"dtype", "torch_dtype", "architectures", "_name_or_path",
                                         "transformers_version"};
 
+/// Keys under which folders of codes describe them.
+constexpr const char* kQuantizationKeys[] = {"quantization_config", "quantization"};
+
 Json parse_config(const std::string& text) {
   Json config = Json::parse(text, nullptr, false);
   if (config.is_object()) return config;
@@ -86,15 +89,16 @@ std::vector<HfTensor> plan_hf(const QuantizedCheckpoint& checkpoint) {
   return Planner(checkpoint).plan();
 }
 
-std::string hf_config(const QuantizedCheckpoint& checkpoint, const HfDtype& dtype) {
+nlohmann::ordered_json hf_config(const QuantizedCheckpoint& checkpoint, const HfDtype& dtype) {
   Json config = parse_config(checkpoint.config);
   config.erase("_name_or_path");  // a path on this machine
   config.erase("torch_dtype");
+  for (const char* key : kQuantizationKeys) config.erase(key);
   config["dtype"] = dtype.name;
   const arch::Family* family = family_of(config);
   const bool unnamed = !config.contains("architectures") || config["architectures"].is_null();
   if (family != nullptr && unnamed) config["architectures"] = {family->hf_class};
-  return config.dump(2) + "\n";
+  return config;
 }
 
 bool same_model(const std::string& config, const std::string& other) {
@@ -102,6 +106,10 @@ bool same_model(const std::string& config, const std::string& other) {
   nlohmann::json two = nlohmann::json::parse(other, nullptr, false);
   if (!one.is_object() || !two.is_object()) return false;
   for (const char* key : kStorageKeys) {
+    one.erase(key);
+    two.erase(key);
+  }
+  for (const char* key : kQuantizationKeys) {
     one.erase(key);
     two.erase(key);
   }

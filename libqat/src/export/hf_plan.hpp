@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -26,9 +27,10 @@ struct HfTensor {
 /// understands.
 std::vector<HfTensor> plan_hf(const QuantizedCheckpoint& checkpoint);
 
-/// config.json for weights of this type: the checkpoint's configuration with `dtype`, and with
-/// `architectures` where the family is known. ArgumentError when the checkpoint has no configuration.
-std::string hf_config(const QuantizedCheckpoint& checkpoint, const HfDtype& dtype);
+/// config.json for weights of this type: the checkpoint's configuration with `dtype`, with `architectures`
+/// where the family is known, and without what it said of another quantization. ArgumentError when the
+/// checkpoint has no configuration.
+nlohmann::ordered_json hf_config(const QuantizedCheckpoint& checkpoint, const HfDtype& dtype);
 
 /// Whether two configurations describe one model: equal but for the keys that say how it is stored.
 bool same_model(const std::string& config, const std::string& other);
