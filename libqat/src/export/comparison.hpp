@@ -6,8 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "export/hf_plan.hpp"
 #include "qat/export/export.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/io/safetensors.hpp"
 
 namespace qat {
 
@@ -50,6 +52,10 @@ std::string text_of(float value);
 
 /// "[2, 3]".
 std::string shape_text(const std::vector<int64_t>& shape);
+
+/// Compares a dequantized (or unquantized) tensor of a folder, in whatever float type, with the checkpoint's.
+void compare_stored(const QuantizedCheckpoint& checkpoint, const HfTensor& tensor,
+                    const io::SafetensorsTensor& stored, std::vector<Difference>& differences);
 
 /// verify() for a file that begins as a GGUF.
 std::vector<Difference> verify_gguf(const std::string& path, const QuantizedCheckpoint& checkpoint);

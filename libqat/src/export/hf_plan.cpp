@@ -40,6 +40,17 @@ arch::TensorKind kind_of(const arch::Family& family, const std::string& key) {
   return mapped ? mapped->rule->kind : arch::TensorKind::kMatrix;
 }
 
+/// The tensor's kind in a known family; elsewhere embeddings are known by their usual names.
+bool is_embedding(const arch::Family* family, const std::string& key) {
+  if (family != nullptr) return kind_of(*family, key) == arch::TensorKind::kEmbedding;
+  constexpr std::string_view kWeight = ".weight";
+  if (!key.ends_with(kWeight)) return false;
+  std::string_view module = std::string_view(key).substr(0, key.size() - kWeight.size());
+  module.remove_prefix(module.rfind('.') + 1);
+  return module.starts_with("embed_tokens") || module.ends_with("embedding") ||
+         module.ends_with("embeddings") || module == "wte" || module == "wpe";
+}
+
 /// The name that stands in the folder for a tied head and its embedding: the embedding's.
 bool is_tied_head(const Json& config, const arch::Family* family, const std::string& key,
                   const std::string& twin) {
@@ -73,7 +84,10 @@ class Planner {
       if (is_tied_head(config_, family_, holder, alias)) tensors.erase(holder);
     }
     std::vector<HfTensor> sorted;
-    for (auto& [key, tensor] : tensors) sorted.push_back(std::move(tensor));
+    for (auto& [key, tensor] : tensors) {
+      tensor.embedding = is_embedding(family_, key);
+      sorted.push_back(std::move(tensor));
+    }
     return sorted;
   }
 
@@ -87,6 +101,20 @@ class Planner {
 
 std::vector<HfTensor> plan_hf(const QuantizedCheckpoint& checkpoint) {
   return Planner(checkpoint).plan();
+}
+
+std::map<std::string, std::string> tied_head(const std::string& text, const std::set<std::string>& keys) {
+  const Json config = parse_config(text);
+  const arch::Family* family = family_of(config);
+  std::string head, embedding;
+  for (const arch::TensorRule& rule :
+       family == nullptr ? std::span<const arch::TensorRule>() : family->tensors) {
+    if (rule.kind == arch::TensorKind::kHead) head = rule.hf;
+    if (rule.kind == arch::TensorKind::kEmbedding) embedding = rule.hf;
+  }
+  if (head.empty() || keys.contains(head) || !keys.contains(embedding)) return {};
+  if (!is_tied_head(config, family, head, embedding)) return {};
+  return {{head, embedding}};
 }
 
 nlohmann::ordered_json hf_config(const QuantizedCheckpoint& checkpoint, const HfDtype& dtype) {

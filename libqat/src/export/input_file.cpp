@@ -33,6 +33,14 @@ bool is_gguf(const std::filesystem::path& path) {
   return stream.read(magic, sizeof magic) && std::string_view(magic, sizeof magic) == "GGUF";
 }
 
+std::string quantization_method(const std::filesystem::path& folder) {
+  std::ifstream stream(folder / "config.json", std::ios::binary);
+  if (!stream) return "";
+  const json config = json::parse(stream, nullptr, false);
+  const json& method = field(field(config, "quantization_config"), "quant_method");
+  return method.is_string() ? method.get<std::string>() : "";
+}
+
 const json& field(const json& object, std::string_view key) {
   static const json kNull;
   if (!object.is_object()) return kNull;

@@ -22,6 +22,9 @@ std::string read_text(const std::filesystem::path& path);
 /// Whether the file begins as a GGUF does, whatever its name; false when it cannot be read.
 bool is_gguf(const std::filesystem::path& path);
 
+/// `quantization_config.quant_method` of a folder's config.json; "" when there is none or it cannot be read.
+std::string quantization_method(const std::filesystem::path& folder);
+
 /// `object[key]`, or null when `object` is not an object or has no such key.
 const nlohmann::json& field(const nlohmann::json& object, std::string_view key);
 

@@ -5,12 +5,14 @@
 namespace qat {
 
 extern const Target kGgufTarget;
+extern const Target kCompressedTensorsTarget;
 extern const Target kHfTarget;
 
 namespace {
 
 constexpr const Target* kTargets[] = {
     &kGgufTarget,
+    &kCompressedTensorsTarget,
     &kHfTarget,
 };
 

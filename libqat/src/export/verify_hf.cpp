@@ -50,7 +50,9 @@ void compare_others(const HfTensor& tensor, const at::Tensor& exact, const at::T
   report(tensor.key, "values", mismatch, differences);
 }
 
-void compare_tensor(const QuantizedCheckpoint& checkpoint, const HfTensor& tensor,
+}  // namespace
+
+void compare_stored(const QuantizedCheckpoint& checkpoint, const HfTensor& tensor,
                     const io::SafetensorsTensor& stored, std::vector<Difference>& differences) {
   const auto dtype = checkpoint::tensor_dtype(stored.dtype);
   const bool fits = dtype && (tensor.weight ? at::isFloatingType(*dtype) && *dtype != at::kDouble
@@ -73,8 +75,6 @@ void compare_tensor(const QuantizedCheckpoint& checkpoint, const HfTensor& tenso
   }
 }
 
-}  // namespace
-
 std::vector<Difference> verify_hf(const std::string& path, const QuantizedCheckpoint& checkpoint) {
   const io::SafetensorsDirectory folder(path);
   const std::string config = read_text(std::filesystem::path(path) / "config.json");
@@ -90,7 +90,7 @@ std::vector<Difference> verify_hf(const std::string& path, const QuantizedCheckp
     if (stored == nullptr) {
       differences.push_back({tensor.key, "missing", 1, "expected a tensor, got none"});
     } else {
-      compare_tensor(checkpoint, tensor, *stored, differences);
+      compare_stored(checkpoint, tensor, *stored, differences);
     }
   }
   for (const std::string& name : folder.names()) {

@@ -1,0 +1,103 @@
+#include "export/coded_export.hpp"
+
+#include <map>
+#include <nlohmann/json.hpp>
+
+namespace qat {
+
+std::vector<Obstacle> coded_obstacles(const QuantizedCheckpoint& checkpoint,
+                                      const std::vector<HfTensor>& plan, const std::string& dtype,
+                                      const Judge& judge) {
+  std::vector<Obstacle> obstacles;
+  for (const HfTensor& planned : plan) {
+    const auto found = checkpoint.quantized.find(planned.holder);
+    if (found == checkpoint.quantized.end()) continue;
+    const QuantizedTensor& tensor = found->second;
+    std::string reason;
+    if (module_of(planned.key).empty()) {
+      reason = "expected the weight of a module, got a parameter of another name";
+    } else if (tensor.shape.size() != 2) {
+      reason = "expected the matrix of a linear layer or an embedding, got " +
+               std::to_string(tensor.shape.size()) + " dimensions";
+    } else if (!is_symmetric_integer(tensor.scheme.weight)) {
+      reason = "expected symmetric integers with one scale per group, row or tensor";
+    } else {
+      reason = judge(planned, tensor);
+    }
+    if (!reason.empty()) obstacles.push_back({planned.key, tensor.scheme.weight, reason});
+  }
+  return obstacles.empty() ? consumer_dtype(checkpoint, dtype).obstacles : obstacles;
+}
+
+std::vector<CodedModule> coded_modules(const QuantizedCheckpoint& checkpoint,
+                                       const std::vector<HfTensor>& plan) {
+  std::vector<CodedModule> modules;
+  for (const HfTensor& planned : plan) {
+    const auto found = checkpoint.quantized.find(planned.holder);
+    if (found == checkpoint.quantized.end()) continue;
+    modules.push_back({&planned, &found->second, module_of(planned.key)});
+  }
+  return modules;
+}
+
+std::vector<std::string> float_modules(const QuantizedCheckpoint& checkpoint,
+                                       const std::vector<HfTensor>& plan, bool embeddings) {
+  std::vector<std::string> modules;
+  for (const HfTensor& planned : plan) {
+    const std::string name = module_of(planned.key);
+    const bool matrix = planned.weight && planned.shape.size() == 2 && !name.empty();
+    if (!matrix || checkpoint.quantized.contains(planned.holder)) continue;
+    if (embeddings || !planned.embedding) modules.push_back(name);
+  }
+  return modules;
+}
+
+std::string coded_readme(const std::string& name, const QuantizedCheckpoint& checkpoint,
+                         const ConsumerDtype& dtype, const CodedSummary& summary) {
+  std::string text = "# " + (name.empty() ? std::string("Model") : name) + "\n\n" + summary.title + ", for " +
+                     summary.consumers + ", written by libqat. In a model of dtype " +
+                     std::string(dtype.dtype->name) +
+                     " every quantized weight is exactly the one that was trained.\n\n| grid | tensors | "
+                     "weights |\n|---|---|---|\n";
+  std::map<std::string, std::pair<int64_t, int64_t>> grids;
+  for (const auto& [key, tensor] : checkpoint.quantized) {
+    auto& [tensors, weights] = grids[tensor.scheme.weight];
+    ++tensors;
+    weights += tensor.codes.numel();
+  }
+  for (const auto& [grid, counts] : grids) {
+    text +=
+        "| " + grid + " | " + std::to_string(counts.first) + " | " + std::to_string(counts.second) + " |\n";
+  }
+  for (const std::string& key : dtype.rounded_floats) {
+    text +=
+        "\n`" + key + "`, which is not quantized, is rounded to " + std::string(dtype.dtype->name) + ".\n";
+  }
+  for (const std::string& note : summary.notes) text += "\n" + note + "\n";
+  return text;
+}
+
+nlohmann::ordered_json coded_manifest(const QuantizedCheckpoint& checkpoint,
+                                      const std::vector<HfTensor>& plan, const ConsumerDtype& dtype,
+                                      const CodedSummary& summary) {
+  nlohmann::ordered_json tensors = nlohmann::ordered_json::object(), aliases = tensors;
+  for (const CodedModule& module : coded_modules(checkpoint, plan)) {
+    tensors[module.planned->key] = {{"grid", module.tensor->scheme.weight}, {"shape", module.tensor->shape}};
+    if (module.planned->key != module.planned->holder) aliases[module.planned->key] = module.planned->holder;
+  }
+  return {{"format", 1},
+          {"target", summary.target},
+          {"dtype", dtype.dtype->name},
+          {"exact", dtype.rounded_floats.empty()},
+          {"rounded_floats", dtype.rounded_floats},
+          {"notes", summary.notes},
+          {"aliases", aliases},
+          {"tensors", tensors}};
+}
+
+std::string module_of(std::string_view key) {
+  constexpr std::string_view kWeight = ".weight";
+  return key.ends_with(kWeight) ? std::string(key.substr(0, key.size() - kWeight.size())) : "";
+}
+
+}  // namespace qat

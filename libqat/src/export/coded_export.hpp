@@ -1,0 +1,57 @@
+#pragma once
+
+// What writers of folders of symmetric integers have in common.
+
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "export/folder_writer.hpp"
+#include "export/integer_tensor.hpp"
+
+namespace qat {
+
+/// How many layers of one width a folder has, and what people should know of it.
+struct CodedSummary {
+  std::string_view target;
+  std::string title;      ///< of README.md: "pack-quantized weights of Compressed Tensors"
+  std::string consumers;  ///< "vLLM and transformers"
+  std::vector<std::string> notes;
+};
+
+/// Why the format has no place for one quantized tensor; "" when it has.
+using Judge = std::function<std::string(const HfTensor& tensor, const QuantizedTensor& quantized)>;
+
+/// Tensors that `judge` refuses; when there are none, those that no dtype of the model reproduces.
+std::vector<Obstacle> coded_obstacles(const QuantizedCheckpoint& checkpoint,
+                                      const std::vector<HfTensor>& plan, const std::string& dtype,
+                                      const Judge& judge);
+
+/// The tensors of the plan that are quantized, and the names of their modules.
+struct CodedModule {
+  const HfTensor* planned;
+  const QuantizedTensor* tensor;
+  std::string name;
+};
+std::vector<CodedModule> coded_modules(const QuantizedCheckpoint& checkpoint,
+                                       const std::vector<HfTensor>& plan);
+
+/// Modules of the plan with unquantized matrices, embeddings included or not.
+std::vector<std::string> float_modules(const QuantizedCheckpoint& checkpoint,
+                                       const std::vector<HfTensor>& plan, bool embeddings);
+
+/// README.md of the folder.
+std::string coded_readme(const std::string& name, const QuantizedCheckpoint& checkpoint,
+                         const ConsumerDtype& dtype, const CodedSummary& summary);
+
+/// libqat.json: the grid and shape of each tensor, and ties that had to be written out.
+nlohmann::ordered_json coded_manifest(const QuantizedCheckpoint& checkpoint,
+                                      const std::vector<HfTensor>& plan, const ConsumerDtype& dtype,
+                                      const CodedSummary& summary);
+
+/// "model.layers.0.mlp.up_proj.weight" -> "model.layers.0.mlp.up_proj"; "" for other names.
+std::string module_of(std::string_view key);
+
+}  // namespace qat

@@ -1,0 +1,208 @@
+// The target "compressed-tensors": pack-quantized folders, which vLLM and transformers load.
+//
+// 1. `M.weight_packed` I32 [R, ceil(N * bits / 32)]: code + 2^(bits - 1) as one stream of bits per row, least
+//    significant first, in little-endian words.
+// 2. `M.weight_scale` [R, N / g], [R, 1] or [1], in the type of the grid's scales.
+// 3. `M.weight_shape` I64 [2]: R, N.
+// 4. config.json, `quantization_config`: one group per width and strategy, with the modules it means.
+// (compressed-tensors 0.20: compressors/pack_quantized, quantization/quant_config.py)
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/dtype.hpp"
+#include "export/coded_export.hpp"
+#include "export/compressed_tensors_reader.hpp"
+#include "export/module_patterns.hpp"
+#include "export/targets.hpp"
+#include "qat/grid/pack.hpp"
+
+namespace qat {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string reason_against(const HfTensor& planned, const QuantizedTensor&) {
+  if (!planned.embedding) return "";
+  return "expected an unquantized embedding: transformers does not unpack this format's embeddings";
+}
+
+std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const ExportOptions& options) {
+  for (const auto& [key, tensor] : checkpoint.floats) {
+    if (!key.ends_with("put_activation_scale")) continue;
+    return {
+        {key, std::string(tensor.dtype().name()), "expected no activation scales; they have no place here"}};
+  }
+  return coded_obstacles(checkpoint, plan_hf(checkpoint), options.dtype, reason_against);
+}
+
+/// int8[R, N] -> int32[R, ceil(N * bits / 32)].
+at::Tensor packed(const at::Tensor& codes, int bits) {
+  const int64_t rows = codes.size(0), width = codes.size(1), words = (width * bits + 31) / 32;
+  at::Tensor result = at::zeros({rows, words}, at::kInt);
+  auto* bytes = static_cast<uint8_t*>(result.mutable_data_ptr());
+  at::parallel_for(0, rows, 1 + 65536 / width, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      grid::pack_codes(codes.const_data_ptr<int8_t>() + row * width, width, bits, -(1 << (bits - 1)),
+                       bytes + row * words * 4);
+    }
+  });
+  return result;
+}
+
+at::ScalarType scale_type(grid::DType stored) {
+  return stored == grid::DType::kBF16 ? at::kBFloat16 : stored == grid::DType::kF16 ? at::kHalf : at::kFloat;
+}
+
+void add_module(const CodedModule& module, std::vector<FolderTensor>& tensors) {
+  const auto read = [&tensor = *module.tensor, key = module.planned->key] {
+    return integer_tensor(key, tensor);
+  };
+  const grid::Grid& grid = grid::find(module.tensor->scheme.weight);
+  const grid::Info& info = grid.info();
+  const int64_t rows = module.tensor->shape[0], width = module.tensor->shape[1];
+  const bool whole = info.block == grid::kWholeTensor;
+  const at::ScalarType scale = scale_type(info.fields[0].dtype);
+  tensors.push_back({module.name + ".weight_packed",
+                     io::Dtype::kI32,
+                     {rows, (width * info.bits + 31) / 32},
+                     [read, bits = info.bits] { return packed(read().codes, bits); }});
+  tensors.push_back({module.name + ".weight_scale", *checkpoint::file_dtype(scale),
+                     whole ? std::vector<int64_t>{1} : std::vector<int64_t>{rows, grid.blocks(width)},
+                     [read, scale] { return read().scales.to(scale).contiguous(); }});
+  tensors.push_back({module.name + ".weight_shape", io::Dtype::kI64, {2}, [rows, width] {
+                       return at::tensor({rows, width}, at::TensorOptions().dtype(at::kLong));
+                     }});
+}
+
+Json weights_of(int bits, int64_t block) {
+  const char* strategy = block == grid::kWholeTensor ? "tensor"
+                         : block == grid::kWholeRow  ? "channel"
+                                                     : "group";
+  return {{"num_bits", bits},
+          {"type", "int"},
+          {"symmetric", true},
+          {"strategy", strategy},
+          {"group_size", block > 0 ? Json(block) : Json()},
+          {"dynamic", false},
+          {"actorder", nullptr},
+          {"block_structure", nullptr},
+          {"observer", nullptr}};
+}
+
+Json quantization_config(const QuantizedCheckpoint& checkpoint, const std::vector<HfTensor>& plan) {
+  const std::vector<CodedModule> modules = coded_modules(checkpoint, plan);
+  std::map<std::pair<int, int64_t>, std::vector<std::string>> members;
+  for (const CodedModule& module : modules) {
+    const grid::Info& info = grid::find(module.tensor->scheme.weight).info();
+    members[{info.bits, info.block}].push_back(module.name);
+  }
+  const std::vector<std::string> unquantized = float_modules(checkpoint, plan, false);
+  Json groups = Json::object();
+  for (const auto& [scheme, names] : members) {
+    std::vector<std::string> others = unquantized;
+    for (const auto& [other, their] : members) {
+      if (other != scheme) others.insert(others.end(), their.begin(), their.end());
+    }
+    Json targets = Json::array();
+    for (const ModulePattern& pattern : module_patterns(names, others)) {
+      targets.push_back(pattern.regex ? "re:" + pattern.text + "$" : pattern.text);
+    }
+    groups["group_" + std::to_string(groups.size())] = {{"targets", targets},
+                                                        {"format", "pack-quantized"},
+                                                        {"input_activations", nullptr},
+                                                        {"output_activations", nullptr},
+                                                        {"weights", weights_of(scheme.first, scheme.second)}};
+  }
+  std::vector<std::string> ignore = unquantized;
+  for (const auto& [alias, holder] : checkpoint.aliases) {
+    const auto planned = [key = alias](const HfTensor& tensor) { return tensor.key == key; };
+    if (std::none_of(plan.begin(), plan.end(), planned)) ignore.push_back(module_of(alias));
+  }
+  return {{"quant_method", "compressed-tensors"},
+          {"format", "pack-quantized"},
+          {"quantization_status", "compressed"},
+          {"global_compression_ratio", nullptr},
+          {"kv_cache_scheme", nullptr},
+          {"ignore", ignore},
+          {"config_groups", groups}};
+}
+
+/// vLLM computes some layers as one; parts on different grids do not load there.
+std::vector<std::string> notes_of(const std::vector<CodedModule>& modules,
+                                  const std::vector<std::string>& unquantized) {
+  constexpr std::string_view kFused[][3] = {{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj", ""}};
+  std::map<std::string, std::pair<int, int64_t>> schemes;
+  for (const std::string& name : unquantized) schemes[name] = {0, 0};
+  for (const CodedModule& module : modules) {
+    const grid::Info& info = grid::find(module.tensor->scheme.weight).info();
+    schemes[module.name] = {info.bits, info.block};
+  }
+  std::vector<std::string> notes;
+  for (const auto& [name, scheme] : schemes) {
+    for (const auto& parts : kFused) {
+      if (!name.ends_with(parts[0])) continue;
+      const std::string parent = name.substr(0, name.size() - parts[0].size());
+      for (const std::string_view part : {parts[1], parts[2]}) {
+        const auto other = schemes.find(parent + std::string(part));
+        if (part.empty() || other == schemes.end() || other->second == scheme) continue;
+        notes.push_back("vLLM computes `" + name + "` and `" + other->first +
+                        "` as one layer, so it needs both on the same grid; transformers does not.");
+      }
+    }
+  }
+  return notes;
+}
+
+void write(const QuantizedCheckpoint& checkpoint, const std::string& path, const ExportOptions& options) {
+  const ConsumerDtype dtype = consumer_dtype(checkpoint, options.dtype);
+  const std::vector<HfTensor> plan = plan_hf(checkpoint);
+  const std::vector<CodedModule> modules = coded_modules(checkpoint, plan);
+  const CodedSummary summary{"compressed-tensors", "Pack-quantized weights (Compressed Tensors)",
+                             "vLLM and transformers",
+                             notes_of(modules, float_modules(checkpoint, plan, false))};
+  FolderWriter writer(checkpoint, path, options);
+  std::vector<FolderTensor> tensors;
+  for (const CodedModule& module : modules) add_module(module, tensors);
+  for (const HfTensor& planned : plan) {
+    if (!checkpoint.quantized.contains(planned.holder)) {
+      tensors.push_back(float_tensor(checkpoint, planned, *dtype.dtype));
+    }
+  }
+  Json config = hf_config(checkpoint, *dtype.dtype);
+  config["quantization_config"] = quantization_config(checkpoint, plan);
+  writer.add("config.json", config.dump(2) + "\n");
+  writer.add("README.md", coded_readme(options.name, checkpoint, dtype, summary));
+  writer.add_weights(tensors, {{"format", "pt"}});
+  writer.finish(coded_manifest(checkpoint, plan, dtype, summary));
+}
+
+QuantizedCheckpoint import_compressed_tensors(const std::string& path) {
+  return import_folder(open_compressed_tensors(path));
+}
+
+std::vector<Difference> verify_compressed_tensors(const std::string& path,
+                                                  const QuantizedCheckpoint& checkpoint) {
+  const CodedFolder folder = open_compressed_tensors(path);
+  std::vector<Difference> differences = verify_folder(folder, checkpoint, plan_hf(checkpoint));
+  if (!same_model(folder.config, checkpoint.config)) {
+    differences.push_back(
+        {"config.json", "metadata", 1, "expected the checkpoint's configuration, got another"});
+  }
+  return differences;
+}
+
+}  // namespace
+
+extern const Target kCompressedTensorsTarget;
+constinit const Target kCompressedTensorsTarget{
+    "compressed-tensors",      {.dtype = true, .folder = true}, obstacles, write, is_compressed_tensors,
+    verify_compressed_tensors, import_compressed_tensors};
+
+}  // namespace qat
