@@ -1,0 +1,391 @@
+"""Compressed-Tensors folders: transformers decompresses exactly the trained weights; libqat reads them back."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import make_llama
+from exporting import checkpoint_of, read_folder, some_tokens
+from safetensors.torch import save_file
+
+import libqat
+from libqat import _core
+
+TARGET = "compressed-tensors"
+EMBEDDING = "model.embed_tokens.weight"
+MLP, ATTENTION = "model.layers.{}.mlp.{}_proj.weight", "model.layers.{}.self_attn.{}_proj.weight"
+
+
+def mixed(**settings):
+    """Widths 2, 3, 4 and 8 with groups, channels and whole tensors, differing from layer to layer."""
+    grids = {EMBEDDING: "f32", "lm_head.weight": "f32"}
+    for layer in range(2):
+        grids |= {MLP.format(layer, part): "int2_g32" for part in ("gate", "up")}
+        grids[MLP.format(layer, "down")] = "int3_g64"
+        grids |= {ATTENTION.format(layer, part): "int4_channel" for part in "qkv"}
+        grids[ATTENTION.format(layer, "o")] = ("int8_g32", "int8_channel")[layer]
+    return checkpoint_of(make_llama(**settings), grids=grids)
+
+
+def load(folder, **settings):
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        logits = model.eval()(some_tokens()).logits  # the first forward decompresses
+    return model, logits
+
+
+def differing(model, weights):
+    """Tensors of the model, in its dtype, that are not exactly these weights."""
+    state = model.state_dict()
+    return [key for key, weight in weights.items() if not torch.equal(state[key].float(), weight)]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_decompresses_the_trained_weights(tmp_path, hf_folder, tied):
+    checkpoint = mixed(tied=tied, initializer_range=0.1)
+    assert libqat.can_export(checkpoint, TARGET) == []
+    libqat.export(checkpoint, tmp_path / "out", target=TARGET, tokenizer_from=hf_folder)
+    model, logits = load(tmp_path / "out")
+    weights = _core.dequantize(checkpoint)
+    assert model.dtype == torch.float32
+    assert differing(model, weights) == []
+    twin = make_llama(tied=tied).eval()
+    twin.load_state_dict(weights)
+    with torch.no_grad():
+        assert torch.equal(logits, twin(some_tokens()).logits)
+    assert libqat.verify(tmp_path / "out", checkpoint) == []
+
+
+def test_qwen3_with_untied_quantized_head(tmp_path):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=320,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            tie_word_embeddings=False,
+        )
+    )
+    grids = {EMBEDDING: "f32", "lm_head.weight": "int8_channel"}
+    checkpoint = checkpoint_of(model, grid="int4_g32", grids=grids)
+    libqat.export(checkpoint, tmp_path / "out", target=TARGET)
+    loaded, _ = load(tmp_path / "out")
+    assert differing(loaded, _core.dequantize(checkpoint)) == []
+
+
+def test_the_package_decompresses_the_same(tmp_path):
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.utils.match import match_name
+
+    checkpoint = mixed()
+    libqat.export(checkpoint, tmp_path / "out", target=TARGET)
+    config = QuantizationConfig.model_validate(
+        json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    )
+    stored = read_folder(tmp_path / "out")
+    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+    for key in checkpoint.quantized:
+        module = key.removesuffix(".weight")
+        groups = config.config_groups.values()
+        [scheme] = [g for g in groups if any(match_name(module, target) for target in g.targets)]
+        local = {name: stored[f"{module}.{name}"] for name in compressor.compression_param_names(scheme)}
+        assert torch.equal(compressor.decompress(local, scheme)["weight"], _core.dequantize(checkpoint)[key])
+
+
+@pytest.mark.parametrize(("short", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_a_model_in_half_precision_computes_the_trained_weights(tmp_path, short, dtype):
+    model = make_llama()
+    grids = {EMBEDDING: "f32", "lm_head.weight": "f32"}
+    checkpoint = checkpoint_of(model, grid=f"int4_g32@{short}:{short}", grids=grids)
+    obstacles = libqat.can_export(checkpoint, TARGET)
+    name = str(dtype).removeprefix("torch.")
+    assert EMBEDDING in {row.tensor for row in obstacles}, "float32 embeddings, which the dtype rounds"
+    assert all(f"--dtype {name}" in row.reason for row in obstacles)
+    libqat.export(checkpoint, tmp_path / "out", target=TARGET, dtype=name)
+    loaded, _ = load(tmp_path / "out")
+    weights = _core.dequantize(checkpoint)
+    assert loaded.dtype == dtype
+    assert differing(loaded, {key: weights[key] for key in checkpoint.quantized}) == []
+    assert {d.what for d in libqat.verify(tmp_path / "out", checkpoint)} == {"rounded"}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
+    exact = checkpoint_of(model, grid=f"int4_g32@{short}:{short}", grids=grids)
+    libqat.export(exact, tmp_path / "exact", target=TARGET)
+    assert json.loads((tmp_path / "exact" / "config.json").read_text())["dtype"] == name
+    assert libqat.verify(tmp_path / "exact", exact) == []
+    again = libqat.import_checkpoint(tmp_path / "exact")
+    assert again.grids == exact.grids
+
+
+def test_a_dtype_that_is_not_exact_is_refused(tmp_path):
+    checkpoint = mixed()
+    rows = libqat.can_export(checkpoint, TARGET, dtype="bfloat16")
+    assert {row.tensor for row in rows} == set(checkpoint.quantized)
+    with pytest.raises(libqat.UnsupportedError, match="bfloat16 model computes"):
+        libqat.export(checkpoint, tmp_path / "out", target=TARGET, dtype="bfloat16")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_has_no_place(tmp_path):
+    rows = libqat.can_export(checkpoint_of(make_llama(), grid="q4_0", embedding="int8_channel"), TARGET)
+    reasons = {row.tensor: (row.grid, row.reason) for row in rows}
+    assert "unquantized embedding" in reasons[EMBEDDING][1]
+    assert reasons[MLP.format(0, "up")][0] == "q4_0"
+    assert "symmetric integers" in reasons[MLP.format(0, "up")][1]
+
+
+def test_groups_name_the_modules_that_they_mean(tmp_path):
+    libqat.export(mixed(), tmp_path / "out", target=TARGET)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    targets = {
+        (group["weights"]["num_bits"], group["weights"]["group_size"]): group["targets"]
+        for group in config["config_groups"].values()
+    }
+    layers = r"re:model\.layers\.\d+\."
+    assert targets == {
+        (2, 32): [rf"{layers}mlp\.gate_proj$", rf"{layers}mlp\.up_proj$"],
+        (3, 64): [rf"{layers}mlp\.down_proj$"],
+        (4, None): [rf"{layers}self_attn\.{part}_proj$" for part in "kqv"],
+        (8, 32): ["model.layers.0.self_attn.o_proj"],
+        (8, None): ["model.layers.1.self_attn.o_proj"],
+    }
+    assert config["ignore"] == ["lm_head"]
+
+
+def test_layers_that_vllm_fuses_are_noted(tmp_path):
+    checkpoint = checkpoint_of(
+        make_llama(),
+        grid="int4_g32",
+        grids={EMBEDDING: "f32", "lm_head.weight": "f32", ATTENTION.format(1, "k"): "int8_g32"},
+    )
+    libqat.export(checkpoint, tmp_path / "out", target=TARGET)
+    [note] = json.loads((tmp_path / "out" / "libqat.json").read_text())["notes"]
+    assert "layers.1.self_attn.q_proj" in note and "layers.1.self_attn.k_proj" in note
+    assert note in (tmp_path / "out" / "README.md").read_text()
+
+
+# ---- reading
+
+
+def test_a_folder_is_taken_up_again(tmp_path, hf_folder):
+    checkpoint = mixed()
+    libqat.export(checkpoint, tmp_path / "out", target=TARGET, tokenizer_from=hf_folder)
+    again = libqat.import_checkpoint(tmp_path / "out")
+    assert again.grids == checkpoint.grids
+    for key, tensor in checkpoint.quantized.items():
+        assert torch.equal(again.quantized[key].codes, tensor.codes), key
+        assert torch.equal(again.quantized[key].scales, tensor.scales), key
+    assert again.tokenizer == str(tmp_path / "out")
+    assert libqat.verify(tmp_path / "out", again) == []
+    libqat.export(again, tmp_path / "again", target=TARGET)
+    for path in (tmp_path / "out").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_folder_of_the_package_itself(tmp_path):
+    """Written by compressed_tensors' own quantizer and packer, with class targets and bfloat16 scales."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    model = make_llama().to(torch.bfloat16)
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+    config |= {
+        "dtype": "bfloat16",
+        "quantization_config": {
+            "quant_method": TARGET,
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "ignore": ["lm_head"],
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        },
+    }
+    tensors, expected = {}, {}
+    generator = torch.Generator().manual_seed(0)
+    for key, value in model.state_dict().items():
+        if key == "lm_head.weight":
+            continue
+        if "_proj" not in key:
+            tensors[key] = value
+            continue
+        module = key.removesuffix(".weight")
+        codes = torch.randint(-8, 8, value.shape, generator=generator, dtype=torch.int8)
+        scales = torch.rand(len(codes), value.shape[1] // 32, generator=generator).to(torch.bfloat16)
+        tensors[f"{module}.weight_packed"] = pack_to_int32(codes, 4)
+        tensors[f"{module}.weight_scale"] = scales
+        tensors[f"{module}.weight_shape"] = torch.tensor(value.shape)
+        expected[key] = (codes, scales)
+    (tmp_path / "their").mkdir()
+    save_file(tensors, tmp_path / "their" / "model.safetensors", {"format": "pt"})
+    (tmp_path / "their" / "config.json").write_text(json.dumps(config))
+    checkpoint = libqat.import_checkpoint(tmp_path / "their")
+    assert set(checkpoint.grids.values()) - {"f32", "bf16"} == {"int4_g32@bf16:bf16"}
+    for key, (codes, scales) in expected.items():
+        assert torch.equal(checkpoint.quantized[key].codes, codes)
+        assert torch.equal(checkpoint.quantized[key].scales[:, :, 0], scales.float())
+    loaded, _ = load(tmp_path / "their")
+    assert differing(loaded, _core.dequantize(checkpoint)) == []
+
+
+def broken(folder, change):
+    """A copy of an exported folder with other tensors or another configuration."""
+    copy = folder.parent / "broken"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    tensors, config = read_folder(copy), json.loads((copy / "config.json").read_text())
+    change(tensors, config)
+    save_file(tensors, copy / "model.safetensors")
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+def _group(config):
+    return next(iter(config["quantization_config"]["config_groups"].values()))
+
+
+def _drop(part):
+    return lambda t, c: t.pop(f"{UP}.{part}")
+
+
+def _put(part, value):
+    return lambda t, c: t.__setitem__(f"{UP}.{part}", value)
+
+
+def _weights(**values):
+    return lambda t, c: _group(c)["weights"].update(values)
+
+
+BROKEN = [
+    (_drop("weight_scale"), libqat.FileError, "up_proj.weight_scale"),
+    (_drop("weight_shape"), libqat.FileError, "up_proj.weight_shape"),
+    (
+        _put("weight_packed", torch.zeros(3, 1, dtype=torch.int32)),
+        libqat.FileError,
+        "weight_packed: expected",
+    ),
+    (_put("weight_packed", torch.zeros(128, 4)), libqat.FileError, "expected I32, got F32"),
+    (_put("weight_shape", torch.tensor([2**40, 2**40])), libqat.FileError, "two sizes above 0"),
+    (_put("weight_shape", torch.tensor([-1, 64])), libqat.FileError, "two sizes above 0"),
+    (_put("weight_shape", torch.tensor([128, 48])), libqat.FileError, "whole groups|expected"),
+    (_put("weight_scale", torch.full((128, 2), torch.nan)), libqat.FileError, "finite scales"),
+    (_put("weight_scale", torch.ones(2, 128)), libqat.FileError, "weight_scale: expected"),
+    (_put("weight_zero_point", torch.zeros(8, 2, dtype=torch.int32)), libqat.UnsupportedError, "zero_point"),
+    (_weights(num_bits=5), libqat.UnsupportedError, "num_bits"),
+    (_weights(num_bits="4"), libqat.UnsupportedError, "num_bits"),
+    (_weights(num_bits=4), libqat.FileError, "weight_packed: expected"),
+    (_weights(group_size=0), libqat.FileError, "group_size"),
+    (_weights(group_size=2**62), libqat.FileError, "group_size"),
+    (_weights(symmetric=False), libqat.UnsupportedError, "symmetric"),
+    (_weights(type="float"), libqat.UnsupportedError, "type"),
+    (_weights(strategy="block"), libqat.UnsupportedError, "strategy"),
+    (lambda t, c: _group(c).update(targets=[]), libqat.FileError, "a group of config_groups that means it"),
+    (lambda t, c: _group(c).update(targets=5), libqat.FileError, "targets"),
+    (lambda t, c: _group(c).update(targets=["re:(" * 9]), libqat.UnsupportedError, "regular expressions"),
+    (lambda t, c: _group(c).update(targets=["re:(a{1,900}){1,900}"]), libqat.UnsupportedError, "regular"),
+    (lambda t, c: _group(c).update(weights=None), libqat.FileError, "weights"),
+    (
+        lambda t, c: _group(c).update(input_activations={"num_bits": 8}),
+        libqat.UnsupportedError,
+        "activations",
+    ),
+    (lambda t, c: c["quantization_config"].update(config_groups=[]), libqat.FileError, "config_groups"),
+    (lambda t, c: c.update(dtype="int8"), libqat.FileError, "dtype"),
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ct") / "out"
+    libqat.export(mixed(), folder, target=TARGET)
+    return folder
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BROKEN)
+def test_broken_folders_are_refused_by_name(exported, change, error, message):
+    with pytest.raises(error, match=message):
+        libqat.import_checkpoint(broken(exported, change))
+
+
+def test_a_tricky_expression_is_no_trap(exported):
+    slow = "re:(.*)*(.*)*(.*)*x$"  # exponential for backtracking
+    with pytest.raises(libqat.FileError, match="a group of config_groups"):
+        libqat.import_checkpoint(broken(exported, lambda t, c: _group(c).update(targets=[slow])))
+
+
+def test_verify_tells_what_differs(exported):
+    checkpoint = mixed()
+    down, gate = "model.layers.0.mlp.down_proj", "model.layers.0.mlp.gate_proj"
+
+    def change(tensors, config):
+        tensors[f"{UP}.weight_packed"][1, 0] ^= 1
+        tensors[f"{down}.weight_scale"][2, 1] *= 2
+        for part in ("packed", "scale", "shape"):
+            del tensors[f"{gate}.weight_{part}"]
+        tensors["model.norm.weight"][0] = 3.0
+        tensors["surplus"] = torch.zeros(1)
+        config["rms_norm_eps"] = 0.5
+
+    found = {(d.tensor, d.what): d.count for d in libqat.verify(broken(exported, change), checkpoint)}
+    changed = int((checkpoint.quantized[f"{down}.weight"].codes[2, 64:] != 0).sum())
+    assert found.pop((f"{UP}.weight", "values")) in (0, 1)
+    assert found == {
+        (f"{UP}.weight", "codes"): 1,
+        (f"{down}.weight", "scales"): 1,
+        (f"{down}.weight", "values"): changed,
+        (f"{gate}.weight", "missing"): 1,
+        ("model.norm.weight", "values"): 1,
+        ("surplus", "extra"): 1,
+        ("config.json", "metadata"): 1,
+    }
+
+
+# ---- the folder
+
+
+def test_the_bytes_do_not_depend_on_threads(tmp_path):
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            libqat.export(mixed(), tmp_path / str(count), target=TARGET, max_shard_size="40KB")
+    finally:
+        torch.set_num_threads(threads)
+    names = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert sum(name.startswith("model-") for name in names) > 2
+    assert names == sorted(path.name for path in (tmp_path / "4").iterdir())
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes(), name
+    assert libqat.verify(tmp_path / "1", mixed()) == []
+
+
+def test_an_interrupted_export_keeps_the_old_folder(tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    checkpoint = mixed()
+    with pytest.raises(KeyboardInterrupt):
+        libqat.export(checkpoint, tmp_path / "out", target=TARGET, progress=interrupt)
+    assert os.listdir(tmp_path) == []
+    libqat.export(checkpoint, tmp_path / "out", target=TARGET)
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(libqat.FileError, match="overwrite"):
+        libqat.export(checkpoint, tmp_path / "out", target=TARGET)
+    with pytest.raises(KeyboardInterrupt):
+        libqat.export(checkpoint, tmp_path / "out", target=TARGET, overwrite=True, progress=interrupt)
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
