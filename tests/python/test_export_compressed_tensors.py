@@ -1,4 +1,4 @@
-"""Compressed-Tensors folders: transformers decompresses exactly the trained weights; libqat reads them back."""
+"""Compressed-Tensors folders: transformers decompresses the trained weights; libqat reads them back."""
 
 import json
 import os
@@ -173,7 +173,8 @@ def test_layers_that_vllm_fuses_are_noted(tmp_path):
     )
     libqat.export(checkpoint, tmp_path / "out", target=TARGET)
     [note] = json.loads((tmp_path / "out" / "libqat.json").read_text())["notes"]
-    assert "layers.1.self_attn.q_proj" in note and "layers.1.self_attn.k_proj" in note
+    assert "layers.1.self_attn.q_proj" in note
+    assert "layers.1.self_attn.k_proj" in note
     assert note in (tmp_path / "out" / "README.md").read_text()
 
 
