@@ -121,6 +121,17 @@ def test_the_list_of_types_is_complete():
     assert set(TYPES) == {name for name, grid in grids().items() if grid.codes and has_blocks(name)}
 
 
+def test_the_page_about_gguf_has_the_types_as_they_are():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "formats" / "gguf.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    table = {row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in rows if "," not in row[0]}
+    assert set(table) == set(TYPES)
+    for name, (block, bits, _, _, _, file_type, _) in table.items():
+        assert float(bits) == grids()[name].bits_per_weight(512)
+        assert int(block) == (64 if name == "nvfp4" else grids()[name].block)
+        assert int(file_type) == TYPES[name][1]
+
+
 @pytest.mark.parametrize("grid", TYPES)
 def test_ggml_decodes_exactly_the_checkpoint(ggml, tmp_path, grid):
     checkpoint = checkpoint_of(wide_llama(), grid=grid, embedding=grid)

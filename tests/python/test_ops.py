@@ -10,7 +10,7 @@ from libqat import ops
 
 FLOAT_GRIDS = ["f32", "f16", "bf16"]
 INTEGER_GRIDS = ["int8_channel", "int4_channel", "int2_channel", "int4_g32", "int3_g32"]
-CODED_GRIDS = ["q4_0", "q4_1", "q8_0", *INTEGER_GRIDS]
+CODED_GRIDS = ["q4_0", "q4_1", "q8_0", "q2_0", "mxfp4", *INTEGER_GRIDS]
 GRIDS = FLOAT_GRIDS + CODED_GRIDS
 ESTIMATORS = ["ste", "clipped_ste"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -23,18 +23,22 @@ def normal(*shape, seed=0, dtype=torch.float32):
 def inside(weight, grid, estimator):
     """Where the gradient passes, from the formats' own scale rules in float64.
 
-    Only q4_0 (d = signed maximum / -8, codes to 7) and intN (s = max / ((2^N - 1) / 2) of a row or group,
-    codes to 2^(N-1) - 1) clip with their own scale; the widened border keeps the extremes, which lie on it,
-    inside.
+    Only q4_0 (d = signed maximum / -8, codes to 7), mxfp4 (s = a power of two, values to 6 s) and intN
+    (s = max / ((2^N - 1) / 2) of a row or group, codes to 2^(N-1) - 1) clip with their own scale; the widened
+    border keeps the extremes, which lie on it, inside.
     """
     w = weight.double()
     everything = torch.ones_like(w)
-    if estimator == "ste" or grid not in ("q4_0", *INTEGER_GRIDS):
+    if estimator == "ste" or grid not in ("q4_0", "mxfp4", *INTEGER_GRIDS):
         return everything
     if grid == "q4_0":
         blocks = w.reshape(-1, 32)
         signed = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
         low, high, codes = -8, 7, (blocks / (signed / -8)).reshape(w.shape)
+    elif grid == "mxfp4":
+        blocks = w.reshape(-1, 32)
+        scales = (blocks.abs().amax(1, keepdim=True).log2().floor() - 2).exp2()
+        low, high, codes = -6, 6, (blocks / scales).reshape(w.shape)
     else:
         bits = int(grid[3])
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -57,7 +61,7 @@ def assert_product(actual, left, right, mask=1.0):
 
 
 @pytest.mark.parametrize("grid", CODED_GRIDS)
-@pytest.mark.parametrize("shape", [(6, 64), (5, 4, 16), (3, 2, 4, 8), (1, 32)])
+@pytest.mark.parametrize("shape", [(6, 64), (5, 4, 16), (3, 2, 4, 8), (1, 128)])
 def test_forward_is_what_the_stored_form_decodes_to(grid, shape):
     weight = normal(*shape)
     codes, scales = ops.quantize(weight, grid)
