@@ -37,11 +37,6 @@ std::string hint_for(const nlohmann::json& manifest, const std::string& key) {
   return grid.is_string() ? grid.get<std::string>() : "";
 }
 
-bool has_tokenizer(const std::filesystem::path& folder) {
-  const auto there = [&](const char* name) { return std::filesystem::is_regular_file(folder / name); };
-  return there("tokenizer.json") || there("tokenizer.model") || there("tokenizer_config.json");
-}
-
 bool same(const QuantizedTensor& one, const QuantizedTensor& other) {
   return one.scheme == other.scheme && at::equal(one.codes, other.codes) &&
          at::equal(one.scales, other.scales);
@@ -132,6 +127,11 @@ CodedFolder open_folder(const std::filesystem::path& path) {
   config.erase("quantization_config");
   auto weights = std::make_shared<const FolderWeights>(FolderWeights{path, io::SafetensorsDirectory(path)});
   return {std::move(weights), config.dump(2), &hf_dtype(dtype), "int", {}, {}, ""};
+}
+
+bool has_tokenizer(const std::filesystem::path& folder) {
+  const auto there = [&](const char* name) { return std::filesystem::is_regular_file(folder / name); };
+  return there("tokenizer.json") || there("tokenizer.model") || there("tokenizer_config.json");
 }
 
 void fail_folder(const std::filesystem::path& folder, const std::string& where, const std::string& expected,

@@ -38,6 +38,9 @@ struct CodedFolder {
 /// three.
 CodedFolder open_folder(const std::filesystem::path& path);
 
+/// Whether the folder holds a tokenizer's files.
+bool has_tokenizer(const std::filesystem::path& folder);
+
 /// Throws FileError: "import_checkpoint: <folder>: <where>: expected <expected>, got <got>".
 [[noreturn]] void fail_folder(const std::filesystem::path& folder, const std::string& where,
                               const std::string& expected, const std::string& got);

@@ -53,6 +53,10 @@ std::string text_of(float value);
 /// "[2, 3]".
 std::string shape_text(const std::vector<int64_t>& shape);
 
+/// Compares two tensors on grids: grid, shape, codes, stored scales, and the weights.
+void compare_quantized(const std::string& key, const QuantizedTensor& expected, const QuantizedTensor& stored,
+                       std::vector<Difference>& differences);
+
 /// Compares a dequantized (or unquantized) tensor of a folder, in whatever float type, with the checkpoint's.
 void compare_stored(const QuantizedCheckpoint& checkpoint, const HfTensor& tensor,
                     const io::SafetensorsTensor& stored, std::vector<Difference>& differences);

@@ -6,6 +6,7 @@ namespace qat {
 
 extern const Target kGgufTarget;
 extern const Target kCompressedTensorsTarget;
+extern const Target kMlxTarget;
 extern const Target kHfTarget;
 
 namespace {
@@ -13,6 +14,7 @@ namespace {
 constexpr const Target* kTargets[] = {
     &kGgufTarget,
     &kCompressedTensorsTarget,
+    &kMlxTarget,
     &kHfTarget,
 };
 

@@ -10,24 +10,6 @@ void differ(const std::string& tensor, const char* what, const std::string& expe
   if (expected != got) differences.push_back({tensor, what, 1, "expected " + expected + ", got " + got});
 }
 
-void compare_quantized(const std::string& key, const QuantizedTensor& expected, const QuantizedTensor& stored,
-                       std::vector<Difference>& differences) {
-  const std::size_t before = differences.size();
-  differ(key, "type", expected.scheme.weight, stored.scheme.weight, differences);
-  differ(key, "shape", shape_text(expected.shape), shape_text(stored.shape), differences);
-  if (differences.size() != before) return;
-  const at::Tensor codes = expected.codes.cpu().contiguous(), scales = expected.scales.cpu().contiguous();
-  const int64_t rows = codes.size(0), width = codes.size(1), scales_per_row = scales.numel() / rows;
-  GridComparison comparison(grid::find(expected.scheme.weight), width);
-  for (int64_t row = 0; row < rows; ++row) {
-    comparison.add_row(row, codes.const_data_ptr<int8_t>() + row * width,
-                       scales.const_data_ptr<float>() + row * scales_per_row,
-                       stored.codes.const_data_ptr<int8_t>() + row * width,
-                       stored.scales.const_data_ptr<float>() + row * scales_per_row);
-  }
-  comparison.report(key, differences);
-}
-
 void compare_floats(const std::string& key, const at::Tensor& expected, const at::Tensor& stored,
                     std::vector<Difference>& differences) {
   const std::size_t before = differences.size();
@@ -60,6 +42,24 @@ void compare_maps(const Map& expected, const Map& stored, Compare compare,
 }
 
 }  // namespace
+
+void compare_quantized(const std::string& key, const QuantizedTensor& expected, const QuantizedTensor& stored,
+                       std::vector<Difference>& differences) {
+  const std::size_t before = differences.size();
+  differ(key, "type", expected.scheme.weight, stored.scheme.weight, differences);
+  differ(key, "shape", shape_text(expected.shape), shape_text(stored.shape), differences);
+  if (differences.size() != before) return;
+  const at::Tensor codes = expected.codes.cpu().contiguous(), scales = expected.scales.cpu().contiguous();
+  const int64_t rows = codes.size(0), width = codes.size(1), scales_per_row = scales.numel() / rows;
+  GridComparison comparison(grid::find(expected.scheme.weight), width);
+  for (int64_t row = 0; row < rows; ++row) {
+    comparison.add_row(row, codes.const_data_ptr<int8_t>() + row * width,
+                       scales.const_data_ptr<float>() + row * scales_per_row,
+                       stored.codes.const_data_ptr<int8_t>() + row * width,
+                       stored.scales.const_data_ptr<float>() + row * scales_per_row);
+  }
+  comparison.report(key, differences);
+}
 
 std::vector<Difference> verify_checkpoint(const std::string& path, const QuantizedCheckpoint& checkpoint) {
   const QuantizedCheckpoint stored = load(path);
