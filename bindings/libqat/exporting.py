@@ -56,7 +56,7 @@ def export(
     """
     source = checkpoint.tokenizer if tokenizer_from is None or tokenizer_from == "" else tokenizer_from
     with tempfile.TemporaryDirectory() as folder:
-        if target == "hf" and _is_gguf(source):
+        if target != "gguf" and _is_gguf(source):
             write_tokenizer_files(Path(source), Path(folder))
             source = folder
         _core.export_checkpoint(

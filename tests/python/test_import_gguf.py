@@ -33,6 +33,7 @@ def test_codes_scales_floats_and_row_order_are_those_of_the_file(tmp_path, tied)
         if weight.ndim == 2 and types[name] in QUANTIZED:
             assert checkpoint.grids[name] == QUANTIZED[types[name]]
     assert json.loads(checkpoint.config)["tie_word_embeddings"] is tied
+    assert checkpoint.aliases == ({"lm_head.weight": "model.embed_tokens.weight"} if tied else {})
     assert checkpoint.tokenizer == str(path)
     assert checkpoint.policy == ""
 

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "checkpoint/check.hpp"
+#include "export/hf_plan.hpp"
 #include "qat/core/error.hpp"
 #include "qat/export/gguf_model.hpp"
 
@@ -92,6 +94,9 @@ QuantizedCheckpoint read_gguf(const std::string& path) {
     const bool shifted = tensor.rule->kind == arch::TensorKind::kNorm && model.family().norm_offset != 0.0;
     checkpoint.floats[name] = shifted ? values.sub(model.family().norm_offset) : values;
   }
+  std::set<std::string> keys;
+  for (const auto& [name, tensor] : model.tensors()) keys.insert(name);
+  checkpoint.aliases = tied_head(checkpoint.config, keys);
   checkpoint::check({model.where(), true}, checkpoint);
   return checkpoint;
 }
