@@ -26,6 +26,8 @@ class WeightQuantizer:
     """Name of a grid: "q4_0", "int4_channel", ..."""
     estimator: str = "ste"
     """"ste" or "clipped_ste"."""
+    scale: str = "reference"
+    """"reference" or "search"."""
     dtype: torch.dtype = torch.float32
     """The dtype the weight had before its latents were raised to float32: that of the layer's activations."""
     enabled: bool = True
@@ -42,7 +44,9 @@ class WeightQuantizer:
 
     def fake_quantize(self, weight: Tensor) -> Tensor:
         """float32[R, ...] on the grid, or the latents themselves when disabled."""
-        return _ops.fake_quantize(weight, self.grid, self.estimator, self.label) if self.enabled else weight
+        if not self.enabled:
+            return weight
+        return _ops.fake_quantize(weight, self.grid, self.estimator, self.scale, self.label)
 
 
 class _Quantized(nn.Module):
@@ -83,7 +87,13 @@ class QuantizedLinear(_Quantized, nn.Linear):
         if not quantizer.enabled:
             return F.linear(input, self.weight.to(input.dtype), self.bias)
         return _ops.quantized_linear(
-            input, self.weight, self.bias, quantizer.grid, quantizer.estimator, quantizer.label
+            input,
+            self.weight,
+            self.bias,
+            quantizer.grid,
+            quantizer.estimator,
+            quantizer.scale,
+            quantizer.label,
         )
 
 
@@ -96,7 +106,13 @@ class QuantizedEmbedding(_Quantized, nn.Embedding):
             return super().forward(input).to(quantizer.dtype)
         padding = -1 if self.padding_idx is None else self.padding_idx
         rows = _ops.quantized_embedding(
-            input, self.weight, padding, quantizer.grid, quantizer.estimator, quantizer.label
+            input,
+            self.weight,
+            padding,
+            quantizer.grid,
+            quantizer.estimator,
+            quantizer.scale,
+            quantizer.label,
         )
         return rows.to(quantizer.dtype)
 

@@ -7,7 +7,8 @@ Dimensions: R rows (dimension 0 of a weight), N weights in a row (everything aft
 in a row, P scale parameters per block, I in and O out features.
 
 `tensor` is the weight's name and appears in messages only. `estimator` says how the gradient passes the
-rounding: "ste" (identity) or "clipped_ste" (zero where the grid clips the weight).
+rounding: "ste" (identity) or "clipped_ste" (zero where the grid clips the weight). `scale` says where scales
+come from: "reference" (the consumer's own rule) or "search" (the least squared error of the weights).
 
 Errors: `libqat.ArgumentError` for shapes, dtypes, unknown grids and widths that the block does not divide;
 `libqat.NumericError`, naming tensor and row, for NaN, infinity or a scale beyond its stored type.
@@ -24,13 +25,15 @@ from . import _core  # noqa: F401  (registers the operators)
 __all__ = ["dequantize", "fake_quantize", "quantize", "quantized_embedding", "quantized_linear"]
 
 
-def fake_quantize(weight: Tensor, grid: str, estimator: str = "ste", tensor: str = "") -> Tensor:
+def fake_quantize(
+    weight: Tensor, grid: str, estimator: str = "ste", scale: str = "reference", tensor: str = ""
+) -> Tensor:
     """The numbers that the deployed file will hold.
 
     weight: float32 [R, ...] of any strides -> contiguous float32 of the same shape. The scale is a constant
     to the gradient.
     """
-    return torch.ops.libqat.fake_quantize(weight, grid, estimator, tensor)
+    return torch.ops.libqat.fake_quantize(weight, grid, estimator, scale, tensor)
 
 
 def quantized_linear(
@@ -39,6 +42,7 @@ def quantized_linear(
     bias: Tensor | None,
     grid: str,
     estimator: str = "ste",
+    scale: str = "reference",
     tensor: str = "",
 ) -> Tensor:
     """`linear(input, fake_quantize(weight), bias)` that keeps only `input` and `weight` for backward.
@@ -47,7 +51,7 @@ def quantized_linear(
     Returns [..., O] in input's dtype (under autocast: in the autocast dtype); the quantized weight is rounded
     once to that dtype. Gradients: input's in its dtype, weight's in float32, bias's in the bias's dtype.
     """
-    return torch.ops.libqat.quantized_linear(input, weight, bias, grid, estimator, tensor)
+    return torch.ops.libqat.quantized_linear(input, weight, bias, grid, estimator, scale, tensor)
 
 
 def quantized_embedding(
@@ -56,6 +60,7 @@ def quantized_embedding(
     padding_idx: int | None,
     grid: str,
     estimator: str = "ste",
+    scale: str = "reference",
     tensor: str = "",
 ) -> Tensor:
     """`embedding(indices, fake_quantize(weight))` that quantizes only the rows that the batch touches.
@@ -64,16 +69,16 @@ def quantized_embedding(
     float32 [R, N]; rows equal to `padding_idx` (none when None or negative) receive none.
     """
     padding = -1 if padding_idx is None else padding_idx
-    return torch.ops.libqat.quantized_embedding(indices, weight, padding, grid, estimator, tensor)
+    return torch.ops.libqat.quantized_embedding(indices, weight, padding, grid, estimator, scale, tensor)
 
 
-def quantize(weight: Tensor, grid: str, tensor: str = "") -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor, grid: str, scale: str = "reference", tensor: str = "") -> tuple[Tensor, Tensor]:
     """The stored form: codes int8 [R, N] and scales float32 [R, G, P], without gradient.
 
-    weight: float32 [R, ...]. Grids with codes only. `dequantize` of the result equals `fake_quantize` bit for
-    bit.
+    weight: float32 [R, ...]. Grids with codes only. `dequantize` of the result equals `fake_quantize` with
+    the same `scale` bit for bit.
     """
-    return torch.ops.libqat.quantize(weight, grid, tensor)
+    return torch.ops.libqat.quantize(weight, grid, scale, tensor)
 
 
 def dequantize(codes: Tensor, scales: Tensor, grid: str, tensor: str = "") -> Tensor:

@@ -120,7 +120,7 @@ def prepare(
     chosen = [(slot, grid) for slot, grid in zip(slots, grids, strict=True) if grid != "f32"]
     check_slots(model, [slot for slot, _ in chosen])
     for slot, grid in chosen:
-        _attach(slot, grid, policy.estimator)
+        _attach(slot, grid, policy)
     setattr(model, _MARK, policy.to_json())
     return PreparedModel(model)
 
@@ -134,9 +134,9 @@ def _check_unprepared(model: nn.Module) -> None:
             )
 
 
-def _attach(slot: Slot, grid: str, estimator: str) -> None:
+def _attach(slot: Slot, grid: str, policy: Policy) -> None:
     weight = slot.layers[0][1].weight
-    quantizer = WeightQuantizer(slot.name, grid, estimator, weight.dtype)
+    quantizer = WeightQuantizer(slot.name, grid, policy.estimator, policy.scale, weight.dtype)
     weight.data = weight.data.float()
     for _, module in slot.layers:
         module.weight_quantizer = quantizer
@@ -187,6 +187,7 @@ def freeze(
     return _core.freeze_tensors(
         _shipped(root),
         {name: quantizer.grid for name, quantizer in PreparedModel(root).quantizers().items()},
+        scale=PreparedModel(root).policy.scale,
         config=_config_of(root) if config is None else config,
         tokenizer=_tokenizer_of(root) if tokenizer is None else os.fspath(tokenizer),
         policy=getattr(root, _MARK),

@@ -61,6 +61,7 @@ def report_of(model: nn.Module, slots: list[Slot]) -> Report:
     for name, parameter in model.named_parameters():
         slot = by_name.get(name)
         kind = slot.kind if slot else "other"
-        grid = slot.layers[0][1].weight_quantizer.grid if slot else "f32"
-        rows.append(_core.report_tensor(name, kind, parameter.detach(), grid))
+        quantizer = slot.layers[0][1].weight_quantizer if slot else None
+        grid, scale = (quantizer.grid, quantizer.scale) if quantizer else ("f32", "reference")
+        rows.append(_core.report_tensor(name, kind, parameter.detach(), grid, scale))
     return rows

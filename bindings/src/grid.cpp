@@ -132,13 +132,15 @@ int64_t row_bytes(const std::string& name, int64_t n) {
   return grid::row_bytes(rows_of("row_bytes", name, 1, n).grid, n);
 }
 
-Floats choose(const std::string& name, const Floats& w) {
+Floats choose(const std::string& name, const Floats& w, const std::string& scale) {
+  const ScaleRule rule = scale_rule(scale);
   const Rows rows = rows_of("choose", name, w);
   Floats s = make_scales(rows);
   const float* in = w.data();
   float* out = s.mutable_data();
-  for_rows("choose", rows,
-           [&](int64_t r) { return rows.grid.choose(in + r * rows.n, rows.n, out + r * rows.scales()); });
+  for_rows("choose", rows, [&](int64_t r) {
+    return rows.grid.scales(rule, in + r * rows.n, rows.n, out + r * rows.scales());
+  });
   return s;
 }
 
@@ -196,25 +198,29 @@ Bytes in_range(const std::string& name, const Floats& w, const Floats& s) {
   return mask;
 }
 
-Floats fake_quantize(const std::string& name, const Floats& w, bool reference) {
+Floats fake_quantize(const std::string& name, const Floats& w, bool reference, const std::string& scale) {
+  const ScaleRule rule = scale_rule(scale);
   Rows rows = rows_of("fake_quantize", name, w);
   const grid::Grid& grid = reference ? grid::reference(name) : rows.grid;
   Floats w_hat = make_matrix<Floats>(rows.rows, rows.n);
   const float* in = w.data();
   float* out = w_hat.mutable_data();
   for_rows("fake_quantize", rows,
-           [&](int64_t r) { return grid.fake_quantize(in + r * rows.n, rows.n, out + r * rows.n); });
+           [&](int64_t r) { return grid.fake_quantize(in + r * rows.n, rows.n, out + r * rows.n, rule); });
   return w_hat;
 }
 
-Halves fake_quantize_bf16(const std::string& name, const Floats& w, bool reference) {
+Halves fake_quantize_bf16(const std::string& name, const Floats& w, bool reference,
+                          const std::string& scale) {
+  const ScaleRule rule = scale_rule(scale);
   Rows rows = rows_of("fake_quantize_bf16", name, w);
   const grid::Grid& grid = reference ? grid::reference(name) : rows.grid;
   Halves w_hat = make_matrix<Halves>(rows.rows, rows.n);
   const float* in = w.data();
   uint16_t* out = w_hat.mutable_data();
-  for_rows("fake_quantize_bf16", rows,
-           [&](int64_t r) { return grid.fake_quantize_bf16(in + r * rows.n, rows.n, out + r * rows.n); });
+  for_rows("fake_quantize_bf16", rows, [&](int64_t r) {
+    return grid.fake_quantize_bf16(in + r * rows.n, rows.n, out + r * rows.n, rule);
+  });
   return w_hat;
 }
 
@@ -273,8 +279,8 @@ void bind_grid(py::module_& module) {
              "(name, count per block, dtype), is_float, dtype (float grids).");
   module.def("grid_row_bytes", &row_bytes, arg("name"), arg("n"),
              "Bytes of one row of n weights: packed codes and stored scales.");
-  module.def("grid_choose", &choose, arg("name"), arg("w").noconvert(),
-             "The consumer's scale rule. w float32[rows, n] -> s float32[rows, n / B, P].");
+  module.def("grid_choose", &choose, arg("name"), arg("w").noconvert(), arg("scale") = "reference",
+             "The consumer's scale rule, or a search. w float32[rows, n] -> s float32[rows, n / B, P].");
   module.def("grid_store", &store, arg("name"), arg("s").noconvert(), arg("n"),
              "What a file holds of s float32[rows, n / B, P]; NumericError where that is not finite.");
   module.def("grid_encode", &encode, arg("name"), arg("w").noconvert(), arg("s").noconvert(),
@@ -284,10 +290,11 @@ void bind_grid(py::module_& module) {
   module.def("grid_in_range", &in_range, arg("name"), arg("w").noconvert(), arg("s").noconvert(),
              "1 where w lies inside the code range of scales s. -> uint8[rows, n].");
   module.def("grid_fake_quantize", &fake_quantize, arg("name"), arg("w").noconvert(),
-             arg("reference") = false,
+             arg("reference") = false, arg("scale") = "reference",
              "w float32[rows, n] -> w_hat float32[rows, n]; `reference` forces the scalar path.");
   module.def("grid_fake_quantize_bf16", &fake_quantize_bf16, arg("name"), arg("w").noconvert(),
-             arg("reference") = false, "w float32[rows, n] -> bfloat16 bits uint16[rows, n].");
+             arg("reference") = false, arg("scale") = "reference",
+             "w float32[rows, n] -> bfloat16 bits uint16[rows, n].");
   module.def("ggml_pack", &ggml_pack, arg("name"), arg("codes").noconvert(), arg("stored").noconvert(),
              "codes int8[rows, n], stored float32[rows, n / B, P] -> ggml blocks uint8[rows, bytes].");
   module.def("ggml_unpack", &ggml_unpack, arg("name"), arg("bytes").noconvert(),

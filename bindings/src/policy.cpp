@@ -55,6 +55,9 @@ not divide, naming the tensor.)")
       .def_property_readonly(
           "estimator", [](const Policy& policy) { return to_string(policy.estimator().kind); },
           "How gradients pass through the rounding: 'ste' or 'clipped_ste'.")
+      .def_property_readonly(
+          "scale", [](const Policy& policy) { return to_string(policy.estimator().scale); },
+          "Where scales come from: 'reference', the consumer's own rule, or 'search', the least error.")
       .def(
           "__eq__", [](const Policy& one, const Policy& two) { return one.to_json() == two.to_json(); },
           py::is_operator())

@@ -56,9 +56,11 @@ void bind_report(py::module_& module) {
                     "RMS(w_hat - w) / RMS(w); 0 for tensors kept as they are.");
   module.def(
       "report_tensor",
-      [](const std::string& name, const std::string& kind, const at::Tensor& latent,
-         const std::string& grid) { return report_tensor(name, slot_kind(kind), latent, {grid}); },
-      py::arg("name"), py::arg("kind"), py::arg("latent"), py::arg("grid"),
+      [](const std::string& name, const std::string& kind, const at::Tensor& latent, const std::string& grid,
+         const std::string& scale) {
+        return report_tensor(name, slot_kind(kind), latent, {grid}, scale_rule(scale));
+      },
+      py::arg("name"), py::arg("kind"), py::arg("latent"), py::arg("grid"), py::arg("scale") = "reference",
       py::call_guard<py::gil_scoped_release>(), "The TensorReport of one tensor; grid 'f32' keeps it.");
 }
 

@@ -116,24 +116,23 @@ What was computed stays, also after Ctrl-C or a kill; building again goes on fro
 
 /// The head that Python describes by its weight and grid.
 Head head_of(const at::Tensor& weight, const std::optional<at::Tensor>& bias, const std::string& grid,
-             const std::string& estimator) {
+             const Estimator& estimator) {
   Head head{weight, bias.value_or(at::Tensor())};
   if (grid != "f32") {
-    head.quantizer =
-        std::make_shared<Quantizer>("head.weight", Scheme{grid}, Estimator{estimator_kind(estimator)});
+    head.quantizer = std::make_shared<Quantizer>("head.weight", Scheme{grid}, estimator);
   }
   return head;
 }
 
 at::Tensor python_head_loss(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& tokens,
                             const std::optional<at::Tensor>& bias, const std::string& grid,
-                            const std::string& estimator,
+                            const std::string& estimator, const std::string& scale,
                             const std::optional<std::tuple<at::Tensor, at::Tensor>>& teacher, double kl,
                             double ce, double temperature, int64_t chunk) {
   train::TeacherAnswer answer;
   if (teacher) answer = {std::get<0>(*teacher), Head{std::get<1>(*teacher)}};
-  return train::head_loss(hidden, head_of(weight, bias, grid, estimator), answer, tokens,
-                          {kl, ce, temperature}, chunk);
+  return train::head_loss(hidden, head_of(weight, bias, grid, {estimator_kind(estimator), scale_rule(scale)}),
+                          answer, tokens, {kl, ce, temperature}, chunk);
 }
 
 void bind_losses(py::module_& module) {
@@ -157,14 +156,15 @@ Args:
     ce: weight of the cross-entropy with the next token.)");
   module.def("head_loss", &python_head_loss, py::arg("hidden"), py::arg("weight"), py::arg("tokens"),
              py::kw_only(), py::arg("bias") = py::none(), py::arg("grid") = "f32",
-             py::arg("estimator") = "ste", py::arg("teacher") = py::none(), py::arg("kl") = defaults.kl,
-             py::arg("ce") = defaults.ce, py::arg("temperature") = defaults.temperature, py::arg("chunk") = 0,
+             py::arg("estimator") = "ste", py::arg("scale") = "reference", py::arg("teacher") = py::none(),
+             py::arg("kl") = defaults.kl, py::arg("ce") = defaults.ce,
+             py::arg("temperature") = defaults.temperature, py::arg("chunk") = 0,
              py::call_guard<py::gil_scoped_release>(),
              R"(objective_loss of the logits hidden @ W_hat^T + bias, which never exist in full.
 
 Args:
     hidden: float [B, T, h], what goes into the head.
-    weight: float [V, h], the head's latent; `grid` and `estimator` say how it is quantized.
+    weight: float [V, h], the head's latent; `grid`, `estimator` and `scale` say how it is quantized.
     tokens: int64[B, T], T >= 2.
     teacher: (hidden [B, T, h'], weight [V, h']), constant, or None when kl is 0.
     chunk: positions whose logits exist at a time; 0 = equal pieces of at most 2^24 logits.

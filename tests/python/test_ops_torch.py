@@ -114,9 +114,9 @@ class Net(torch.nn.Module):
         self.grid, self.estimator = grid, estimator
 
     def forward(self, tokens):
-        x = ops.quantized_embedding(tokens, self.table, None, self.grid, self.estimator, "table")
-        x = torch.tanh(ops.quantized_linear(x / 8, self.up, self.bias, self.grid, self.estimator, "up"))
-        return ops.quantized_linear(x, self.table, None, self.grid, self.estimator, "table")
+        x = ops.quantized_embedding(tokens, self.table, None, self.grid, self.estimator, tensor="table")
+        x = torch.tanh(ops.quantized_linear(x / 8, self.up, self.bias, self.grid, self.estimator, tensor="up"))
+        return ops.quantized_linear(x, self.table, None, self.grid, self.estimator, tensor="table")
 
 
 TOKENS = torch.arange(10).reshape(2, 5)

@@ -289,7 +289,7 @@ def test_head_loss_equals_the_loss_of_full_logits(chunk):
     tokens = torch.randint(50, (2, 6), generator=generator)
     hidden.requires_grad_()
     weight.requires_grad_()
-    shipped = torch.ops.libqat.fake_quantize(weight, "int4_channel", "ste", "")
+    shipped = torch.ops.libqat.fake_quantize(weight, "int4_channel")
     expected = _core.objective_loss(hidden @ shipped.T, teacher[0] @ teacher[1].T, tokens, kl=0.7, ce=0.3)
     reference = torch.autograd.grad(expected, [hidden, weight])
     loss = _core.head_loss(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._core import ArgumentError, FileError
+from ..nn import WeightQuantizer
 from .evaluation import Evaluation, parse_evaluation
 from .inputs import RunFolder, read_run, stored_bytes, weights_of
 from .levels import OnGrid, on_grid
@@ -110,9 +112,9 @@ def gather_model(
     from ..prepare import PreparedModel, prepared_root
 
     model = prepared_root(prepared)
-    grids = {name: quantizer.grid for name, quantizer in PreparedModel(model).quantizers().items()}
+    quantizers = PreparedModel(model).quantizers()
     weights = [
-        _weight(name, parameter, grids.get(name, "f32"), original)
+        _weight(name, parameter, quantizers.get(name), original)
         for name, parameter in model.named_parameters()
     ]
     rows, worst = _measure_all(weights, progress)
@@ -131,13 +133,20 @@ def gather_model(
     )
 
 
-def _weight(name: str, parameter: nn.Parameter, grid: str, original: Mapping[str, Tensor]) -> Weight:
+def _weight(
+    name: str,
+    parameter: nn.Parameter,
+    quantizer: WeightQuantizer | None,
+    original: Mapping[str, Tensor],
+) -> Weight:
     if name not in original or original[name].shape != parameter.shape:
         got = list(original[name].shape) if name in original else "no such tensor"
         raise ArgumentError(f"report: original: {name}: expected {list(parameter.shape)}, got {got}")
     shape, latent = tuple(parameter.shape), parameter.detach().cpu()
+    grid = quantizer.grid if quantizer else "f32"
     if has_codes(grid):
-        size, ship = stored_bytes(grid, shape), lambda: ops.quantize(latent.float(), grid, name)
+        size = stored_bytes(grid, shape)
+        ship = partial(ops.quantize, latent.float(), grid, quantizer.scale, name)
     else:
         size, ship = latent.nbytes, lambda: latent
     return Weight(

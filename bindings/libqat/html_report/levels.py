@@ -47,7 +47,7 @@ def on_grid(weight: Weight, row: TensorRow) -> OnGrid:
     totals = torch.zeros(2, bins, dtype=torch.float64)
     levels = None
     for original, latent, codes, scales in chunks(weight):
-        _, ptq_scales = ops.quantize(original, weight.grid, weight.name)
+        _, ptq_scales = ops.quantize(original, weight.grid, tensor=weight.name)
         for total, tensor, scale in zip(totals, (original, latent), (ptq_scales, scales), strict=True):
             place = _in_codes(tensor, scale, weight.grid, low, high).clamp_(low - 1, high + 1)
             total += torch.histc(place, bins, first, last).double()

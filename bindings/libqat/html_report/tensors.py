@@ -153,7 +153,7 @@ def _measure_codes(weight: Weight) -> dict:
     sums, flips = _Sums(), 0
     counts = torch.zeros(2, len(legal), dtype=torch.int64)
     for original, latent, codes, scales in chunks(weight):
-        ptq_codes, ptq_scales = ops.quantize(original, weight.grid, weight.name)
+        ptq_codes, ptq_scales = ops.quantize(original, weight.grid, tensor=weight.name)
         ptq = ops.dequantize(ptq_codes, ptq_scales, weight.grid, weight.name)
         qat = ops.dequantize(codes, scales, weight.grid, weight.name)
         sums.add(original=original, latent=latent, moved=latent - original)

@@ -18,8 +18,7 @@ at::Tensor copied(const at::Tensor& tensor) {
 }
 
 at::Tensor rounded(const Latent& latent) {
-  const at::Tensor value =
-      ops::fake_quantize(latent.value.detach(), latent.scheme.weight, EstimatorKind::kSte, latent.key);
+  const at::Tensor value = ops::fake_quantize(latent.value.detach(), latent.scheme.weight, {}, latent.key);
   const bool half = grid::find(latent.scheme.weight).info().dtype == grid::DType::kF16;
   return value.to(half ? at::kHalf : at::kBFloat16);
 }
@@ -30,8 +29,9 @@ at::Tensor float_weight(const at::Tensor& tensor) {
 
 }  // namespace
 
-QuantizedTensor quantize_tensor(const std::string& key, const at::Tensor& latent, const Scheme& scheme) {
-  auto [codes, scales] = ops::quantize(latent.detach(), scheme.weight, key);
+QuantizedTensor quantize_tensor(const std::string& key, const at::Tensor& latent, const Scheme& scheme,
+                                ScaleRule scale) {
+  auto [codes, scales] = ops::quantize(latent.detach(), scheme.weight, scale, key);
   return {scheme, latent.sizes().vec(), codes.cpu(), scales.cpu()};
 }
 
@@ -55,7 +55,7 @@ QuantizedCheckpoint freeze_tensors(const std::vector<Latent>& tensors,
     }
     if (!latent.value.defined()) subject.fail(key, "a tensor", "none");
     if (!grid::find(latent.scheme.weight).info().is_float) {
-      checkpoint.quantized[key] = quantize_tensor(key, latent.value, latent.scheme);
+      checkpoint.quantized[key] = quantize_tensor(key, latent.value, latent.scheme, latent.scale);
     } else {
       checkpoint.floats[key] = latent.scheme == Scheme{} ? copied(latent.value) : rounded(latent);
     }

@@ -16,8 +16,9 @@ using std::string_view;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-using Forward = at::Tensor(const at::Tensor&, string_view, string_view, string_view);
-using Backward = at::Tensor(const at::Tensor&, const at::Tensor&, string_view, string_view, string_view);
+using Forward = at::Tensor(const at::Tensor&, string_view, string_view, string_view, string_view);
+using Backward = at::Tensor(const at::Tensor&, const at::Tensor&, string_view, string_view, string_view,
+                            string_view);
 
 c10::TypedOperatorHandle<Forward> forward_operator() {
   static const auto op = find_operator<Forward>("libqat::fake_quantize");
@@ -30,8 +31,9 @@ c10::TypedOperatorHandle<Backward> backward_operator() {
 }
 
 const grid::Grid& check_forward(const at::Tensor& weight, string_view grid, string_view estimator,
-                                string_view tensor) {
+                                string_view scale, string_view tensor) {
   estimator_kind(estimator);
+  scale_rule(scale);
   return check_weight({"fake_quantize", tensor}, weight, grid);
 }
 
@@ -43,28 +45,29 @@ const grid::Grid& check_backward(const at::Tensor& grad, const at::Tensor& weigh
   return found;
 }
 
-at::Tensor forward_cpu(const at::Tensor& weight, string_view grid, string_view estimator,
+at::Tensor forward_cpu(const at::Tensor& weight, string_view grid, string_view estimator, string_view scale,
                        string_view tensor) {
-  const grid::Grid& found = check_forward(weight, grid, estimator, tensor);
+  const grid::Grid& found = check_forward(weight, grid, estimator, scale, tensor);
   const at::Tensor latent = weight.contiguous();
   at::Tensor w_hat = at::empty(latent.sizes(), latent.options());
-  quantize_rows({"fake_quantize", tensor}, found, latent, w_hat);
+  quantize_rows({"fake_quantize", tensor}, found, scale_rule(scale), latent, w_hat);
   return w_hat;
 }
 
-at::Tensor forward_meta(const at::Tensor& weight, string_view grid, string_view estimator,
+at::Tensor forward_meta(const at::Tensor& weight, string_view grid, string_view estimator, string_view scale,
                         string_view tensor) {
-  check_forward(weight, grid, estimator, tensor);
+  check_forward(weight, grid, estimator, scale, tensor);
   return at::empty_symint(weight.sym_sizes(), weight.options());
 }
 
 at::Tensor forward_reference(const at::Tensor& weight, string_view grid, string_view estimator,
-                             string_view tensor) {
-  return forward_operator().call(weight.cpu(), grid, estimator, tensor).to(weight.device());
+                             string_view scale, string_view tensor) {
+  return forward_operator().call(weight.cpu(), grid, estimator, scale, tensor).to(weight.device());
 }
 
-/// out[r, i] = grad[r, i] where the grid's scales for row r of latent can represent latent[r, i], else 0.
-void mask_rows(const Subject& subject, const grid::Grid& grid, const at::Tensor& grad,
+/// out[r, i] = grad[r, i] where the scales that `rule` gives row r of latent can represent latent[r, i], else
+/// 0.
+void mask_rows(const Subject& subject, const grid::Grid& grid, ScaleRule rule, const at::Tensor& grad,
                const at::Tensor& latent, const at::Tensor& out) {
   const int64_t rows = latent.size(0);
   const int64_t n = latent.numel() / rows;
@@ -74,7 +77,7 @@ void mask_rows(const Subject& subject, const grid::Grid& grid, const at::Tensor&
   for_each_row(subject, rows, n, [&] {
     return [&, scales = std::vector<float>(grid.blocks(n) * grid.params()),
             inside = std::vector<uint8_t>(n)](int64_t row) mutable {
-      const grid::Status status = grid.choose(w + row * n, n, scales.data());
+      const grid::Status status = grid.scales(rule, w + row * n, n, scales.data());
       if (status != grid::Status::kOk) return status;
       grid.in_range(w + row * n, n, scales.data(), inside.data());
       for (int64_t i = 0; i < n; ++i) to[row * n + i] = inside[i] != 0 ? g[row * n + i] : 0.0F;
@@ -84,48 +87,55 @@ void mask_rows(const Subject& subject, const grid::Grid& grid, const at::Tensor&
 }
 
 at::Tensor backward_cpu(const at::Tensor& grad, const at::Tensor& weight, string_view grid,
-                        string_view estimator, string_view tensor) {
+                        string_view estimator, string_view scale, string_view tensor) {
   const grid::Grid& found = check_backward(grad, weight, grid, tensor);
+  const ScaleRule rule = scale_rule(scale);
   if (estimator_kind(estimator) == EstimatorKind::kSte || found.info().is_float) {
     return grad.clone(at::MemoryFormat::Contiguous);
   }
   const at::Tensor latent = weight.contiguous();
   at::Tensor out = at::empty(latent.sizes(), latent.options());
-  mask_rows({"fake_quantize_backward", tensor}, found, grad.contiguous(), latent, out);
+  mask_rows({"fake_quantize_backward", tensor}, found, rule, grad.contiguous(), latent, out);
   return out;
 }
 
 at::Tensor backward_meta(const at::Tensor& grad, const at::Tensor& weight, string_view grid,
-                         string_view estimator, string_view tensor) {
+                         string_view estimator, string_view scale, string_view tensor) {
   estimator_kind(estimator);
+  scale_rule(scale);
   check_backward(grad, weight, grid, tensor);
   return at::empty_symint(weight.sym_sizes(), weight.options());
 }
 
 at::Tensor backward_reference(const at::Tensor& grad, const at::Tensor& weight, string_view grid,
-                              string_view estimator, string_view tensor) {
-  return backward_operator().call(grad.cpu(), weight.cpu(), grid, estimator, tensor).to(weight.device());
+                              string_view estimator, string_view scale, string_view tensor) {
+  return backward_operator()
+      .call(grad.cpu(), weight.cpu(), grid, estimator, scale, tensor)
+      .to(weight.device());
 }
 
 class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight, string_view grid,
-                            string_view estimator, string_view tensor) {
+                            string_view estimator, string_view scale, string_view tensor) {
     context->saved_data["grid"] = std::string(grid);
     context->saved_data["estimator"] = std::string(estimator);
+    context->saved_data["scale"] = std::string(scale);
     context->saved_data["tensor"] = std::string(tensor);
     context->save_for_backward({weight});
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return forward_operator().call(weight, grid, estimator, tensor);
+    return forward_operator().call(weight, grid, estimator, scale, tensor);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     auto& data = context->saved_data;
     const bool identity = data["estimator"].toStringView() == to_string(EstimatorKind::kSte);
     // The identity needs no copy, except to hang the refusal of a second derivative on it.
-    if (identity && !at::GradMode::is_enabled()) return {grads[0], {}, {}, {}};
+    if (identity && !at::GradMode::is_enabled()) return {grads[0], {}, {}, {}, {}};
     return {backward_operator().call(grads[0], context->get_saved_variables()[0], data["grid"].toStringView(),
-                                     data["estimator"].toStringView(), data["tensor"].toStringView()),
+                                     data["estimator"].toStringView(), data["scale"].toStringView(),
+                                     data["tensor"].toStringView()),
+            {},
             {},
             {},
             {}};
@@ -133,8 +143,8 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
 };
 
 at::Tensor forward_autograd(const at::Tensor& weight, string_view grid, string_view estimator,
-                            string_view tensor) {
-  return FakeQuantize::apply(weight, grid, estimator, tensor);
+                            string_view scale, string_view tensor) {
+  return FakeQuantize::apply(weight, grid, estimator, scale, tensor);
 }
 
 TORCH_LIBRARY_IMPL(libqat, CPU, m) {
@@ -159,27 +169,28 @@ TORCH_LIBRARY_IMPL(libqat, Autograd, m) {
 
 }  // namespace
 
-at::Tensor fake_quantize(const at::Tensor& weight, string_view grid, EstimatorKind estimator,
+at::Tensor fake_quantize(const at::Tensor& weight, string_view grid, const Estimator& estimator,
                          string_view tensor) {
-  return forward_operator().call(weight, grid, to_string(estimator), tensor);
+  return forward_operator().call(weight, grid, to_string(estimator.kind), to_string(estimator.scale), tensor);
 }
 
-at::Tensor quantized_weight(const at::Tensor& weight, at::ScalarType dtype, string_view grid,
+at::Tensor quantized_weight(const at::Tensor& weight, at::ScalarType dtype, string_view grid, ScaleRule scale,
                             string_view tensor) {
   if (!weight.is_cpu() || dtype != at::kBFloat16) {
-    return fake_quantize(weight.detach(), grid, EstimatorKind::kSte, tensor).to(dtype);
+    return fake_quantize(weight.detach(), grid, {EstimatorKind::kSte, scale}, tensor).to(dtype);
   }
   // The row kernels round to bfloat16 themselves: no float32 copy of a large table.
   const Subject subject{"quantized_weight", tensor};
   const grid::Grid& found = check_weight(subject, weight, grid);
   at::Tensor w_hat = at::empty(weight.sizes(), at::TensorOptions(dtype));
-  quantize_rows(subject, found, weight.contiguous(), w_hat);
+  quantize_rows(subject, found, scale, weight.contiguous(), w_hat);
   return w_hat;
 }
 
 at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& weight, string_view grid,
-                                  EstimatorKind estimator, string_view tensor) {
-  return backward_operator().call(grad, weight, grid, to_string(estimator), tensor);
+                                  const Estimator& estimator, string_view tensor) {
+  return backward_operator().call(grad, weight, grid, to_string(estimator.kind), to_string(estimator.scale),
+                                  tensor);
 }
 
 }  // namespace qat::ops

@@ -4,31 +4,40 @@
 
 TORCH_LIBRARY(libqat, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  m.def("fake_quantize(Tensor weight, str grid, str estimator='ste', str tensor='') -> Tensor", tags);
   m.def(
-      "fake_quantize_backward(Tensor grad, Tensor weight, str grid, str estimator='ste', str tensor='') "
+      "fake_quantize(Tensor weight, str grid, str estimator='ste', str scale='reference', str tensor='') -> "
+      "Tensor",
+      tags);
+  m.def(
+      "fake_quantize_backward(Tensor grad, Tensor weight, str grid, str estimator='ste', str "
+      "scale='reference', str tensor='') "
       "-> Tensor",
       tags);
   m.def(
       "quantized_linear(Tensor input, Tensor weight, Tensor? bias, str grid, str estimator='ste', "
-      "str tensor='') -> Tensor",
+      "str scale='reference', str tensor='') -> Tensor",
       tags);
   // One operator per gradient: each is run only when it is needed, and none returns an undefined tensor,
   // which meta kernels and compilers do not carry.
-  m.def("quantized_linear_grad_input(Tensor grad_output, Tensor weight, str grid, str tensor='') -> Tensor",
-        tags);
   m.def(
-      "quantized_linear_grad_weight(Tensor grad_output, Tensor input, Tensor weight, str grid, "
-      "str estimator='ste', str tensor='') -> Tensor",
-      tags);
-  m.def(
-      "quantized_embedding(Tensor indices, Tensor weight, int padding_idx, str grid, str estimator='ste', "
+      "quantized_linear_grad_input(Tensor grad_output, Tensor weight, str grid, str scale='reference', "
       "str tensor='') -> Tensor",
       tags);
   m.def(
-      "quantized_embedding_backward(Tensor grad_output, Tensor indices, Tensor weight, int padding_idx, "
-      "str grid, str estimator='ste', str tensor='') -> Tensor",
+      "quantized_linear_grad_weight(Tensor grad_output, Tensor input, Tensor weight, str grid, "
+      "str estimator='ste', str scale='reference', str tensor='') -> Tensor",
       tags);
-  m.def("quantize(Tensor weight, str grid, str tensor='') -> (Tensor codes, Tensor scales)", tags);
+  m.def(
+      "quantized_embedding(Tensor indices, Tensor weight, int padding_idx, str grid, str estimator='ste', "
+      "str scale='reference', str tensor='') -> Tensor",
+      tags);
+  m.def(
+      "quantized_embedding_backward(Tensor grad_output, Tensor indices, Tensor weight, int padding_idx, "
+      "str grid, str estimator='ste', str scale='reference', str tensor='') -> Tensor",
+      tags);
+  m.def(
+      "quantize(Tensor weight, str grid, str scale='reference', str tensor='') -> (Tensor codes, Tensor "
+      "scales)",
+      tags);
   m.def("dequantize(Tensor codes, Tensor scales, str grid, str tensor='') -> Tensor", tags);
 }

@@ -16,7 +16,7 @@ namespace {
 
 using std::string_view;
 using Stored = std::tuple<at::Tensor, at::Tensor>;
-using Quantize = Stored(const at::Tensor&, string_view, string_view);
+using Quantize = Stored(const at::Tensor&, string_view, string_view, string_view);
 using Dequantize = at::Tensor(const at::Tensor&, const at::Tensor&, string_view, string_view);
 
 c10::TypedOperatorHandle<Quantize> quantize_operator() {
@@ -39,7 +39,8 @@ c10::SymInt block_count(const grid::Grid& grid, const c10::SymInt& n) {
 }
 
 /// Uninitialised codes int8[R, N] and scales float32[R, G, P].
-Stored make_outputs(const at::Tensor& weight, string_view grid, string_view tensor) {
+Stored make_outputs(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor) {
+  scale_rule(scale);
   const Subject subject{"quantize", tensor};
   const grid::Grid& found = check_weight(subject, weight, grid);
   check_has_codes(subject, found);
@@ -51,18 +52,19 @@ Stored make_outputs(const at::Tensor& weight, string_view grid, string_view tens
           at::empty_symint(scales, weight.options())};
 }
 
-Stored quantize_cpu(const at::Tensor& weight, string_view grid, string_view tensor) {
-  const auto [codes, scales] = make_outputs(weight, grid, tensor);
+Stored quantize_cpu(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor) {
+  const auto [codes, scales] = make_outputs(weight, grid, scale, tensor);
+  const ScaleRule rule = scale_rule(scale);
   const grid::Grid& found = grid::find(grid);
   const at::Tensor latent = weight.contiguous();
   const int64_t n = codes.size(1);
   const int64_t row_scales = scales.size(1) * scales.size(2);
   const float* w = latent.const_data_ptr<float>();
   int8_t* code = codes.mutable_data_ptr<int8_t>();
-  float* scale = scales.mutable_data_ptr<float>();
+  float* stored = scales.mutable_data_ptr<float>();
   const auto quantize_row = [&](int64_t row) {
-    float* s = scale + row * row_scales;
-    const grid::Status status = found.choose(w + row * n, n, s);
+    float* s = stored + row * row_scales;
+    const grid::Status status = found.scales(rule, w + row * n, n, s);
     if (status != grid::Status::kOk) return status;
     found.encode(w + row * n, n, s, code + row * n);
     return found.store(s, n, s);
@@ -71,15 +73,15 @@ Stored quantize_cpu(const at::Tensor& weight, string_view grid, string_view tens
   return {codes, scales};
 }
 
-Stored quantize_reference(const at::Tensor& weight, string_view grid, string_view tensor) {
-  const auto [codes, scales] = quantize_operator().call(weight.cpu(), grid, tensor);
+Stored quantize_reference(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor) {
+  const auto [codes, scales] = quantize_operator().call(weight.cpu(), grid, scale, tensor);
   return {codes.to(weight.device()), scales.to(weight.device())};
 }
 
 /// Codes and stored scales are what ships: they are outside the graph.
-Stored quantize_autograd(const at::Tensor& weight, string_view grid, string_view tensor) {
+Stored quantize_autograd(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return quantize_operator().call(weight, grid, tensor);
+  return quantize_operator().call(weight, grid, scale, tensor);
 }
 
 const grid::Grid& check_stored(const Subject& subject, const at::Tensor& codes, const at::Tensor& scales,
@@ -176,8 +178,8 @@ void check_grid(string_view grid) {
   grid::find(grid);
 }
 
-Stored quantize(const at::Tensor& weight, string_view grid, string_view tensor) {
-  return quantize_operator().call(weight, grid, tensor);
+Stored quantize(const at::Tensor& weight, string_view grid, ScaleRule scale, string_view tensor) {
+  return quantize_operator().call(weight, grid, to_string(scale), tensor);
 }
 
 at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scales, string_view grid,

@@ -20,9 +20,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 using Forward = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, string_view, string_view,
-                           string_view);
+                           string_view, string_view);
 using Backward = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, string_view,
-                            string_view, string_view);
+                            string_view, string_view, string_view);
 
 c10::TypedOperatorHandle<Forward> forward_operator() {
   static const auto op = find_operator<Forward>("libqat::quantized_embedding");
@@ -35,8 +35,10 @@ c10::TypedOperatorHandle<Backward> backward_operator() {
 }
 
 const grid::Grid& check_lookup(const Subject& subject, const at::Tensor& indices, const at::Tensor& weight,
-                               int64_t padding_idx, string_view grid, string_view estimator) {
+                               int64_t padding_idx, string_view grid, string_view estimator,
+                               string_view scale) {
   estimator_kind(estimator);
+  scale_rule(scale);
   const grid::Grid& found = check_matrix(subject, weight, grid);
   if (indices.scalar_type() != at::kLong) fail(subject, "indices of int64", describe(indices));
   if (weight.sym_size(0).sym_le(padding_idx).guard_bool(__FILE__, __LINE__)) {
@@ -46,9 +48,10 @@ const grid::Grid& check_lookup(const Subject& subject, const at::Tensor& indices
 }
 
 void check_backward(const at::Tensor& grad_output, const at::Tensor& indices, const at::Tensor& weight,
-                    int64_t padding_idx, string_view grid, string_view estimator, string_view tensor) {
+                    int64_t padding_idx, string_view grid, string_view estimator, string_view scale,
+                    string_view tensor) {
   const Subject subject{"quantized_embedding_backward", tensor};
-  check_lookup(subject, indices, weight, padding_idx, grid, estimator);
+  check_lookup(subject, indices, weight, padding_idx, grid, estimator, scale);
   check_activation(subject, "grad_output", grad_output, weight.sym_size(1), weight);
 }
 
@@ -79,9 +82,10 @@ at::Tensor look_up(const at::Tensor& table, const at::Tensor& position) {
 }
 
 at::Tensor forward_cpu(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                       string_view grid, string_view estimator, string_view tensor) {
+                       string_view grid, string_view estimator, string_view scale, string_view tensor) {
   const Subject subject{"quantized_embedding", tensor};
-  const grid::Grid& found = check_lookup(subject, indices, weight, padding_idx, grid, estimator);
+  const grid::Grid& found = check_lookup(subject, indices, weight, padding_idx, grid, estimator, scale);
+  const ScaleRule rule = scale_rule(scale);
   const Touched touched = touched_rows(subject, indices, weight.size(0));
   const at::Tensor latent = weight.contiguous();
   const int64_t n = latent.size(1);
@@ -89,75 +93,80 @@ at::Tensor forward_cpu(const at::Tensor& indices, const at::Tensor& weight, int6
   const float* w = latent.const_data_ptr<float>();
   const int64_t* rows = touched.rows.const_data_ptr<int64_t>();
   float* w_hat = table.mutable_data_ptr<float>();
-  const auto quantize_row = [&](int64_t i) { return found.fake_quantize(w + rows[i] * n, n, w_hat + i * n); };
+  const auto quantize_row = [&](int64_t i) {
+    return found.fake_quantize(w + rows[i] * n, n, w_hat + i * n, rule);
+  };
   for_each_row(subject, table.size(0), n, [&] { return quantize_row; }, rows);
   return look_up(table, touched.position);
 }
 
 at::Tensor forward_meta(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                        string_view grid, string_view estimator, string_view tensor) {
-  check_lookup({"quantized_embedding", tensor}, indices, weight, padding_idx, grid, estimator);
+                        string_view grid, string_view estimator, string_view scale, string_view tensor) {
+  check_lookup({"quantized_embedding", tensor}, indices, weight, padding_idx, grid, estimator, scale);
   c10::SymDimVector sizes(indices.sym_sizes().begin(), indices.sym_sizes().end());
   sizes.push_back(weight.sym_size(1));
   return at::empty_symint(sizes, weight.options());
 }
 
 at::Tensor forward_reference(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                             string_view grid, string_view estimator, string_view tensor) {
+                             string_view grid, string_view estimator, string_view scale, string_view tensor) {
   return forward_operator()
-      .call(indices.cpu(), weight.cpu(), padding_idx, grid, estimator, tensor)
+      .call(indices.cpu(), weight.cpu(), padding_idx, grid, estimator, scale, tensor)
       .to(weight.device());
 }
 
 at::Tensor backward(const at::Tensor& grad_output, const at::Tensor& indices, const at::Tensor& weight,
-                    int64_t padding_idx, string_view grid, string_view estimator, string_view tensor) {
-  check_backward(grad_output, indices, weight, padding_idx, grid, estimator, tensor);
+                    int64_t padding_idx, string_view grid, string_view estimator, string_view scale,
+                    string_view tensor) {
+  check_backward(grad_output, indices, weight, padding_idx, grid, estimator, scale, tensor);
   const Subject subject{"quantized_embedding_backward", tensor};
   const at::Tensor rows = touched_rows(subject, indices, weight.size(0)).rows.to(weight.device());
   at::Tensor grad = at::embedding_dense_backward(grad_output.to(at::kFloat), indices, weight.size(0),
                                                  padding_idx, /*scale_grad_by_freq=*/false);
   const EstimatorKind kind = estimator_kind(estimator);
   if (kind == EstimatorKind::kSte || rows.numel() == 0) return grad;
-  const at::Tensor masked =
-      fake_quantize_backward(grad.index_select(0, rows), weight.index_select(0, rows), grid, kind, tensor);
+  const at::Tensor masked = fake_quantize_backward(grad.index_select(0, rows), weight.index_select(0, rows),
+                                                   grid, {kind, scale_rule(scale)}, tensor);
   return grad.index_copy_(0, rows, masked);
 }
 
 at::Tensor backward_meta(const at::Tensor& grad_output, const at::Tensor& indices, const at::Tensor& weight,
-                         int64_t padding_idx, string_view grid, string_view estimator, string_view tensor) {
-  check_backward(grad_output, indices, weight, padding_idx, grid, estimator, tensor);
+                         int64_t padding_idx, string_view grid, string_view estimator, string_view scale,
+                         string_view tensor) {
+  check_backward(grad_output, indices, weight, padding_idx, grid, estimator, scale, tensor);
   return at::empty_symint(weight.sym_sizes(), weight.options());
 }
 
 class QuantizedEmbedding : public torch::autograd::Function<QuantizedEmbedding> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& indices, const at::Tensor& weight,
-                            int64_t padding_idx, string_view grid, string_view estimator,
+                            int64_t padding_idx, string_view grid, string_view estimator, string_view scale,
                             string_view tensor) {
     auto& data = context->saved_data;
     data["padding_idx"] = padding_idx;
     data["grid"] = std::string(grid);
     data["estimator"] = std::string(estimator);
+    data["scale"] = std::string(scale);
     data["tensor"] = std::string(tensor);
     context->save_for_backward({indices, weight});
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return forward_operator().call(indices, weight, padding_idx, grid, estimator, tensor);
+    return forward_operator().call(indices, weight, padding_idx, grid, estimator, scale, tensor);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     auto& data = context->saved_data;
     const auto saved = context->get_saved_variables();
-    variable_list result(6);
+    variable_list result(7);
     result[1] = backward_operator().call(grads[0], saved[0], saved[1], data["padding_idx"].toInt(),
                                          data["grid"].toStringView(), data["estimator"].toStringView(),
-                                         data["tensor"].toStringView());
+                                         data["scale"].toStringView(), data["tensor"].toStringView());
     return result;
   }
 };
 
 at::Tensor forward_autograd(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                            string_view grid, string_view estimator, string_view tensor) {
-  return QuantizedEmbedding::apply(indices, weight, padding_idx, grid, estimator, tensor);
+                            string_view grid, string_view estimator, string_view scale, string_view tensor) {
+  return QuantizedEmbedding::apply(indices, weight, padding_idx, grid, estimator, scale, tensor);
 }
 
 TORCH_LIBRARY_IMPL(libqat, CPU, m) {
@@ -182,15 +191,16 @@ TORCH_LIBRARY_IMPL(libqat, Autograd, m) {
 }  // namespace
 
 at::Tensor quantized_embedding(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                               string_view grid, EstimatorKind estimator, string_view tensor) {
-  return forward_operator().call(indices, weight, padding_idx, grid, to_string(estimator), tensor);
+                               string_view grid, const Estimator& estimator, string_view tensor) {
+  return forward_operator().call(indices, weight, padding_idx, grid, to_string(estimator.kind),
+                                 to_string(estimator.scale), tensor);
 }
 
 at::Tensor quantized_embedding_backward(const at::Tensor& grad_output, const at::Tensor& indices,
                                         const at::Tensor& weight, int64_t padding_idx, string_view grid,
-                                        EstimatorKind estimator, string_view tensor) {
-  return backward_operator().call(grad_output, indices, weight, padding_idx, grid, to_string(estimator),
-                                  tensor);
+                                        const Estimator& estimator, string_view tensor) {
+  return backward_operator().call(grad_output, indices, weight, padding_idx, grid, to_string(estimator.kind),
+                                  to_string(estimator.scale), tensor);
 }
 
 }  // namespace qat::ops

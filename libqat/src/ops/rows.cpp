@@ -9,7 +9,7 @@ void fail_row(const Subject& subject, int64_t row, grid::Status status) {
                      std::string(grid::to_string(status)));
 }
 
-void quantize_rows(const Subject& subject, const grid::Grid& grid, const at::Tensor& latent,
+void quantize_rows(const Subject& subject, const grid::Grid& grid, ScaleRule rule, const at::Tensor& latent,
                    const at::Tensor& w_hat) {
   const int64_t rows = latent.size(0);
   const int64_t n = latent.numel() / rows;
@@ -17,12 +17,12 @@ void quantize_rows(const Subject& subject, const grid::Grid& grid, const at::Ten
   if (w_hat.scalar_type() == at::kFloat) {
     float* to = w_hat.mutable_data_ptr<float>();
     for_each_row(subject, rows, n, [&] {
-      return [&](int64_t row) { return grid.fake_quantize(from + row * n, n, to + row * n); };
+      return [&](int64_t row) { return grid.fake_quantize(from + row * n, n, to + row * n, rule); };
     });
   } else {
     auto* to = reinterpret_cast<uint16_t*>(w_hat.mutable_data_ptr<at::BFloat16>());
     for_each_row(subject, rows, n, [&] {
-      return [&](int64_t row) { return grid.fake_quantize_bf16(from + row * n, n, to + row * n); };
+      return [&](int64_t row) { return grid.fake_quantize_bf16(from + row * n, n, to + row * n, rule); };
     });
   }
 }

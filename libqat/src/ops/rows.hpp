@@ -56,9 +56,9 @@ void for_each_row(const Subject& subject, int64_t rows, int64_t n, const Make& m
   }
 }
 
-/// w_hat[r] = fake_quantize(w[r]). latent: contiguous float32[R, ...]; w_hat: contiguous float32 or bfloat16
-/// of as many elements.
-void quantize_rows(const Subject& subject, const grid::Grid& grid, const at::Tensor& latent,
+/// w_hat[r] = fake_quantize(w[r]) with the scales that `rule` gives. latent: contiguous float32[R, ...];
+/// w_hat: contiguous float32 or bfloat16 of as many elements.
+void quantize_rows(const Subject& subject, const grid::Grid& grid, ScaleRule rule, const at::Tensor& latent,
                    const at::Tensor& w_hat);
 
 }  // namespace qat::ops

@@ -21,6 +21,7 @@ using Json = nlohmann::json;
 constexpr size_t kMaxMatchLength = 4096;
 
 constexpr std::array kEstimatorKinds{EstimatorKind::kSte, EstimatorKind::kClippedSte};
+constexpr std::array kScaleRules{ScaleRule::kReference, ScaleRule::kSearch};
 constexpr std::array kSlotKinds{SlotKind::kLinear, SlotKind::kEmbedding, SlotKind::kConv, SlotKind::kOther};
 
 /// A value of the document together with its path ("rules[2].weight"), for messages.
@@ -139,8 +140,10 @@ Rule rule_of(const Node& node) {
 }
 
 Estimator estimator_of(const Node& node) {
-  expect_object(node, {"kind"});
-  return {estimator_kind(one_of(required(node, "kind"), spellings(kEstimatorKinds)))};
+  expect_object(node, {"kind", "scale"});
+  Estimator estimator{estimator_kind(one_of(required(node, "kind"), spellings(kEstimatorKinds)))};
+  if (node.has("scale")) estimator.scale = scale_rule(one_of(node.at("scale"), spellings(kScaleRules)));
+  return estimator;
 }
 
 /// The parser's message without its error number, and in ASCII: it quotes the bytes it could not read.
@@ -200,6 +203,7 @@ std::string Policy::to_json() const {
     document["rules"].push_back(std::move(entry));
   }
   if (estimator_ != Estimator{}) document["estimator"] = {{"kind", to_string(estimator_.kind)}};
+  if (estimator_.scale != ScaleRule::kReference) document["estimator"]["scale"] = to_string(estimator_.scale);
   return document.dump();
 }
 

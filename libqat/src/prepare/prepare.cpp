@@ -65,7 +65,8 @@ std::vector<TensorReport> PreparedModel::report() const {
   std::unordered_set<const void*> seen;
   const auto add_slot = [&](size_t i) {
     const Scheme scheme = quantizers_[i] ? quantizers_[i]->scheme() : Scheme{};
-    lines.push_back(report_tensor(slots_[i].name, slots_[i].kind, slots_[i].get(), scheme));
+    lines.push_back(
+        report_tensor(slots_[i].name, slots_[i].kind, slots_[i].get(), scheme, policy_.estimator().scale));
   };
   for (const auto& parameter : module_->named_parameters()) {
     const void* identity = parameter.value().unsafeGetTensorImpl();
@@ -99,7 +100,8 @@ QuantizedCheckpoint freeze(const PreparedModel& model, std::string config, std::
     const Slot& slot = model.slots()[i];
     detail::expect_no_scope("freeze", slot);
     const auto& quantizer = model.quantizers()[i];
-    tensors.push_back({slot.name, slot.get(), quantizer ? quantizer->scheme() : Scheme{}});
+    tensors.push_back({slot.name, slot.get(), quantizer ? quantizer->scheme() : Scheme{},
+                       model.policy().estimator().scale});
     keys[tensors.back().value.unsafeGetTensorImpl()] = slot.name;
     for (const std::string& alias : slot.aliases) aliases[alias] = slot.name;
   }

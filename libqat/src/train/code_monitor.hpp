@@ -22,6 +22,7 @@ class CodeMonitor {
     std::string name;
     at::Tensor latent;  ///< float32[R, ...]
     std::string grid;
+    ScaleRule scale = ScaleRule::kReference;
   };
 
   /// Takes the present codes as the first measurement.

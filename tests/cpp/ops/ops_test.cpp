@@ -65,7 +65,7 @@ TEST_CASE("an estimator is the enumeration's, by value") {
   weight[0][1] = 0.99;
   for (const auto kind : {qat::EstimatorKind::kSte, qat::EstimatorKind::kClippedSte}) {
     const at::Tensor latent = weight.clone().requires_grad_();
-    qat::ops::fake_quantize(latent, "q4_0", kind).sum().backward();
+    qat::ops::fake_quantize(latent, "q4_0", {kind}).sum().backward();
     REQUIRE(latent.grad()[0][0].item<float>() == 1.0F);
     REQUIRE(latent.grad()[0][1].item<float>() == (kind == qat::EstimatorKind::kSte ? 1.0F : 0.0F));
   }

@@ -30,7 +30,7 @@ TEST_CASE("a quantizer applies its scheme and estimator, and names its tensor") 
   quantizer.fake_quantize(latent).sum().backward();
   const at::Tensor through_quantizer = latent.grad().clone();
   latent.mutable_grad().zero_();
-  qat::ops::fake_quantize(latent, "int2_channel", qat::EstimatorKind::kClippedSte).sum().backward();
+  qat::ops::fake_quantize(latent, "int2_channel", {qat::EstimatorKind::kClippedSte}).sum().backward();
   REQUIRE(at::equal(through_quantizer, latent.grad()));
   REQUIRE(through_quantizer.min().item<float>() == 0.0F);
 

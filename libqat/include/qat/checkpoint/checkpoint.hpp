@@ -54,11 +54,13 @@ struct Latent {
   std::string key;  ///< state_dict key
   at::Tensor value;
   Scheme scheme;
+  ScaleRule scale = ScaleRule::kReference;  ///< that it was trained with
 };
 
 /// Puts `latent` (float32[R, ...]) on the scheme's integer grid. ArgumentError for a float grid, and for what
 /// ops::quantize refuses.
-QuantizedTensor quantize_tensor(const std::string& key, const at::Tensor& latent, const Scheme& scheme);
+QuantizedTensor quantize_tensor(const std::string& key, const at::Tensor& latent, const Scheme& scheme,
+                                ScaleRule scale = ScaleRule::kReference);
 
 /// float32 of the tensor's shape: exactly what the consumer of the file computes.
 at::Tensor dequantize_tensor(const std::string& key, const QuantizedTensor& tensor);

@@ -10,21 +10,21 @@
 
 namespace qat::ops {
 
-/// w_hat = decode(encode(w), store(choose(w))) in float32; float grids round each value to their type.
-/// weight: float32[R, ...] of any strides -> contiguous float32 of the same shape.
-/// Gradient: by `estimator` (identity, or masked to the grid's range); the scale is treated as a constant.
-at::Tensor fake_quantize(const at::Tensor& weight, std::string_view grid,
-                         EstimatorKind estimator = EstimatorKind::kSte, std::string_view tensor = "");
+/// w_hat = decode(encode(w, s), store(s)) in float32, s by the estimator's scale rule; float grids round each
+/// value to their type. weight: float32[R, ...] of any strides -> contiguous float32 of the same shape.
+/// Gradient: by `estimator.kind` (identity, or masked to the grid's range); the scale is treated as a
+/// constant.
+at::Tensor fake_quantize(const at::Tensor& weight, std::string_view grid, const Estimator& estimator = {},
+                         std::string_view tensor = "");
 
 /// w_hat rounded once to `dtype`, without a gradient: for code that forms its own products. A plain function,
 /// not a dispatcher operator. dtype: float32, bfloat16, float16 or float64.
 at::Tensor quantized_weight(const at::Tensor& weight, at::ScalarType dtype, std::string_view grid,
-                            std::string_view tensor = "");
+                            ScaleRule scale = ScaleRule::kReference, std::string_view tensor = "");
 
 /// dL/dw from dL/dw_hat: `grad` itself (kSte), or zero where the grid clips w (kClippedSte, with the scales
-/// that `choose` gives for `weight`). grad, weight: float32[R, ...] -> float32 of the same shape.
+/// of the forward pass). grad, weight: float32[R, ...] -> float32 of the same shape.
 at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& weight, std::string_view grid,
-                                  EstimatorKind estimator = EstimatorKind::kSte,
-                                  std::string_view tensor = "");
+                                  const Estimator& estimator = {}, std::string_view tensor = "");
 
 }  // namespace qat::ops

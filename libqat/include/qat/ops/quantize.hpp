@@ -7,14 +7,18 @@
 #include <string_view>
 #include <tuple>
 
+#include "qat/core/scheme.hpp"
+
 namespace qat::ops {
 
 /// Throws ArgumentError, listing all names, when there is no grid of that name.
 void check_grid(std::string_view grid);
 
 /// weight: float32[R, ...] -> codes: int8[R, N], scales: float32[R, G, P] after `store`. Integer grids only.
-/// dequantize(quantize(w)) equals fake_quantize(w) bit for bit. The results carry no gradient.
+/// dequantize(quantize(w)) equals fake_quantize(w) of the same scale rule bit for bit. The results carry no
+/// gradient.
 std::tuple<at::Tensor, at::Tensor> quantize(const at::Tensor& weight, std::string_view grid,
+                                            ScaleRule scale = ScaleRule::kReference,
                                             std::string_view tensor = "");
 
 /// codes: int8[R, N], scales: float32[R, G, P] -> float32[R, N]. ArgumentError for codes outside the grid.

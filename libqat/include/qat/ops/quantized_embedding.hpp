@@ -14,14 +14,13 @@ namespace qat::ops {
 /// weight: float32[R, N] latent; y: float32[..., N], under autocast too. Gradient: dense float32[R, N]; rows
 /// equal to `padding_idx` (none when negative) receive none. ArgumentError for an index outside [0, R).
 at::Tensor quantized_embedding(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                               std::string_view grid, EstimatorKind estimator = EstimatorKind::kSte,
+                               std::string_view grid, const Estimator& estimator = {},
                                std::string_view tensor = "");
 
 /// dL/dweight: the gradients of a row's uses summed, masked as fake_quantize_backward does.
 /// grad_output: float32[..., N], indices: int64[...], weight: float32[R, N] -> float32[R, N].
 at::Tensor quantized_embedding_backward(const at::Tensor& grad_output, const at::Tensor& indices,
                                         const at::Tensor& weight, int64_t padding_idx, std::string_view grid,
-                                        EstimatorKind estimator = EstimatorKind::kSte,
-                                        std::string_view tensor = "");
+                                        const Estimator& estimator = {}, std::string_view tensor = "");
 
 }  // namespace qat::ops

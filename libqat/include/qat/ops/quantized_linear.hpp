@@ -19,18 +19,18 @@ namespace qat::ops {
 /// Under autocast the input is cast to the autocast dtype first, and y has that dtype.
 at::Tensor quantized_linear(const at::Tensor& input, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, std::string_view grid,
-                            EstimatorKind estimator = EstimatorKind::kSte, std::string_view tensor = "");
+                            const Estimator& estimator = {}, std::string_view tensor = "");
 
 /// dL/dinput = grad_output @ w_hat, in grad_output's dtype, which is the forward's compute dtype.
 /// grad_output: [..., O] float32, bfloat16 or float16; weight: float32[O, I] -> [..., I].
 at::Tensor quantized_linear_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
-                                       std::string_view grid, std::string_view tensor = "");
+                                       std::string_view grid, ScaleRule scale = ScaleRule::kReference,
+                                       std::string_view tensor = "");
 
 /// dL/dweight = mask * (grad_output^T @ input) in float32; mask is 1 for kSte, see fake_quantize_backward.
 /// grad_output: [..., O] and input: [..., I] of one dtype; weight: float32[O, I] -> float32[O, I].
 at::Tensor quantized_linear_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
                                         const at::Tensor& weight, std::string_view grid,
-                                        EstimatorKind estimator = EstimatorKind::kSte,
-                                        std::string_view tensor = "");
+                                        const Estimator& estimator = {}, std::string_view tensor = "");
 
 }  // namespace qat::ops
