@@ -160,6 +160,11 @@ class Policy:
         Canonical JSON: sorted keys, defaults left out. from_json(to_json()) is the same policy.
         """
 
+    def with_scale(self, scale: str) -> Policy:
+        """
+        The same policy with that scale rule: 'reference' or 'search'.
+        """
+
     @property
     def estimator(self) -> str:
         """
@@ -170,6 +175,12 @@ class Policy:
     def name(self) -> str:
         """
         Preset name or file path; '' when built from JSON.
+        """
+
+    @property
+    def scale(self) -> str:
+        """
+        Where scales come from: 'reference', the consumer's own rule, or 'search', the least error.
         """
 
 class QuantizedTensor:
@@ -1027,6 +1038,7 @@ def freeze_tensors(
     tensors: collections.abc.Sequence[tuple[str, torch.Tensor]],
     grids: collections.abc.Mapping[str, str],
     *,
+    scale: str = "reference",
     config: str = "",
     tokenizer: str = "",
     policy: str = "",
@@ -1037,6 +1049,7 @@ def freeze_tensors(
     Args:
         tensors: (state_dict key, tensor) pairs; a tensor given under several names is stored once, under the first.
         grids: key -> grid; tensors without one stay as they are. Latents on a grid are float32 [R, ...].
+        scale: 'reference' or 'search', as in ops.quantize.
         config, tokenizer, policy: see QuantizedCheckpoint.
     """
 
@@ -1054,9 +1067,11 @@ def ggml_unpack(
     The reverse of `ggml_pack`: (codes, stored).
     """
 
-def grid_choose(name: str, w: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
+def grid_choose(
+    name: str, w: numpy.typing.NDArray[numpy.float32], scale: str = "reference"
+) -> numpy.typing.NDArray[numpy.float32]:
     """
-    The consumer's scale rule. w float32[rows, n] -> s float32[rows, n / B, P].
+    The consumer's scale rule, or a search. w float32[rows, n] -> s float32[rows, n / B, P].
     """
 
 def grid_decode(
@@ -1074,14 +1089,14 @@ def grid_encode(
     """
 
 def grid_fake_quantize(
-    name: str, w: numpy.typing.NDArray[numpy.float32], reference: bool = False
+    name: str, w: numpy.typing.NDArray[numpy.float32], reference: bool = False, scale: str = "reference"
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     w float32[rows, n] -> w_hat float32[rows, n]; `reference` forces the scalar path.
     """
 
 def grid_fake_quantize_bf16(
-    name: str, w: numpy.typing.NDArray[numpy.float32], reference: bool = False
+    name: str, w: numpy.typing.NDArray[numpy.float32], reference: bool = False, scale: str = "reference"
 ) -> numpy.typing.NDArray[numpy.uint16]:
     """
     w float32[rows, n] -> bfloat16 bits uint16[rows, n].
@@ -1124,6 +1139,7 @@ def head_loss(
     bias: torch.Tensor | None = None,
     grid: str = "f32",
     estimator: str = "ste",
+    scale: str = "reference",
     teacher: tuple[torch.Tensor, torch.Tensor] | None = None,
     kl: float = 1.0,
     ce: float = 0.0,
@@ -1135,7 +1151,7 @@ def head_loss(
 
     Args:
         hidden: float [B, T, h], what goes into the head.
-        weight: float [V, h], the head's latent; `grid` and `estimator` say how it is quantized.
+        weight: float [V, h], the head's latent; `grid`, `estimator` and `scale` say how it is quantized.
         tokens: int64[B, T], T >= 2.
         teacher: (hidden [B, T, h'], weight [V, h']), constant, or None when kl is 0.
         chunk: positions whose logits exist at a time; 0 = equal pieces of at most 2^24 logits.
@@ -1270,7 +1286,9 @@ def removed(
     model's cost is not positive in every resample.
     """
 
-def report_tensor(name: str, kind: str, latent: torch.Tensor, grid: str) -> TensorReport:
+def report_tensor(
+    name: str, kind: str, latent: torch.Tensor, grid: str, scale: str = "reference"
+) -> TensorReport:
     """
     The TensorReport of one tensor; grid 'f32' keeps it.
     """

@@ -59,6 +59,10 @@ not divide, naming the tensor.)")
           "scale", [](const Policy& policy) { return to_string(policy.estimator().scale); },
           "Where scales come from: 'reference', the consumer's own rule, or 'search', the least error.")
       .def(
+          "with_scale",
+          [](const Policy& policy, const std::string& scale) { return policy.with_scale(scale_rule(scale)); },
+          py::arg("scale"), "The same policy with that scale rule: 'reference' or 'search'.")
+      .def(
           "__eq__", [](const Policy& one, const Policy& two) { return one.to_json() == two.to_json(); },
           py::is_operator())
       .def("__hash__", [](const Policy& policy) { return py::hash(py::str(policy.to_json())); })

@@ -28,24 +28,25 @@ def operator_calls():
     latent, indices = w.detach(), torch.tensor([[1, 5, 1], [0, 47, 2]])
     strided, low = normal(64, 64).t().requires_grad_(), normal(3, 64, dtype=half)
     clipped = ("q4_0", "clipped_ste")
+    searched = ("q4_0", "clipped_ste", "search")
     return [
-        ("fake_quantize", LIBQAT.fake_quantize, (w, *clipped, "a.weight")),
+        ("fake_quantize", LIBQAT.fake_quantize, (w, *searched, "a.weight")),
         ("fake_quantize-rank4", LIBQAT.fake_quantize, (leaf(4, 2, 4, 8), "q8_0")),
         ("fake_quantize-strided", LIBQAT.fake_quantize, (strided, "int4_channel")),
-        ("fake_quantize_backward", LIBQAT.fake_quantize_backward, (normal(48, 64), latent, *clipped)),
+        ("fake_quantize_backward", LIBQAT.fake_quantize_backward, (normal(48, 64), latent, *searched)),
         (
             "fake_quantize_backward-ste",
             LIBQAT.fake_quantize_backward,
             (normal(48, 64), latent, "q4_0", "ste"),
         ),
-        ("linear", LIBQAT.quantized_linear, (leaf(2, 3, 64), w, b, *clipped, "a.weight")),
+        ("linear", LIBQAT.quantized_linear, (leaf(2, 3, 64), w, b, *searched, "a.weight")),
         ("linear-1d", LIBQAT.quantized_linear, (normal(64), w, None, "int4_channel")),
         ("linear-bf16", LIBQAT.quantized_linear, (leaf(3, 64, dtype=half), w, b, "q4_1")),
-        ("grad_input", LIBQAT.quantized_linear_grad_input, (normal(2, 3, 48), latent, "q4_0")),
+        ("grad_input", LIBQAT.quantized_linear_grad_input, (normal(2, 3, 48), latent, "q4_0", "search")),
         (
             "grad_weight",
             LIBQAT.quantized_linear_grad_weight,
-            (normal(2, 3, 48), normal(2, 3, 64), latent, *clipped),
+            (normal(2, 3, 48), normal(2, 3, 64), latent, *searched),
         ),
         (
             "grad_weight-bf16",
@@ -56,9 +57,9 @@ def operator_calls():
         (
             "embedding_backward",
             LIBQAT.quantized_embedding_backward,
-            (normal(2, 3, 64, seed=4), indices, latent, 1, *clipped),
+            (normal(2, 3, 64, seed=4), indices, latent, 1, *searched),
         ),
-        ("quantize", LIBQAT.quantize, (w, "q4_1")),
+        ("quantize", LIBQAT.quantize, (w, "q4_1", "search")),
         ("quantize-rank3", LIBQAT.quantize, (leaf(4, 2, 4), "int8_channel")),
         ("dequantize", LIBQAT.dequantize, (*ops.quantize(latent, "q4_1"), "q4_1")),
     ]
@@ -115,7 +116,9 @@ class Net(torch.nn.Module):
 
     def forward(self, tokens):
         x = ops.quantized_embedding(tokens, self.table, None, self.grid, self.estimator, tensor="table")
-        x = torch.tanh(ops.quantized_linear(x / 8, self.up, self.bias, self.grid, self.estimator, tensor="up"))
+        x = torch.tanh(
+            ops.quantized_linear(x / 8, self.up, self.bias, self.grid, self.estimator, tensor="up")
+        )
         return ops.quantized_linear(x, self.table, None, self.grid, self.estimator, tensor="table")
 
 

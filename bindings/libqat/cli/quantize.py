@@ -1,5 +1,6 @@
 """`libqat quantize`: round a model to a policy's grids without training."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,12 +11,20 @@ import libqat
 from . import console
 
 NAME = "quantize"
-HELP = """Round a model to the nearest numbers of a policy's grids (RTN), without training.
+HELP = """Round a model to the nearest numbers of a policy's grids, without training.
 
-This is the baseline that fine-tuning has to beat, and a quick way to a checkpoint.
+With the consumers' own scales (rtn) this is the baseline that fine-tuning has to beat, and a quick way to a
+checkpoint. With searched scales (search) the weights' error is smaller, in files of the same size.
 
 Example: [bold]libqat quantize ./SmolLM2-135M --policy gguf-q4_0 --out rtn.qat.safetensors[/bold]
 """
+
+
+class Method(StrEnum):
+    """Where the scales come from."""
+
+    RTN = "rtn"
+    SEARCH = "search"
 
 
 def run(
@@ -23,6 +32,12 @@ def run(
     policy: Annotated[
         str, typer.Option(help="Preset name or JSON file.", autocompletion=console.complete_policy)
     ] = "gguf-q4_0",
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="rtn: the consumers' own scales; search: the scales of least error. Default: the policy's."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("rtn.qat.safetensors"),
     report: Annotated[
         bool, typer.Option("--report", help="Print each tensor's grid, bits, error and bytes.")
@@ -31,7 +46,10 @@ def run(
 ) -> None:
     """See HELP."""
     loaded = libqat.load_model(model)
-    prepared = libqat.prepare(loaded.decoder, policy)
+    chosen = libqat.Policy.load(policy)
+    if method is not None:
+        chosen = chosen.with_scale("search" if method is Method.SEARCH else "reference")
+    prepared = libqat.prepare(loaded.decoder, chosen)
     rows = prepared.report()
     if report and not json:
         console.out.print(rows)

@@ -69,6 +69,21 @@ QAT_HD __m256 round_half_away8(__m256 v) {
   return _mm256_cvtepi32_ps(_mm256_cvttps_epi32(_mm256_add_ps(v, nudge)));
 }
 
+/// `round_value` of eight finite values.
+template <DType kDequant>
+QAT_HD __m256 round_value8(__m256 v) {
+  if constexpr (kDequant == DType::kF16) {
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  } else if constexpr (kDequant == DType::kBF16) {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    return _mm256_castsi256_ps(_mm256_and_si256(sum, _mm256_set1_epi32(static_cast<int>(0xffff0000U))));
+  } else {
+    return v;
+  }
+}
+
 /// A block of 32 weights in registers.
 struct Block32 {
   __m256 v[4];

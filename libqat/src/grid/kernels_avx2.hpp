@@ -18,6 +18,21 @@ struct NamedKernels {
 extern const std::array<NamedKernels, 10> kAvx2Kernels;
 
 /// For `IntSymmetric`, `IntAsymmetric` and `MlxAffine`, by the type of products: float32, float16, bfloat16.
+/// The kernels with searched scales.
+struct SearchKernels {
+  RowKernel<float> f32;
+  RowKernel<uint16_t> bf16;
+};
+
+struct NamedSearch {
+  std::string_view grid;
+  SearchKernels kernels;
+};
+
+extern const std::array<NamedSearch, 6> kAvx2Searches;
+extern const SearchKernels kAvx2IntegerSearch;
+
+/// For `IntSymmetric`, by its type of products: float32, float16, bfloat16.
 extern const std::array<RowKernels, 3> kAvx2Symmetric;
 extern const std::array<RowKernels, 3> kAvx2Asymmetric;
 extern const std::array<RowKernels, 3> kAvx2Mlx;

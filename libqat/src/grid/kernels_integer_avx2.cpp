@@ -13,21 +13,6 @@ namespace {
 /// The block that most models have; its loops unroll. Others go by the number that the codec holds.
 constexpr int64_t kUnrolled = 32;
 
-/// `round_value` of eight finite values.
-template <DType kType>
-QAT_HD __m256 round_value8(__m256 v) {
-  if constexpr (kType == DType::kF16) {
-    return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-  } else if constexpr (kType == DType::kBF16) {
-    const __m256i bits = _mm256_castps_si256(v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-    return _mm256_castsi256_ps(_mm256_and_si256(sum, _mm256_set1_epi32(static_cast<int>(0xffff0000U))));
-  } else {
-    return v;
-  }
-}
-
 /// The nearest integer of each lane within [low, high].
 QAT_HD __m256i code8(__m256 position, __m256 low, __m256 high) {
   return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(position, low), high));

@@ -20,21 +20,33 @@ size_t index_of(DType dequant) {
   return dequant == DType::kBF16 ? 2 : 0;
 }
 
+void add_search(RowKernels& kernels, const SearchKernels& search) {
+  kernels.f32_search = search.f32;
+  kernels.bf16_search = search.bf16;
+}
+
 }  // namespace
 
 RowKernels row_kernels(std::string_view grid) noexcept {
   if (!has_avx2()) return {};
+  RowKernels kernels;
   for (const NamedKernels& named : kAvx2Kernels) {
-    if (named.grid == grid) return named.kernels;
+    if (named.grid == grid) kernels = named.kernels;
   }
   for (const NamedKernels& named : kAvx2KQuants) {
-    if (named.grid == grid) return named.kernels;
+    if (named.grid == grid) kernels = named.kernels;
   }
-  return {};
+  for (const NamedSearch& named : kAvx2Searches) {
+    if (named.grid == grid) add_search(kernels, named.kernels);
+  }
+  return kernels;
 }
 
 RowKernels row_kernels(const IntSymmetric& codec) noexcept {
-  return has_avx2() ? kAvx2Symmetric[index_of(codec.dequant)] : RowKernels{};
+  if (!has_avx2()) return {};
+  RowKernels kernels = kAvx2Symmetric[index_of(codec.dequant)];
+  add_search(kernels, kAvx2IntegerSearch);
+  return kernels;
 }
 
 RowKernels row_kernels(const IntAsymmetric& codec) noexcept {

@@ -194,6 +194,12 @@ Policy Policy::from_json(std::string_view json) {
   return parse(json, "", "policy: ");
 }
 
+Policy Policy::with_scale(ScaleRule scale) const {
+  Policy policy = *this;
+  policy.estimator_.scale = scale;
+  return policy;
+}
+
 std::string Policy::to_json() const {
   Json document = {{"rules", Json::array()}};
   for (const Rule& rule : rules_) {

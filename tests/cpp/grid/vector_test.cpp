@@ -17,24 +17,33 @@ bool same_bits(const auto& a, const auto& b) {
 }
 
 /// Empty when both paths agree on this row, else what differs.
-std::string difference(const grid::Grid& fast, const grid::Grid& reference, const Row& w) {
+std::string difference(const grid::Grid& fast, const grid::Grid& reference, const Row& w,
+                       qat::ScaleRule rule) {
   const auto n = static_cast<int64_t>(w.size());
   Row expected(w.size());
   Row got(w.size());
-  const grid::Status status = reference.fake_quantize(w.data(), n, expected.data());
-  if (fast.fake_quantize(w.data(), n, got.data()) != status) return "status";
+  const grid::Status status = reference.fake_quantize(w.data(), n, expected.data(), rule);
+  if (fast.fake_quantize(w.data(), n, got.data(), rule) != status) return "status";
   if (status == grid::Status::kOk && !same_bits(got, expected)) return "float32";
   Row in_place = w;
-  if (fast.fake_quantize(in_place.data(), n, in_place.data()) != status) return "status in place";
+  if (fast.fake_quantize(in_place.data(), n, in_place.data(), rule) != status) return "status in place";
   if (status == grid::Status::kOk && !same_bits(in_place, expected)) return "in place";
 
   std::vector<uint16_t> expected_bf16(w.size());
   std::vector<uint16_t> got_bf16(w.size());
-  if (reference.fake_quantize_bf16(w.data(), n, expected_bf16.data()) != status)
+  if (reference.fake_quantize_bf16(w.data(), n, expected_bf16.data(), rule) != status)
     return "bf16 reference status";
-  if (fast.fake_quantize_bf16(w.data(), n, got_bf16.data()) != status) return "bf16 status";
+  if (fast.fake_quantize_bf16(w.data(), n, got_bf16.data(), rule) != status) return "bf16 status";
   if (status == grid::Status::kOk && !same_bits(got_bf16, expected_bf16)) return "bfloat16";
   return "";
+}
+
+/// The same, with both scale rules.
+std::string difference(const grid::Grid& fast, const grid::Grid& reference, const Row& w) {
+  const std::string chosen = difference(fast, reference, w, qat::ScaleRule::kReference);
+  if (!chosen.empty()) return chosen;
+  const std::string searched = difference(fast, reference, w, qat::ScaleRule::kSearch);
+  return searched.empty() ? "" : searched + " with searched scales";
 }
 
 std::vector<int64_t> lengths(const grid::Grid& g) {

@@ -9,6 +9,7 @@
 // lifecycle/forward.py quantize and dequantize)
 
 #include "qat/grid/rounding.hpp"
+#include "qat/grid/search_line.hpp"
 
 namespace qat::grid {
 
@@ -42,6 +43,14 @@ struct IntAsymmetric {
       greatest = w[i] > greatest ? w[i] : greatest;
     }
     scales_of(least, greatest, s);
+  }
+
+  QAT_HD void search(const float* w, int64_t n, float* s) const { search_scale_and_offset(*this, w, n, s); }
+
+  /// The scale and the zero point of w_hat = (code - low) * scale + offset.
+  QAT_HD void line(float scale, float offset, float* s) const {
+    s[0] = scale;
+    s[1] = low - offset / scale;
   }
 
   /// The nearest legal zero point.

@@ -11,6 +11,7 @@
 // (mlx/backend/cpu/quantized.cpp, mlx/ops.cpp affine_dequantize)
 
 #include "qat/grid/rounding.hpp"
+#include "qat/grid/search_line.hpp"
 
 namespace qat::grid {
 
@@ -52,6 +53,8 @@ struct MlxAffine {
     }
     scales_of(least, greatest, s);
   }
+
+  QAT_HD void search(const float* w, int64_t n, float* s) const { search_scale_and_offset(*this, w, n, s); }
 
   QAT_HD float level_value(float level, const float* stored) const {
     return round_value(dtype, round_value(dtype, level * stored[0]) + stored[1]);

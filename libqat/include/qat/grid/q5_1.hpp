@@ -8,6 +8,7 @@
 #include "qat/grid/f16.hpp"
 #include "qat/grid/ggml_block.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/grid/search_line.hpp"
 
 namespace qat::grid {
 
@@ -25,6 +26,10 @@ struct Q5_1 {
     }
     s[0] = (greatest - least) / 31.0F;
     s[1] = least;
+  }
+
+  static QAT_HD void search(const float* w, int64_t n, float* s) {
+    search_scale_and_offset(Q5_1{}, w, n, s);
   }
 
   static QAT_HD Status store(const float* s, float* stored) {

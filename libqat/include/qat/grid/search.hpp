@@ -71,6 +71,7 @@ QAT_HD const Info& info_of(const Codec& codec) {
   }
 }
 
+/// What a search over that format's scales may use.
 QAT_HD SearchRange search_range(const Info& info, Signs signs) {
   const bool lopsided = info.code_min != -info.code_max && info.code_max < 64;
   return {info.code_min, info.code_max, lopsided && signs == Signs::kBoth};
@@ -127,8 +128,11 @@ QAT_HD float best_of(const SearchRange& range, const SearchSums& sums) {
 struct ErrorSum {
   float lanes[8];
 
+  /// Nothing added yet.
   static QAT_HD ErrorSum zero() { return {{0.0F, 0.0F, 0.0F, 0.0F, 0.0F, 0.0F, 0.0F, 0.0F}}; }
+  /// Adds the square of term i.
   QAT_HD void add(int64_t i, float error) { lanes[i & 7] += error * error; }
+  /// The sum of all lanes.
   QAT_HD float total() const {
     return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
   }
@@ -159,6 +163,7 @@ QAT_HD double decoded_error(const Codec& codec, const float* w, int64_t n, const
   return total;
 }
 
+/// Into [low, high].
 QAT_HD int search_clamp(int code, int low, int high) {
   const int raised = code > low ? code : low;
   return raised < high ? raised : high;

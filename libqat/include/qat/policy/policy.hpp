@@ -4,7 +4,7 @@
 //
 //   {"rules": [{"match": "model\\.layers\\.\\d+\\..*_proj", "weight": "q4_0"},
 //              {"match": "lm_head", "weight": "q8_0", "optional": true}],
-//    "estimator": {"kind": "ste"}}
+//    "estimator": {"kind": "ste", "scale": "search"}}
 //
 // `match` is an ECMAScript regular expression that must match the whole parameter name without its trailing
 // ".weight". `kind` ("linear", "embedding", "conv") narrows a rule to one kind of layer. Tensors that no rule
@@ -54,6 +54,8 @@ class Policy {
   const std::string& name() const noexcept { return name_; }
   const std::vector<Rule>& rules() const noexcept { return rules_; }
   const Estimator& estimator() const noexcept { return estimator_; }
+  /// The same policy with another scale rule.
+  Policy with_scale(ScaleRule scale) const;
 
   /// One scheme per target, in order; "f32" where no rule matched. Throws ArgumentError for a rule that is
   /// not optional and was the first to match no tensor, and for a width that the grid's block does not divide

@@ -1,0 +1,375 @@
+// fake_quantize with searched scales, with AVX2 and F16C, equal to qat/grid/search.hpp bit for bit: steps 1
+// to 3 sum 16-bit integers, whose order does not matter; step 4 has the lanes of `ErrorSum`. Compiled with
+// -mavx2 -mf16c and without -mfma. Everything here is in the unnamed namespace or forced inline.
+
+#include <type_traits>
+
+#include "grid/avx2.hpp"
+#include "grid/kernels_avx2.hpp"
+#include "qat/grid/int_symmetric.hpp"
+#include "qat/grid/q2_0.hpp"
+#include "qat/grid/q4_0.hpp"
+#include "qat/grid/q5_0.hpp"
+#include "qat/grid/q8_0.hpp"
+#include "qat/grid/search.hpp"
+#include "qat/grid/tq1_0.hpp"
+#include "qat/grid/tq2_0.hpp"
+
+namespace qat::grid {
+namespace {
+
+/// clamp of each lane; NaN becomes low.
+QAT_HD __m256 clamp8(__m256 v, float low, float high) {
+  return _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(low)), _mm256_set1_ps(high));
+}
+
+/// A codec with scale s, on eight weights at a time: `quantize` decodes what it encodes. This one is for
+/// q8_0, q2_0, tq1_0 and tq2_0, whose ties go away from zero.
+template <class Codec>
+struct Wide {
+  __m256 inverse, shift, stored;
+
+  QAT_HD Wide(const Codec&, const float* s, float held) {
+    const auto e = Codec::encoder(s);
+    inverse = _mm256_set1_ps(e.inverse);
+    if constexpr (requires { e.shift; }) shift = _mm256_set1_ps(e.shift);
+    stored = _mm256_set1_ps(held);
+  }
+
+  QAT_HD __m256 quantize(__m256 w) const {
+    __m256 place = _mm256_mul_ps(w, inverse);
+    if constexpr (requires(typename Codec::Encoder e) { e.shift; }) place = _mm256_add_ps(place, shift);
+    place =
+        clamp8(place, static_cast<float>(Codec::kInfo.code_min), static_cast<float>(Codec::kInfo.code_max));
+    return _mm256_mul_ps(round_half_away8(place), stored);
+  }
+};
+
+/// q4_0 and q5_0: codes shifted to begin at 0, and truncated.
+template <class Codec>
+struct ShiftedWide {
+  __m256 inverse, shift, stored;
+
+  QAT_HD ShiftedWide(const Codec&, const float* s, float held) {
+    const typename Codec::Encoder e = Codec::encoder(s);
+    inverse = _mm256_set1_ps(e.inverse);
+    shift = _mm256_set1_ps(e.shift);
+    stored = _mm256_set1_ps(held);
+  }
+
+  QAT_HD __m256 quantize(__m256 w) const {
+    constexpr int kShift = -Codec::kInfo.code_min;
+    const __m256 place =
+        clamp8(_mm256_add_ps(_mm256_mul_ps(w, inverse), shift), 0.0F, static_cast<float>(2 * kShift - 1));
+    const __m256i code = _mm256_sub_epi32(_mm256_cvttps_epi32(place), _mm256_set1_epi32(kShift));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(code), stored);
+  }
+};
+
+template <>
+struct Wide<Q4_0> : ShiftedWide<Q4_0> {
+  using ShiftedWide::ShiftedWide;
+};
+template <>
+struct Wide<Q5_0> : ShiftedWide<Q5_0> {
+  using ShiftedWide::ShiftedWide;
+};
+
+template <>
+struct Wide<IntSymmetric> {
+  __m256 divisor, stored;
+  float low, high;
+  DType dequant;
+
+  QAT_HD Wide(const IntSymmetric& codec, const float* s, float held)
+      : divisor(_mm256_set1_ps(codec.encoder(s).divisor)),
+        stored(_mm256_set1_ps(held)),
+        low(codec.low),
+        high(codec.high),
+        dequant(codec.dequant) {}
+
+  QAT_HD __m256 quantize(__m256 w) const {
+    const __m256i code = _mm256_cvtps_epi32(clamp8(_mm256_div_ps(w, divisor), low, high));
+    const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(code), stored);
+    if (dequant == DType::kF16) return round_value8<DType::kF16>(product);
+    return dequant == DType::kBF16 ? round_value8<DType::kBF16>(product) : product;
+  }
+};
+
+/// What a ggml file holds of a scale; Status as `store_f16`'s.
+template <class Codec>
+QAT_HD Status store_wide(const Codec&, const float* s, float* stored) {
+  *stored = through_f16(*s);
+  return is_finite(*stored) ? Status::kOk : Status::kOverflow;
+}
+
+QAT_HD Status store_wide(const IntSymmetric& codec, const float* s, float* stored) {
+  return codec.store(s, stored);
+}
+
+/// choose, given the largest magnitude.
+template <class Codec>
+QAT_HD float choose_wide(const Codec& codec, const float* w, float largest) {
+  if constexpr (requires { codec.scale_of(largest); }) {
+    return codec.scale_of(largest);
+  } else if constexpr (std::is_base_of_v<ShiftedWide<Codec>, Wide<Codec>>) {
+    const Block32 block = Block32::load(w);
+    const int first = block.first_with(_mm256_set1_epi32(static_cast<int>(bits_of(largest))));
+    return (w[first] + 0.0F) / static_cast<float>(Codec::kInfo.code_min);  // + 0: as in SignedKernel
+  } else {
+    return std::is_same_v<Codec, Q8_0> ? largest / 127.0F : largest;
+  }
+}
+
+/// The sum of eight int32 lanes.
+QAT_HD int64_t sum_lanes(__m256i v) {
+  const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i two = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+
+/// The sums of eight vectors of eight int32 lanes, in order.
+QAT_HD __m256i sum_each(const __m256i* v) {
+  const __m256i ab = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+  const __m256i cd = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(ab, cd, 0x20), _mm256_permute2x128_si256(ab, cd, 0x31));
+}
+
+/// Up to kSearchChunk weights as integers, padded with zeros, which add nothing to any sum.
+struct Integers {
+  alignas(32) int16_t x[kSearchChunk];
+  int64_t vectors;  ///< of 16
+
+  /// Returns the sum of |x|.
+  QAT_HD int64_t fill(const float* w, int64_t n, float unit) {
+    const __m256 factor = _mm256_set1_ps(unit);
+    const auto at = [&](int64_t i) {
+      return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(w + i), factor));
+    };
+    __m256i magnitudes = _mm256_setzero_si256();
+    const int64_t whole = n / 16;
+    for (int64_t k = 0; k < whole; ++k) {
+      const __m256i packed = _mm256_packs_epi32(at(16 * k), at(16 * k + 8));
+      const __m256i ones = _mm256_set1_epi16(1);
+      magnitudes = _mm256_add_epi32(magnitudes, _mm256_madd_epi16(_mm256_abs_epi16(packed), ones));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(x + 16 * k), packed);
+    }
+    int64_t total = sum_lanes(magnitudes);
+    vectors = whole;
+    if (n % 16 == 0) return total;
+    for (int64_t i = 16 * whole; i < 16 * whole + 16; ++i) {
+      const int value = i < n ? round_half_even(w[i] * unit) : 0;
+      x[i] = static_cast<int16_t>(value);
+      total += value < 0 ? -value : value;
+    }
+    vectors = whole + 1;
+    return total;
+  }
+};
+
+/// <x,q> and <q,q> of eight candidates, as int32: over a chunk neither exceeds 2^31.
+struct WideSums {
+  __m256i xq;
+  __m256i qq;
+};
+
+/// A code between low and high, its products with x and with itself added to the sums.
+QAT_HD void add_codes(__m256i x, __m256i code, __m256i low, __m256i high, __m256i& xq, __m256i& qq) {
+  const __m256i q = _mm256_min_epi16(_mm256_max_epi16(code, low), high);
+  xq = _mm256_add_epi32(xq, _mm256_madd_epi16(x, q));
+  qq = _mm256_add_epi32(qq, _mm256_madd_epi16(q, q));
+}
+
+template <bool kBoth>
+QAT_HD WideSums candidate_sums(const Integers& integers, const SearchRange& range, __m256i multipliers) {
+  alignas(32) int multiplier[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(multiplier), multipliers);
+  const __m256i low = _mm256_set1_epi16(static_cast<int16_t>(range.low));
+  const __m256i high = _mm256_set1_epi16(static_cast<int16_t>(range.high));
+  const __m256i minus_low = _mm256_set1_epi16(static_cast<int16_t>(-range.low));
+  const __m256i minus_high = _mm256_set1_epi16(static_cast<int16_t>(-range.high));
+  const __m256i half = _mm256_set1_epi16(1 << (kCodeFraction - 1));
+  constexpr int kMagnitudes = kBoth ? kCandidates / 2 : kCandidates;
+  __m256i xq[kCandidates], qq[kCandidates];
+  for (int j = 0; j < kMagnitudes; ++j) {
+    const __m256i factor = _mm256_set1_epi16(static_cast<int16_t>(multiplier[j]));
+    __m256i plus[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    __m256i minus[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int64_t k = 0; k < integers.vectors; ++k) {
+      const __m256i x = _mm256_load_si256(reinterpret_cast<const __m256i*>(integers.x + 16 * k));
+      const __m256i fine = _mm256_mulhrs_epi16(x, factor);
+      const __m256i code = _mm256_srai_epi16(_mm256_add_epi16(fine, half), kCodeFraction);
+      add_codes(x, code, low, high, plus[0], plus[1]);
+      if constexpr (kBoth) add_codes(x, code, minus_high, minus_low, minus[0], minus[1]);
+    }
+    xq[j] = plus[0];
+    qq[j] = plus[1];
+    if constexpr (kBoth) {
+      xq[j + kMagnitudes] = minus[0];
+      qq[j + kMagnitudes] = minus[1];
+    }
+  }
+  return {sum_each(xq), sum_each(qq)};
+}
+
+QAT_HD WideSums candidate_sums(const Integers& integers, const SearchRange& range, __m256i multipliers) {
+  return range.both ? candidate_sums<true>(integers, range, multipliers)
+                    : candidate_sums<false>(integers, range, multipliers);
+}
+
+/// search_multiplier of all candidates.
+QAT_HD __m256i wide_multipliers(const SearchRange& range, const Ladder& ladder) {
+  const __m256 place = _mm256_setr_ps(0.0F, 1.0F, 2.0F, 3.0F, 4.0F, 5.0F, 6.0F, 7.0F);
+  const __m256 scale =
+      _mm256_add_ps(_mm256_set1_ps(ladder.first), _mm256_mul_ps(_mm256_set1_ps(ladder.step), place));
+  const __m256 reach = _mm256_set1_ps(static_cast<float>(range.reach() << kCodeFraction));
+  return _mm256_cvttps_epi32(_mm256_min_ps(_mm256_div_ps(reach, scale), _mm256_set1_ps(32000.0F)));
+}
+
+/// best_of, for the sums of one chunk.
+QAT_HD float best_of(const SearchRange& range, const WideSums& sums) {
+  const __m256 xq = _mm256_cvtepi32_ps(sums.xq);
+  const __m256 qq = _mm256_cvtepi32_ps(_mm256_max_epi32(sums.qq, _mm256_set1_epi32(1)));
+  const __m256 score = _mm256_div_ps(_mm256_mul_ps(xq, xq), qq);
+  const float best = greatest_lane(score);
+  if (!(best > 0.0F)) return 0.0F;
+  const __m256 equal = _mm256_cmp_ps(score, _mm256_set1_ps(best), _CMP_EQ_OQ);
+  const int at = __builtin_ctz(static_cast<unsigned>(_mm256_movemask_ps(equal)));
+  alignas(32) float scale[8];
+  _mm256_store_ps(scale, _mm256_div_ps(xq, qq));
+  return range.both && at >= kCandidates / 2 ? -scale[at] : scale[at];
+}
+
+/// The sums of all chunks of a long row.
+QAT_HD float best_of_row(const SearchRange& range, __m256i multipliers, const float* w, int64_t n, float unit,
+                         Integers& integers) {
+  SearchSums sums{};
+  for (int64_t first = 0; first < n; first += kSearchChunk) {
+    integers.fill(w + first, n - first < kSearchChunk ? n - first : kSearchChunk, unit);
+    const WideSums chunk = candidate_sums(integers, range, multipliers);
+    alignas(32) int xq[8], qq[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(xq), chunk.xq);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(qq), chunk.qq);
+    for (int j = 0; j < kCandidates; ++j) {
+      sums.xq[j] += xq[j];
+      sums.qq[j] += qq[j];
+    }
+  }
+  return best_of(range, sums);
+}
+
+/// suggest_scale.
+QAT_HD float suggest_wide(const SearchRange& range, const float* w, int64_t n, float largest) {
+  const float unit = static_cast<float>(kSearchUnit) / largest;
+  const float back = largest / static_cast<float>(kSearchUnit);
+  Integers integers;
+  int64_t magnitudes = 0;
+  for (int64_t first = 0; first < n; first += kSearchChunk) {
+    magnitudes += integers.fill(w + first, n - first < kSearchChunk ? n - first : kSearchChunk, unit);
+  }
+  const __m256i multipliers = wide_multipliers(range, search_ladder(range, magnitudes, n));
+  if (n <= kSearchChunk) return back * best_of(range, candidate_sums(integers, range, multipliers));
+  return back * best_of_row(range, multipliers, w, n, unit, integers);
+}
+
+/// ErrorSum::total.
+QAT_HD float total_of(__m256 lanes) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/// decoded_error of at most kSearchChunk weights.
+template <class Codec>
+QAT_HD float chunk_error(const Codec& codec, const Wide<Codec>& wide, const float* s, float stored,
+                         const float* w, int64_t n, float unit) {
+  __m256 lanes = _mm256_setzero_ps();
+  const int64_t whole = n - n % 8;
+  for (int64_t i = 0; i < whole; i += 8) {
+    const __m256 v = _mm256_loadu_ps(w + i);
+    const __m256 error = _mm256_mul_ps(_mm256_sub_ps(v, wide.quantize(v)), _mm256_set1_ps(unit));
+    lanes = _mm256_add_ps(lanes, _mm256_mul_ps(error, error));
+  }
+  if (whole == n) return total_of(lanes);
+  ErrorSum sum;
+  _mm256_storeu_ps(sum.lanes, lanes);
+  const auto encoder = codec.encoder(s);
+  for (int64_t i = whole; i < n; ++i) {
+    sum.add(i, (w[i] - codec.decode(codec.encode(w[i], encoder), &stored)) * unit);
+  }
+  return sum.total();
+}
+
+template <class Codec>
+QAT_HD double wide_error(const Codec& codec, const float* w, int64_t n, float s, float stored, float unit) {
+  const Wide<Codec> wide(codec, &s, stored);
+  double total = 0.0;
+  for (int64_t first = 0; first < n; first += kSearchChunk) {
+    const int64_t count = n - first < kSearchChunk ? n - first : kSearchChunk;
+    total += static_cast<double>(chunk_error(codec, wide, &s, stored, w + first, count, unit));
+  }
+  return total;
+}
+
+/// search_scale, given the largest magnitude.
+template <class Codec>
+QAT_HD float search_wide(const Codec& codec, Signs signs, const float* w, int64_t n, float largest) {
+  const float chosen = choose_wide(codec, w, largest);
+  if (largest < kLeastSearched) return chosen;
+  const float suggested = suggest_wide(search_range(info_of(codec), signs), w, n, largest);
+  float better, kept;
+  if (suggested == 0.0F || store_wide(codec, &suggested, &better) != Status::kOk) return chosen;
+  if (store_wide(codec, &chosen, &kept) != Status::kOk) return better;
+  const float unit = error_unit(largest);
+  const double error = wide_error(codec, w, n, better, better, unit);
+  return error < wide_error(codec, w, n, chosen, kept, unit) ? better : chosen;
+}
+
+template <class Codec, class Out>
+QAT_HD void search_block(const Codec& codec, Signs signs, const float* w, int64_t n, Out* out, Seen& seen) {
+  const __m256i lanes = spread_max(largest_lanes(w, n));
+  seen.largest = _mm256_max_epi32(seen.largest, lanes);
+  if (first_lane(lanes) >= kInfinityBits) return;
+  const float s = search_wide(codec, signs, w, n, float_of(first_lane(lanes)));
+  float stored;
+  seen.overflow |= store_wide(codec, &s, &stored) != Status::kOk;
+  const Wide<Codec> wide(codec, &s, stored);
+  const int64_t whole = n - n % 8;
+  for (int64_t i = 0; i < whole; i += 8) put8(out + i, wide.quantize(_mm256_loadu_ps(w + i)));
+  if (whole == n) return;
+  const auto encoder = codec.encoder(&s);
+  for (int64_t i = whole; i < n; ++i) put1(out + i, codec.decode(codec.encode(w[i], encoder), &stored));
+}
+
+template <class Codec, class Out>
+Status search_row(const void*, const float* w, int64_t n, Out* out) {
+  constexpr int64_t kBlock = Codec::kInfo.block;
+  Seen seen;
+  for (int64_t i = 0; i < n; i += kBlock) search_block(Codec{}, Signs::kBoth, w + i, kBlock, out + i, seen);
+  return seen.status();
+}
+
+template <class Out>
+Status integer_search_row(const void* codec, const float* w, int64_t n, Out* out) {
+  const auto& symmetric = *static_cast<const IntSymmetric*>(codec);
+  const Signs signs = symmetric.negative ? Signs::kBoth : Signs::kPositive;
+  const int64_t step = symmetric.block > 0 ? symmetric.block : n;
+  Seen seen;
+  for (int64_t i = 0; i < n; i += step) search_block(symmetric, signs, w + i, step, out + i, seen);
+  return seen.status();
+}
+
+template <class Codec>
+constexpr NamedSearch searched() {
+  return {Codec::kInfo.name, {search_row<Codec, float>, search_row<Codec, uint16_t>}};
+}
+
+}  // namespace
+
+constinit const std::array<NamedSearch, 6> kAvx2Searches{{searched<Q4_0>(), searched<Q5_0>(),
+                                                          searched<Q8_0>(), searched<Q2_0>(),
+                                                          searched<TQ1_0>(), searched<TQ2_0>()}};
+
+constinit const SearchKernels kAvx2IntegerSearch{integer_search_row<float>, integer_search_row<uint16_t>};
+
+}  // namespace qat::grid
