@@ -126,7 +126,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_equal_ggml(ggml, name, kind):
-    w = blocks_of_kind(kind, np.random.default_rng(KINDS.index(kind)), 800)
+    w = blocks_of_kind(kind, np.random.default_rng(KINDS.index(kind)), 400)
     check(ggml, name, w.reshape(-1, 2 * WIDTH))
 
 
