@@ -190,7 +190,8 @@ def test_errors_are_those_of_the_library(tmp_path):
         libqat.export(checkpoint, tmp_path / "a", target="onnx")
     with pytest.raises(libqat.ArgumentError, match="--tokenizer-from"):
         libqat.export(checkpoint_of(make_llama(), tokenizer=""), tmp_path / "a")
-    with pytest.raises(libqat.UnsupportedError, match=r"down_proj\.weight \(int4_channel\): .*cannot hold .* exactly"):
+    reason = r"down_proj\.weight \(int4_channel\): .*cannot hold .* exactly"
+    with pytest.raises(libqat.UnsupportedError, match=reason):
         libqat.export(checkpoint_of(make_llama(), grid="int4_channel"), tmp_path / "a")
     with pytest.raises(libqat.FileError, match="absent"):
         libqat.export(checkpoint, tmp_path / "absent" / "a")
