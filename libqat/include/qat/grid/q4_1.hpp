@@ -28,9 +28,7 @@ struct Q4_1 {
     s[1] = least;
   }
 
-  static QAT_HD void search(const float* w, int64_t n, float* s) {
-    search_scale_and_offset(Q4_1{}, w, n, s);
-  }
+  static QAT_HD void search(const float* w, int64_t n, float* s) { search_scale_and_offset(Q4_1{}, w, n, s); }
 
   static QAT_HD Status store(const float* s, float* stored) {
     const Status scale = store_f16(s[0], stored);
