@@ -22,7 +22,14 @@ from torch import Tensor
 
 from . import _core  # noqa: F401  (registers the operators)
 
-__all__ = ["dequantize", "fake_quantize", "quantize", "quantized_embedding", "quantized_linear"]
+__all__ = [
+    "dequantize",
+    "fake_quantize",
+    "fake_quantize_activation",
+    "quantize",
+    "quantized_embedding",
+    "quantized_linear",
+]
 
 
 def fake_quantize(
@@ -70,6 +77,20 @@ def quantized_embedding(
     """
     padding = -1 if padding_idx is None else padding_idx
     return torch.ops.libqat.quantized_embedding(indices, weight, padding, grid, estimator, scale, tensor)
+
+
+def fake_quantize_activation(
+    input: Tensor, format: str, scale: Tensor | None = None, tensor: str = ""
+) -> Tensor:
+    """The activations that a consumer's integer matmul sees, in input's shape and dtype.
+
+    input: [..., I] float32, bfloat16 or float16 (under autocast cast to the autocast dtype). format:
+    "int8_tensor_static": clamp(round(x / s), -128, 127) * s, half to even, in input's dtype, with `scale` s,
+    a float32 scalar; 0 changes nothing. No gradient where the code is clamped.
+    "int8_token": s = max|x| / 127 of each token, round(x / s) * s in float32.
+    "q8_0": llama.cpp's blocks of 32, in float32; `libqat.NumericError` for NaN and infinities.
+    """
+    return torch.ops.libqat.fake_quantize_activation(input, format, scale, tensor)
 
 
 def quantize(weight: Tensor, grid: str, scale: str = "reference", tensor: str = "") -> tuple[Tensor, Tensor]:

@@ -61,6 +61,18 @@ def operator_calls():
         ),
         ("quantize", LIBQAT.quantize, (w, "q4_1", "search")),
         ("quantize-rank3", LIBQAT.quantize, (leaf(4, 2, 4), "int8_channel")),
+        (
+            "activation-static",
+            LIBQAT.fake_quantize_activation,
+            (leaf(2, 3, 64), "int8_tensor_static", torch.tensor(0.02), "a.weight"),
+        ),
+        ("activation-token", LIBQAT.fake_quantize_activation, (leaf(2, 3, 64, dtype=half), "int8_token")),
+        ("activation-blocks", LIBQAT.fake_quantize_activation, (leaf(3, 64), "q8_0")),
+        (
+            "activation_backward",
+            LIBQAT.fake_quantize_activation_backward,
+            (normal(2, 64), normal(2, 64, seed=1), torch.tensor(0.02)),
+        ),
         ("dequantize", LIBQAT.dequantize, (*ops.quantize(latent, "q4_1"), "q4_1")),
     ]
 

@@ -39,5 +39,9 @@ TORCH_LIBRARY(libqat, m) {
       "quantize(Tensor weight, str grid, str scale='reference', str tensor='') -> (Tensor codes, Tensor "
       "scales)",
       tags);
+  m.def("fake_quantize_activation(Tensor input, str format, Tensor? scale=None, str tensor='') -> Tensor",
+        tags);
+  m.def("fake_quantize_activation_backward(Tensor grad, Tensor input, Tensor scale, str tensor='') -> Tensor",
+        tags);
   m.def("dequantize(Tensor codes, Tensor scales, str grid, str tensor='') -> Tensor", tags);
 }

@@ -14,6 +14,7 @@
 // infinity or a scale beyond its stored type. Differentiating a backward operator (double backward) raises
 // c10::Error ("derivative for libqat::... is not implemented").
 
+#include "qat/ops/activation.hpp"
 #include "qat/ops/fake_quantize.hpp"
 #include "qat/ops/quantize.hpp"
 #include "qat/ops/quantized_embedding.hpp"
