@@ -61,6 +61,7 @@ __all__: list[str] = [
     "grid_names",
     "grid_row_bytes",
     "grid_store",
+    "grid_tensor_bytes",
     "head_loss",
     "import_checkpoint",
     "learning_rate_at",
@@ -1111,7 +1112,7 @@ def grid_in_range(
 
 def grid_info(name: str) -> dict:
     """
-    What a grid is: name, bits, block (None: one scale per row), code_min, code_max, fields as (name, count per block, dtype), is_float, dtype (float grids).
+    What a grid is: name, bits, block (None: a row, or the tensor where whole_tensor), code_min, code_max, fields as (name, count per block, dtype), scale_grids and dequant_dtypes (the values that options behind this name may have), is_float, dtype (float grids).
     """
 
 def grid_names() -> list[str]:
@@ -1129,6 +1130,11 @@ def grid_store(
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     What a file holds of s float32[rows, n / B, P]; NumericError where that is not finite.
+    """
+
+def grid_tensor_bytes(name: str, rows: typing.SupportsIndex, n: typing.SupportsIndex) -> int:
+    """
+    Bytes of a tensor of that many rows of n weights, a scale that they all share included.
     """
 
 def head_loss(

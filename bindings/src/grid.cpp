@@ -119,10 +119,17 @@ py::dict grid_info(const std::string& name) {
   py::dict dict;
   dict["name"] = info.name;
   dict["bits"] = info.bits;
-  dict["block"] = info.block == grid::kWholeRow ? py::object(py::none()) : py::object(py::int_(info.block));
+  dict["block"] = info.block > 0 ? py::object(py::int_(info.block)) : py::object(py::none());
+  dict["whole_tensor"] = info.block == grid::kWholeTensor;
   dict["code_min"] = info.code_min;
   dict["code_max"] = info.code_max;
   dict["fields"] = fields;
+  const grid::NameOptions options = grid::name_options(name);
+  const auto tuple_of = [](std::span<const std::string_view> values) {
+    return py::tuple(py::cast(std::vector<std::string_view>(values.begin(), values.end())));
+  };
+  dict["scale_grids"] = tuple_of(options.scale_grids);
+  dict["dequant_dtypes"] = tuple_of(options.dequant_dtypes);
   dict["is_float"] = info.is_float;
   dict["dtype"] = info.is_float ? py::object(py::str(dtype_name(info.dtype))) : py::object(py::none());
   return dict;
@@ -130,6 +137,10 @@ py::dict grid_info(const std::string& name) {
 
 int64_t row_bytes(const std::string& name, int64_t n) {
   return grid::row_bytes(rows_of("row_bytes", name, 1, n).grid, n);
+}
+
+int64_t tensor_bytes(const std::string& name, int64_t rows, int64_t n) {
+  return grid::tensor_bytes(rows_of("tensor_bytes", name, rows, n).grid, rows, n);
 }
 
 Floats choose(const std::string& name, const Floats& w, const std::string& scale) {
@@ -274,11 +285,16 @@ std::tuple<Codes, Floats> ggml_unpack(const std::string& name, const Bytes& byte
 void bind_grid(py::module_& module) {
   using py::arg;
   module.def("grid_names", &grid::names, "Every grid's name, float grids first.");
-  module.def("grid_info", &grid_info, arg("name"),
-             "What a grid is: name, bits, block (None: one scale per row), code_min, code_max, fields as "
-             "(name, count per block, dtype), is_float, dtype (float grids).");
+  module.def(
+      "grid_info", &grid_info, arg("name"),
+      "What a grid is: name, bits, block (None: a row, or the tensor where whole_tensor), code_min, "
+      "code_max, "
+      "fields as (name, count per block, dtype), scale_grids and dequant_dtypes (the values that options "
+      "behind this name may have), is_float, dtype (float grids).");
   module.def("grid_row_bytes", &row_bytes, arg("name"), arg("n"),
              "Bytes of one row of n weights: packed codes and stored scales.");
+  module.def("grid_tensor_bytes", &tensor_bytes, arg("name"), arg("rows"), arg("n"),
+             "Bytes of a tensor of that many rows of n weights, a scale that they all share included.");
   module.def("grid_choose", &choose, arg("name"), arg("w").noconvert(), arg("scale") = "reference",
              "The consumer's scale rule, or a search. w float32[rows, n] -> s float32[rows, n / B, P].");
   module.def("grid_store", &store, arg("name"), arg("s").noconvert(), arg("n"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from libqat.grids import Grid, grids
+from libqat.grids import Grid, grid, grids
 
 import libqat
 from libqat import _core
@@ -14,7 +14,7 @@ INTEGER = [
         f"int{bits}_{group}{ending}"
         for ending in ("", "_asym")
         for bits in (8, 4, 3, 2)
-        for group in ("channel", "g32", "g64", "g128", "g256")
+        for group in ("tensor", "channel", "g32", "g64", "g128", "g256")
     ),
     *(f"mlx{bits}_g{group}" for bits in (8, 6, 5, 4, 3, 2) for group in (32, 64, 128)),
     *(f"mobile{bits}{group}" for bits in (8, 4, 2) for group in ("", "_g256")),
@@ -30,8 +30,15 @@ def test_the_table_of_grids():
     table = grids()
     assert list(table) == NAMES
     assert table["q4_1"] == Grid("q4_1", 4, 32, (0, 15), (("scales", 1, "float16"), ("mins", 1, "float16")))
-    assert table["int2_channel"] == Grid("int2_channel", 2, None, (-2, 1), (("scales", 1, "float32"),))
-    assert table["int3_g128"] == Grid("int3_g128", 3, 128, (-4, 3), (("scales", 1, "float32"),))
+    scales = (("scales", 1, "float32"),)
+    options = (("fp32", "fp16", "bf16", "bf16_fp16", "pow2"), ("fp32", "fp16", "bf16"))
+    assert table["int2_channel"] == Grid("int2_channel", 2, None, (-2, 1), scales, False, *options)
+    assert table["int3_g128"] == Grid("int3_g128", 3, 128, (-4, 3), scales, False, *options)
+    assert table["int8_tensor"] == Grid("int8_tensor", 8, None, (-128, 127), scales, True, *options)
+    assert table["mlx8_g64"].codes == (-128, 127)
+    assert table["mlx4_g64"].scale_grids == ("fp32", "fp16", "bf16")
+    assert [name for name, _, _ in table["mlx4_g64"].fields] == ["scales", "biases"]
+    assert [name for name, _, _ in table["int4_g32_asym"].fields] == ["scales", "zero_points"]
     assert table["bf16"] == Grid("bf16", 16, 1, None, ())
     assert table["q4_0"].bits_per_weight(576) == 4.5
     assert table["q8_0"].bits_per_weight(576) == 8.5
@@ -45,6 +52,16 @@ def test_an_unknown_grid_names_the_legal_ones():
         _core.grid_info("q4_2")
 
 
+def test_options_stand_behind_the_name():
+    assert grid("int4_g32@bf16:fp32").name == "int4_g32@bf16"
+    assert grid("int4_g32@bf16:bf16").fields == (("scales", 1, "bfloat16"),)
+    assert grid("mlx4_g64@fp16").fields == (("scales", 1, "float16"), ("biases", 1, "float16"))
+    with pytest.raises(
+        libqat.ArgumentError, match=r"of mlx4_g64 that is one of fp32, fp16, bf16, got \"pow2\""
+    ):
+        grid("mlx4_g64@pow2")
+
+
 @pytest.mark.parametrize("name", CODED)
 def test_the_functions_fit_together(name):
     w = np.random.default_rng(0).standard_normal((5, 512)).astype(np.float32)
@@ -52,9 +69,9 @@ def test_the_functions_fit_together(name):
     stored = _core.grid_store(name, s, 512)
     codes = _core.grid_encode(name, w, s)
     w_hat = _core.grid_decode(name, codes, stored)
-    grid = grids()[name]
-    params = sum(count for _, count, _ in grid.fields)
-    assert s.shape == stored.shape == (5, 512 // (grid.block or 512), params)
+    info = grids()[name]
+    params = sum(count for _, count, _ in info.fields)
+    assert s.shape == stored.shape == (5, 512 // (info.block or 512), params)
     np.testing.assert_array_equal(w_hat, _core.grid_fake_quantize(name, w))
     np.testing.assert_array_equal(w_hat, _core.grid_fake_quantize(name, w, reference=True))
     bf16 = torch.from_numpy(w_hat).bfloat16().view(torch.uint16).numpy()

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import libqat
 from libqat import _core
 
-NAMES = [name for name in grids() if name.startswith("int")]
+NAMES = [name for name in grids() if name.startswith("int") and not grids()[name].whole_tensor]
 WIDTH = 768
 OPTIONS = {"": None, "@bf16:bf16": torch.bfloat16, "@fp16:fp16": torch.float16}
 

@@ -158,4 +158,4 @@ def _weight(name: str, tensor: Tensor, checkpoint, state, trained: bool) -> Weig
 
 def stored_bytes(grid: str, shape: tuple[int, ...]) -> int:
     """Codes and scales of a weight [R, ...] on a grid with codes."""
-    return shape[0] * _core.grid_row_bytes(grid, math.prod(shape[1:]))
+    return _core.grid_tensor_bytes(grid, shape[0], math.prod(shape[1:]))

@@ -64,23 +64,23 @@ def on_grid(weight: Weight, row: TensorRow) -> OnGrid:
     )
 
 
-def _constant(code: int, scales: Tensor, width: int, grid: str) -> Tensor:
-    """What each place of the rows would be if it had this code: float32[r, N]."""
-    codes = torch.full((scales.shape[0], width), code, dtype=torch.int8)
+def _constant(code: int, scales: Tensor, shape: tuple[int, ...], grid: str) -> Tensor:
+    """What each place of the rows would be if it had this code: float32 of that shape, [r, N]."""
+    codes = torch.full(shape, code, dtype=torch.int8)
     return ops.dequantize(codes, scales, grid)
 
 
 def _in_codes(weights: Tensor, scales: Tensor, grid: str, low: int, high: int) -> Tensor:
     """The weights in code units, flat, without blocks of scale zero, which have but one level."""
-    least = _constant(low, scales, weights.shape[1], grid)
-    span = _constant(high, scales, weights.shape[1], grid).sub_(least)
+    least = _constant(low, scales, weights.shape, grid)
+    span = _constant(high, scales, weights.shape, grid).sub_(least)
     alive = span != 0
     return (weights - least)[alive] / span[alive] * (high - low) + low
 
 
 def _levels(scales: Tensor, width: int, grid: str, low: int, high: int) -> Tensor:
     """The place of each code's level, by the first block of the row whose scale is not zero."""
-    values = torch.stack([_constant(code, scales, width, grid)[0] for code in range(low, high + 1)])
+    values = torch.stack([_constant(code, scales, (1, width), grid)[0] for code in range(low, high + 1)])
     alive = (values[-1] != values[0]).nonzero()
     if not len(alive):
         return torch.arange(low, high + 1, dtype=torch.float32)

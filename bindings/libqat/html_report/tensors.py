@@ -196,13 +196,16 @@ def _measure_float(weight: Weight) -> dict:
 
 
 def chunks(weight: Weight) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """(original, latent float32[r, N], codes int8[r, N], scales float32[r, G, P]) of some rows at a time."""
+    """(original, latent float32[r, N], codes int8[r, N], scales float32[r, G, P]) of some rows at a time.
+
+    All rows at once where they share a scale, float32[1, 1, P]: it follows from all of them.
+    """
     codes, scales = weight.shipped()
     rows, width = codes.shape
     original, latent = weight.original(), weight.latent()
     _check_shape(weight, (rows, width), "checkpoint", flat=True)
     _check_shape(weight, tuple(latent.shape), "state of the run")
-    step = max(_CHUNK // max(width, 1), 1)
+    step = rows if len(scales) < rows else max(_CHUNK // max(width, 1), 1)
     for first in range(0, rows, step):
         part = slice(first, first + step)
         floats = [tensor.reshape(rows, width)[part].float() for tensor in (original, latent)]

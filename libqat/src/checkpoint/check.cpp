@@ -47,9 +47,9 @@ const grid::Field& field_of(const grid::Grid& grid, int index) {
 
 void check_scales(const Subject& subject, const std::string& key, const Sizes& sizes,
                   const at::Tensor& tensor) {
-  const int64_t blocks = sizes.rows * sizes.grid.blocks(sizes.width);
+  const int64_t blocks = sizes.scale_rows() * sizes.grid.blocks(sizes.width);
   expect(subject, key, "scales", tensor, at::kFloat,
-         {sizes.rows, sizes.grid.blocks(sizes.width), sizes.grid.params()});
+         {sizes.scale_rows(), sizes.grid.blocks(sizes.width), sizes.grid.params()});
   const at::Tensor scales = tensor.cpu().contiguous();
   const float* stored = scales.const_data_ptr<float>();
   for (int64_t block = 0; block < blocks; ++block, stored += sizes.grid.params()) {

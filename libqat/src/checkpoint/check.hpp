@@ -21,11 +21,14 @@ struct Subject {
 /// "[2, 3]".
 std::string shape_text(at::IntArrayRef shape);
 
-/// The sizes that a quantized tensor's parts have: codes [R, N], scales [R, G, P].
+/// The sizes that a quantized tensor's parts have: codes [R, N], scales [R, G, P], or [1, 1, P] where the
+/// whole tensor shares them.
 struct Sizes {
   const grid::Grid& grid;
   int64_t rows;
   int64_t width;
+
+  int64_t scale_rows() const noexcept { return grid.scale_rows(rows); }
 };
 
 /// Checks grid and shape. Widths are bounded, so that no later product overflows.

@@ -58,15 +58,15 @@ at::Tensor read_codes(Reader& reader, const std::string& key, const Sizes& sizes
 at::Tensor read_scales(Reader& reader, const std::string& key, const Sizes& sizes) {
   const int64_t blocks = sizes.grid.blocks(sizes.width);
   const int64_t params = sizes.grid.params();
-  at::Tensor scales = at::empty({sizes.rows, blocks, params}, at::kFloat);
+  at::Tensor scales = at::empty({sizes.scale_rows(), blocks, params}, at::kFloat);
   float* first = scales.mutable_data_ptr<float>();
   for (const grid::Field& field : sizes.grid.info().fields) {
-    std::vector<int64_t> shape{sizes.rows, blocks};
+    std::vector<int64_t> shape{sizes.scale_rows(), blocks};
     if (field.count > 1) shape.push_back(field.count);
     const auto& stored =
         reader.claim(key + "." + std::string(field.name), checkpoint::file_dtype(field.dtype), shape);
     const auto* source = reinterpret_cast<const uint8_t*>(stored.data.data());
-    for (int64_t block = 0; block < sizes.rows * blocks; ++block) {
+    for (int64_t block = 0; block < sizes.scale_rows() * blocks; ++block) {
       for (int i = 0; i < field.count; ++i, source += grid::dtype_bytes(field.dtype)) {
         first[block * params + i] = grid::get_stored(source, field.dtype);
       }

@@ -40,7 +40,8 @@ io::SafetensorsEntry field_entry(const std::string& key, const Sizes& sizes, con
                                  int64_t first, const at::Tensor& tensor) {
   const int64_t blocks = sizes.grid.blocks(sizes.width);
   const int64_t params = sizes.grid.params();
-  const auto produce = [=, rows = sizes.rows, scales = tensor.cpu().contiguous()](const io::ByteSink& sink) {
+  const auto produce = [=, rows = sizes.scale_rows(),
+                        scales = tensor.cpu().contiguous()](const io::ByteSink& sink) {
     const int64_t bytes = grid::dtype_bytes(field.dtype);
     std::vector<uint8_t> row(static_cast<size_t>(blocks * field.count * bytes));
     const float* block = scales.const_data_ptr<float>() + first;
@@ -52,7 +53,7 @@ io::SafetensorsEntry field_entry(const std::string& key, const Sizes& sizes, con
       sink(std::as_bytes(std::span(row)));
     }
   };
-  std::vector<int64_t> shape{sizes.rows, blocks};
+  std::vector<int64_t> shape{sizes.scale_rows(), blocks};
   if (field.count > 1) shape.push_back(field.count);
   return {key + "." + std::string(field.name), checkpoint::file_dtype(field.dtype), shape, produce};
 }

@@ -67,11 +67,7 @@ bool fits(const IntegerTensor& tensor, const grid::Grid& grid) {
 
 QuantizedTensor quantized(const IntegerTensor& tensor, const grid::Grid& grid) {
   const std::vector<int64_t> shape = tensor.codes.sizes().vec();
-  const bool whole = tensor.block == grid::kWholeTensor;
-  return {{std::string(grid.info().name)},
-          shape,
-          whole ? tensor.codes.reshape({1, -1}) : tensor.codes,
-          tensor.scales.unsqueeze(-1)};
+  return {{std::string(grid.info().name)}, shape, tensor.codes, tensor.scales.unsqueeze(-1)};
 }
 
 Obstacle inexact(const std::string& key, const std::string& grid, const std::string& reason) {

@@ -57,7 +57,8 @@ Requantization requantize(const std::string& key, const QuantizedTensor& tensor,
   const at::Tensor exact = dequantize_tensor(key, tensor);
   const at::Tensor written = exact.to(dtype.tensor).to(at::kFloat).contiguous();
   const at::Tensor codes = tensor.codes.cpu().contiguous(), scales = tensor.scales.cpu().contiguous();
-  const int64_t rows = codes.size(0), width = codes.size(1), per_row = grid.blocks(width) * grid.params();
+  const int64_t rows = grid.scale_rows(codes.size(0)), width = codes.numel() / rows;
+  const int64_t per_row = grid.blocks(width) * grid.params();
   Requantization result{key, tensor.scheme.weight, rows * grid.blocks(width), 0, rows * width, 0};
   result.rounded_weights = (exact != written).sum().item<int64_t>();
   std::atomic<int64_t> changed{0};

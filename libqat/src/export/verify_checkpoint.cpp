@@ -50,7 +50,8 @@ void compare_quantized(const std::string& key, const QuantizedTensor& expected, 
   differ(key, "shape", shape_text(expected.shape), shape_text(stored.shape), differences);
   if (differences.size() != before) return;
   const at::Tensor codes = expected.codes.cpu().contiguous(), scales = expected.scales.cpu().contiguous();
-  const int64_t rows = codes.size(0), width = codes.size(1), scales_per_row = scales.numel() / rows;
+  // One row of everything where the whole tensor shares its scale.
+  const int64_t rows = scales.size(0), width = codes.numel() / rows, scales_per_row = scales.numel() / rows;
   GridComparison comparison(grid::find(expected.scheme.weight), width);
   for (int64_t row = 0; row < rows; ++row) {
     comparison.add_row(row, codes.const_data_ptr<int8_t>() + row * width,

@@ -141,14 +141,29 @@ int64_t dtype_bytes(DType dtype) noexcept {
   return 0;
 }
 
+namespace {
+
+/// Bytes of the stored parameters of one block.
+int64_t parameter_bytes(const Info& info) {
+  int64_t bytes = 0;
+  for (const Field& field : info.fields) bytes += field.count * dtype_bytes(field.dtype);
+  return bytes;
+}
+
+}  // namespace
+
 int64_t row_bytes(const Grid& grid, int64_t n) noexcept {
   const Info& info = grid.info();
   if (info.is_float) return n * dtype_bytes(info.dtype);
   const GgmlType* const type = ggml_type_of_grid(info.name);
   if (type != nullptr && n % type->block == 0) return n / type->block * type->bytes;
-  int64_t per_block = 0;
-  for (const Field& field : info.fields) per_block += field.count * dtype_bytes(field.dtype);
-  return packed_bytes(n, info.bits) + grid.blocks(n) * per_block;
+  const int64_t blocks = info.block == kWholeTensor ? 0 : grid.blocks(n);
+  return packed_bytes(n, info.bits) + blocks * parameter_bytes(info);
+}
+
+int64_t tensor_bytes(const Grid& grid, int64_t rows, int64_t n) noexcept {
+  const int64_t bytes = rows * row_bytes(grid, n);
+  return grid.info().block == kWholeTensor ? bytes + parameter_bytes(grid.info()) : bytes;
 }
 
 }  // namespace qat::grid

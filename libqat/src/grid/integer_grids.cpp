@@ -175,6 +175,7 @@ std::string block_suffix(int64_t block) {
 void add_compressed_tensors(Family family, const std::string& ending, std::vector<Base>& bases) {
   for (const int bits : {8, 4, 3, 2}) {
     const std::string name = "int" + std::to_string(bits);
+    bases.push_back({name + "_tensor" + ending, family, bits, kWholeTensor});
     bases.push_back({name + "_channel" + ending, family, bits, kWholeRow});
     for (const int64_t block : {32, 64, 128, 256}) {
       bases.push_back({name + block_suffix(block) + ending, family, bits, block});

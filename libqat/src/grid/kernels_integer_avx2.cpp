@@ -10,9 +10,6 @@
 namespace qat::grid {
 namespace {
 
-/// The block that most models have; its loops unroll. Others go by the number that the codec holds.
-constexpr int64_t kUnrolled = 32;
-
 /// The nearest integer of each lane within [low, high].
 QAT_HD __m256i code8(__m256 position, __m256 low, __m256 high) {
   return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(position, low), high));
@@ -130,16 +127,41 @@ QAT_HD void quantize_block(const typename Kernel::Codec& codec, const float* w, 
   for (int64_t i = whole; i < n; ++i) put1(out + i, codec.decode(codec.encode(w[i], encoder), stored));
 }
 
+/// A row of blocks of kBlock weights: loops of a known length unroll.
+template <class Kernel, int64_t kBlock, class Out>
+QAT_HD void blocks_of(const typename Kernel::Codec& codec, const float* w, int64_t n, Out* out, Seen& seen) {
+  for (int64_t i = 0; i < n; i += kBlock) quantize_block<Kernel>(codec, w + i, kBlock, out + i, seen);
+}
+
+template <class Kernel, class Out>
+QAT_HD void quantize_row(const typename Kernel::Codec& codec, const float* w, int64_t n, Out* out,
+                         Seen& seen) {
+  switch (codec.block) {
+    case 32:
+      return blocks_of<Kernel, 32>(codec, w, n, out, seen);
+    case 64:
+      return blocks_of<Kernel, 64>(codec, w, n, out, seen);
+    case 128:
+      return blocks_of<Kernel, 128>(codec, w, n, out, seen);
+    case 256:
+      return blocks_of<Kernel, 256>(codec, w, n, out, seen);
+    default:
+      return quantize_block<Kernel>(codec, w, n, out, seen);
+  }
+}
+
 template <class Kernel, class Out>
 Status integer_row(const void* object, const float* w, int64_t n, Out* out) {
-  const auto& codec = *static_cast<const typename Kernel::Codec*>(object);
+  auto codec = *static_cast<const typename Kernel::Codec*>(object);
   Seen seen;
-  if (codec.block == kUnrolled) {
-    for (int64_t i = 0; i < n; i += kUnrolled) quantize_block<Kernel>(codec, w + i, kUnrolled, out + i, seen);
-    return seen.status();
+  if constexpr (requires { codec.scale_grid; }) {
+    if (codec.scale_grid == ScaleGrid::kF32) {
+      codec.scale_grid = ScaleGrid::kF32;  // a constant to the compiler, so that no rounding is left here
+      quantize_row<Kernel>(codec, w, n, out, seen);
+      return seen.status();
+    }
   }
-  const int64_t step = codec.block > 0 ? codec.block : n;
-  for (int64_t i = 0; i < n; i += step) quantize_block<Kernel>(codec, w + i, step, out + i, seen);
+  quantize_row<Kernel>(codec, w, n, out, seen);
   return seen.status();
 }
 

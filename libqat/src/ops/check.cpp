@@ -36,7 +36,7 @@ const grid::Grid& check_weight(const Subject& subject, const at::Tensor& weight,
     fail(subject, "at least one weight", describe(weight));
   }
   const int64_t block = grid.info().block;
-  if (block != grid::kWholeRow && (n % block).sym_ne(0).guard_bool(__FILE__, __LINE__)) {
+  if (block > 0 && (n % block).sym_ne(0).guard_bool(__FILE__, __LINE__)) {
     fail(subject, "rows that blocks of " + std::to_string(block) + " (" + std::string(grid_name) + ") divide",
          describe(weight));
   }

@@ -69,12 +69,12 @@ at::Tensor forward_reference(const at::Tensor& weight, string_view grid, string_
 /// 0.
 void mask_rows(const Subject& subject, const grid::Grid& grid, ScaleRule rule, const at::Tensor& grad,
                const at::Tensor& latent, const at::Tensor& out) {
-  const int64_t rows = latent.size(0);
-  const int64_t n = latent.numel() / rows;
+  const GridRows rows(grid, latent);
+  const int64_t n = rows.width();
   const float* g = grad.const_data_ptr<float>();
   const float* w = latent.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  for_each_row(subject, rows, n, [&] {
+  const auto make = [&] {
     return [&, scales = std::vector<float>(grid.blocks(n) * grid.params()),
             inside = std::vector<uint8_t>(n)](int64_t row) mutable {
       const grid::Status status = grid.scales(rule, w + row * n, n, scales.data());
@@ -83,7 +83,8 @@ void mask_rows(const Subject& subject, const grid::Grid& grid, ScaleRule rule, c
       for (int64_t i = 0; i < n; ++i) to[row * n + i] = inside[i] != 0 ? g[row * n + i] : 0.0F;
       return status;
     };
-  });
+  };
+  for_each_row(subject, rows.count(), n, make, rows);
 }
 
 at::Tensor backward_cpu(const at::Tensor& grad, const at::Tensor& weight, string_view grid,

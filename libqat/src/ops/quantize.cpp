@@ -35,10 +35,17 @@ void check_has_codes(const Subject& subject, const grid::Grid& grid) {
 
 /// G: grid blocks in a row of n weights, which the grid divides.
 c10::SymInt block_count(const grid::Grid& grid, const c10::SymInt& n) {
-  return grid.info().block == grid::kWholeRow ? c10::SymInt(1) : n / grid.info().block;
+  return grid.info().block > 0 ? n / grid.info().block : c10::SymInt(1);
 }
 
-/// Uninitialised codes int8[R, N] and scales float32[R, G, P].
+/// [R, G, P] of the scales of codes [R, N]; [1, 1, P] where the whole tensor shares them.
+std::array<c10::SymInt, 3> scale_sizes(const grid::Grid& grid, const c10::SymInt& rows,
+                                       const c10::SymInt& n) {
+  const bool shared = grid.info().block == grid::kWholeTensor;
+  return {shared ? c10::SymInt(1) : rows, block_count(grid, n), grid.params()};
+}
+
+/// Uninitialised codes int8[R, N] and their scales.
 Stored make_outputs(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor) {
   scale_rule(scale);
   const Subject subject{"quantize", tensor};
@@ -47,7 +54,7 @@ Stored make_outputs(const at::Tensor& weight, string_view grid, string_view scal
   const c10::SymInt rows = weight.sym_size(0);
   const c10::SymInt n = row_size(weight);
   const std::array<c10::SymInt, 2> codes{rows, n};
-  const std::array<c10::SymInt, 3> scales{rows, block_count(found, n), found.params()};
+  const std::array<c10::SymInt, 3> scales = scale_sizes(found, rows, n);
   return {at::empty_symint(codes, weight.options().dtype(at::kChar)),
           at::empty_symint(scales, weight.options())};
 }
@@ -57,7 +64,8 @@ Stored quantize_cpu(const at::Tensor& weight, string_view grid, string_view scal
   const ScaleRule rule = scale_rule(scale);
   const grid::Grid& found = grid::find(grid);
   const at::Tensor latent = weight.contiguous();
-  const int64_t n = codes.size(1);
+  const GridRows rows(found, latent);
+  const int64_t n = rows.width();
   const int64_t row_scales = scales.size(1) * scales.size(2);
   const float* w = latent.const_data_ptr<float>();
   int8_t* code = codes.mutable_data_ptr<int8_t>();
@@ -69,7 +77,7 @@ Stored quantize_cpu(const at::Tensor& weight, string_view grid, string_view scal
     found.encode(w + row * n, n, s, code + row * n);
     return found.store(s, n, s);
   };
-  for_each_row({"quantize", tensor}, codes.size(0), n, [&] { return quantize_row; });
+  for_each_row({"quantize", tensor}, rows.count(), n, [&] { return quantize_row; }, rows);
   return {codes, scales};
 }
 
@@ -94,10 +102,10 @@ const grid::Grid& check_stored(const Subject& subject, const at::Tensor& codes, 
   }
   const c10::SymInt n = codes.sym_size(1);
   const int64_t block = found.info().block;
-  if (block != grid::kWholeRow && (n % block).sym_ne(0).guard_bool(__FILE__, __LINE__)) {
+  if (block > 0 && (n % block).sym_ne(0).guard_bool(__FILE__, __LINE__)) {
     fail(subject, "rows that blocks of " + std::to_string(block) + " divide", describe(codes));
   }
-  const std::array<c10::SymInt, 3> expected{codes.sym_size(0), block_count(found, n), found.params()};
+  const std::array<c10::SymInt, 3> expected = scale_sizes(found, codes.sym_size(0), n);
   if (scales.scalar_type() != at::kFloat || scales.sym_sizes() != c10::SymIntArrayRef(expected) ||
       scales.device() != codes.device()) {
     std::ostringstream text;
@@ -127,7 +135,8 @@ at::Tensor dequantize_cpu(const at::Tensor& codes, const at::Tensor& scales, str
   const at::Tensor scale_rows = scales.contiguous();
   const int64_t rows = codes.size(0);
   const int64_t n = codes.size(1);
-  const int64_t row_scales = scales.size(1) * scales.size(2);
+  const bool shared = found.info().block == grid::kWholeTensor;
+  const int64_t row_scales = shared ? 0 : scales.size(1) * scales.size(2);
   const int8_t* code = code_rows.const_data_ptr<int8_t>();
   const float* scale = scale_rows.const_data_ptr<float>();
   check_codes(subject, found.info(), code, rows, n);

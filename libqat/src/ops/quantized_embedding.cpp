@@ -7,6 +7,9 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <array>
+#include <vector>
+
 #include "ops/check.hpp"
 #include "ops/dispatch.hpp"
 #include "ops/rows.hpp"
@@ -81,6 +84,29 @@ at::Tensor look_up(const at::Tensor& table, const at::Tensor& position) {
   return table.index_select(0, position.flatten()).view(sizes);
 }
 
+/// table[i] = w_hat[rows[i]] on a grid with one scale for the whole tensor, which all of `latent` decides.
+void quantize_with_shared_scale(const Subject& subject, const grid::Grid& grid, ScaleRule rule,
+                                const at::Tensor& latent, const at::Tensor& rows, const at::Tensor& table) {
+  const float* w = latent.const_data_ptr<float>();
+  std::array<float, grid::kMaxParams> s{};
+  std::array<float, grid::kMaxParams> stored{};
+  const auto choose = [&](int64_t) {
+    const grid::Status status = grid.scales(rule, w, latent.numel(), s.data());
+    return status == grid::Status::kOk ? grid.store(s.data(), latent.numel(), stored.data()) : status;
+  };
+  for_each_row(subject, 1, latent.numel(), [&] { return choose; }, GridRows(grid, latent));
+  const int64_t n = latent.size(1);
+  const int64_t* from = rows.const_data_ptr<int64_t>();
+  float* w_hat = table.mutable_data_ptr<float>();
+  for_each_row(subject, table.size(0), n, [&] {
+    return [&, codes = std::vector<int8_t>(n)](int64_t i) mutable {
+      grid.encode(w + from[i] * n, n, s.data(), codes.data());
+      grid.decode(codes.data(), n, stored.data(), w_hat + i * n);
+      return grid::Status::kOk;
+    };
+  });
+}
+
 at::Tensor forward_cpu(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
                        string_view grid, string_view estimator, string_view scale, string_view tensor) {
   const Subject subject{"quantized_embedding", tensor};
@@ -90,13 +116,18 @@ at::Tensor forward_cpu(const at::Tensor& indices, const at::Tensor& weight, int6
   const at::Tensor latent = weight.contiguous();
   const int64_t n = latent.size(1);
   const at::Tensor table = at::empty({touched.rows.numel(), n}, latent.options());
+  if (found.info().block == grid::kWholeTensor) {
+    quantize_with_shared_scale(subject, found, rule, latent, touched.rows, table);
+    return look_up(table, touched.position);
+  }
   const float* w = latent.const_data_ptr<float>();
   const int64_t* rows = touched.rows.const_data_ptr<int64_t>();
   float* w_hat = table.mutable_data_ptr<float>();
   const auto quantize_row = [&](int64_t i) {
     return found.fake_quantize(w + rows[i] * n, n, w_hat + i * n, rule);
   };
-  for_each_row(subject, table.size(0), n, [&] { return quantize_row; }, rows);
+  const auto number = [rows](int64_t i, grid::Status) { return rows[i]; };
+  for_each_row(subject, table.size(0), n, [&] { return quantize_row; }, number);
   return look_up(table, touched.position);
 }
 
@@ -125,6 +156,9 @@ at::Tensor backward(const at::Tensor& grad_output, const at::Tensor& indices, co
                                                  padding_idx, /*scale_grad_by_freq=*/false);
   const EstimatorKind kind = estimator_kind(estimator);
   if (kind == EstimatorKind::kSte || rows.numel() == 0) return grad;
+  if (grid::find(grid).info().block == grid::kWholeTensor) {
+    return fake_quantize_backward(grad, weight, grid, {kind, scale_rule(scale)}, tensor);
+  }
   const at::Tensor masked = fake_quantize_backward(grad.index_select(0, rows), weight.index_select(0, rows),
                                                    grid, {kind, scale_rule(scale)}, tensor);
   return grad.index_copy_(0, rows, masked);

@@ -35,12 +35,17 @@ class FirstFailure {
 /// Throws NumericError "op: tensor: row 7 is not finite".
 [[noreturn]] void fail_row(const Subject& subject, int64_t row, grid::Status status);
 
+/// The number of a row in a message: its own.
+struct OwnNumber {
+  int64_t operator()(int64_t row, grid::Status) const noexcept { return row; }
+};
+
 /// Runs a function `Status (int64_t row)` on rows [0, rows) of n weights each. `make` returns that function;
 /// it is called once per range of rows, so the function may own buffers. Throws NumericError for the lowest
-/// row with a status other than kOk; `names[row]` (or row, when null) is the number in the message.
-template <class Make>
+/// row with a status other than kOk; `number(row, status)` is its number in the message.
+template <class Make, class Number = OwnNumber>
 void for_each_row(const Subject& subject, int64_t rows, int64_t n, const Make& make,
-                  const int64_t* names = nullptr) {
+                  const Number& number = {}) {
   constexpr int64_t kWeightsPerTask = 16384;  // some 10 us of work, well above the cost of a task
   FirstFailure failure;
   at::parallel_for(0, rows, std::max<int64_t>(1, kWeightsPerTask / n), [&](int64_t begin, int64_t end) {
@@ -52,9 +57,28 @@ void for_each_row(const Subject& subject, int64_t rows, int64_t n, const Make& m
     }
   });
   if (const int64_t row = failure.row(); row >= 0) {
-    fail_row(subject, names == nullptr ? row : names[row], make()(row));
+    const grid::Status status = make()(row);
+    fail_row(subject, number(row, status), status);
   }
 }
+
+/// The rows of a latent as a grid sees them: one row of everything where the whole tensor shares its scale.
+/// Called, it gives the number of the tensor's row that is at fault, for `for_each_row`.
+class GridRows {
+ public:
+  /// latent: contiguous float32[R, ...].
+  GridRows(const grid::Grid& grid, const at::Tensor& latent);
+
+  int64_t count() const noexcept { return count_; }
+  int64_t width() const noexcept { return width_; }
+  int64_t operator()(int64_t row, grid::Status status) const;
+
+ private:
+  const float* w_;
+  int64_t rows_;
+  int64_t count_;
+  int64_t width_;
+};
 
 /// w_hat[r] = fake_quantize(w[r]) with the scales that `rule` gives. latent: contiguous float32[R, ...];
 /// w_hat: contiguous float32 or bfloat16 of as many elements.

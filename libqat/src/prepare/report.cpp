@@ -96,7 +96,7 @@ TensorReport report_tensor(const std::string& name, SlotKind kind, const at::Ten
     const grid::Grid& grid = grid::find(scheme.weight);
     const int64_t rows = grid.info().is_float ? 1 : latent.size(0);
     line.relative_error = relative_error(latent, scheme, scale, name);
-    line.bytes = rows * grid::row_bytes(grid, weights / rows);
+    line.bytes = grid::tensor_bytes(grid, rows, weights / rows);
   }
   if (weights > 0)
     line.bits_per_weight = 8.0 * static_cast<double>(line.bytes) / static_cast<double>(weights);

@@ -20,7 +20,7 @@ std::vector<std::string> all_names() {
   std::vector<std::string> names = kFirstNames;
   for (const char* ending : {"", "_asym"}) {
     for (const char* bits : {"int8", "int4", "int3", "int2"}) {
-      for (const char* block : {"_channel", "_g32", "_g64", "_g128", "_g256"}) {
+      for (const char* block : {"_tensor", "_channel", "_g32", "_g64", "_g128", "_g256"}) {
         names.push_back(std::string(bits) + block + ending);
       }
     }
@@ -193,6 +193,17 @@ TEST_CASE("row_bytes counts ggml's blocks, or packed codes and stored scales") {
   REQUIRE(row_bytes(find("int3_channel"), 9) == 4 + 4);
   REQUIRE(row_bytes(find("int3_g32"), 64) == 24 + 2 * 4);
   REQUIRE(row_bytes(find("int2_g128"), 256) == 64 + 2 * 4);
+}
+
+TEST_CASE("a tensor with one scale: rows hold codes only") {
+  const qat::grid::Grid& tensor = find("int4_tensor_asym@bf16");
+  REQUIRE(tensor.info().block == qat::grid::kWholeTensor);
+  REQUIRE(tensor.scale_rows(7) == 1);
+  REQUIRE(find("int4_channel").scale_rows(7) == 7);
+  REQUIRE(tensor.blocks(100) == 1);
+  REQUIRE(qat::grid::row_bytes(tensor, 9) == 5);
+  REQUIRE(qat::grid::tensor_bytes(tensor, 7, 9) == 7 * 5 + 3);  // a bfloat16 scale and an int8 zero point
+  REQUIRE(qat::grid::tensor_bytes(find("int4_channel"), 7, 9) == 7 * (5 + 4));
 }
 
 TEST_CASE("a status has words for a message") {

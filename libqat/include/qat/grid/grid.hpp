@@ -82,6 +82,9 @@ class Grid {
   int64_t blocks(int64_t n) const noexcept { return info().is_float || n == 0 ? 0 : n / block(n); }
   /// P, the scale parameters per block.
   int params() const noexcept;
+  /// Rows of scales of a tensor with that many rows of weights: 1 where the whole tensor is a single block,
+  /// whose scale every row is encoded and decoded with.
+  int64_t scale_rows(int64_t rows) const noexcept { return info().block == kWholeTensor ? 1 : rows; }
   /// True when a row of n weights can be stored in this grid.
   bool divides(int64_t n) const noexcept { return n > 0 && n % block(n) == 0; }
 
@@ -159,7 +162,10 @@ std::string with_options(std::string_view name, std::string_view scale_grid, std
 int64_t dtype_bytes(DType dtype) noexcept;
 
 /// Bytes that one row of n weights takes in the consumer's file: ggml's blocks, or packed codes (row padded
-/// to a byte) plus the stored scales.
+/// to a byte) plus the stored scales of its own.
 int64_t row_bytes(const Grid& grid, int64_t n) noexcept;
+
+/// Bytes of a tensor of that many rows: those of its rows, and of a scale that they all share.
+int64_t tensor_bytes(const Grid& grid, int64_t rows, int64_t n) noexcept;
 
 }  // namespace qat::grid
