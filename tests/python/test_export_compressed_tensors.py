@@ -14,7 +14,7 @@ import libqat
 from libqat import _core
 
 TARGET = "compressed-tensors"
-EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MLP, ATTENTION = "model.layers.{}.mlp.{}_proj.weight", "model.layers.{}.self_attn.{}_proj.weight"
 
 
@@ -139,12 +139,24 @@ def test_a_dtype_that_is_not_exact_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(("grid", "bits", "group"), [("q4_0", 4, 32), ("q8_0", 8, 32), ("q2_0", 2, 64)])
+def test_grids_of_ggml_that_fit_exactly(tmp_path, grid, bits, group):
+    """The same codes and float16 scales in another container; q2_0's code 2 needs three bits."""
+    checkpoint = checkpoint_of(make_llama(), grid=grid, grids={EMBEDDING: "f32", HEAD: "f32"})
+    libqat.export(checkpoint, tmp_path / "out", target=TARGET)
+    loaded, _ = load(tmp_path / "out")
+    assert differing(loaded, _core.dequantize(checkpoint)) == []
+    assert libqat.verify(tmp_path / "out", checkpoint) == []
+    again = libqat.import_checkpoint(tmp_path / "out")
+    assert {again.grids[key] for key in checkpoint.quantized} == {f"int{bits}_g{group}@fp16"}
+
+
 def test_what_has_no_place(tmp_path):
-    rows = libqat.can_export(checkpoint_of(make_llama(), grid="q4_0", embedding="int8_channel"), TARGET)
+    rows = libqat.can_export(checkpoint_of(make_llama(), grid="q4_1", embedding="int8_channel"), TARGET)
     reasons = {row.tensor: (row.grid, row.reason) for row in rows}
     assert "unquantized embedding" in reasons[EMBEDDING][1]
-    assert reasons[MLP.format(0, "up")][0] == "q4_0"
-    assert "symmetric integers" in reasons[MLP.format(0, "up")][1]
+    assert reasons[MLP.format(0, "up")][0] == "q4_1"
+    assert "has no code on int4_g32" in reasons[MLP.format(0, "up")][1]
 
 
 def test_groups_name_the_modules_that_they_mean(tmp_path):

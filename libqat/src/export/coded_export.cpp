@@ -5,28 +5,53 @@
 
 namespace qat {
 
-std::vector<Obstacle> coded_obstacles(const QuantizedCheckpoint& checkpoint,
-                                      const std::vector<HfTensor>& plan, const std::string& dtype,
-                                      const Judge& judge) {
-  std::vector<Obstacle> obstacles;
-  for (const HfTensor& planned : plan) {
-    const auto found = checkpoint.quantized.find(planned.holder);
-    if (found == checkpoint.quantized.end()) continue;
-    const QuantizedTensor& tensor = found->second;
-    std::string reason;
-    if (module_of(planned.key).empty()) {
-      reason = "expected the weight of a module, got a parameter of another name";
-    } else if (tensor.shape.size() != 2) {
-      reason = "expected the matrix of a linear layer or an embedding, got " +
-               std::to_string(tensor.shape.size()) + " dimensions";
-    } else if (!is_symmetric_integer(tensor.scheme.weight)) {
-      reason = "expected symmetric integers with one scale per group, row or tensor";
-    } else {
-      reason = judge(planned, tensor);
+namespace {
+
+/// Grids of symmetric integers that could hold the numbers of another grid: its own block, as many bits or
+/// more, and scales in the narrowest type first.
+Choice integer_grids(const QuantizedTensor& tensor, const std::string& family) {
+  const std::string& own = tensor.scheme.weight;
+  if (is_symmetric_integer(own)) return {{own}, 0, ""};
+  const grid::Info& info = grid::find(own).info();
+  Choice choice{{}, 0, "expected symmetric integers with one scale per group, row or tensor"};
+  std::string block = info.block == grid::kWholeTensor ? "_tensor" : "_channel";
+  if (info.block > 0) block = "_g" + std::to_string(info.block);
+  for (const int bits : {2, 3, 4, 8}) {
+    if (bits < info.bits && bits != 8) continue;
+    const std::string width = std::to_string(bits);
+    if (family == "mobile" && bits != 3 && info.block <= 0) choice.grids.push_back("mobile" + width);
+    for (const char* options : {"@fp16", "@bf16", "", "@bf16:bf16", "@fp16:fp16"}) {
+      const std::string name = "int" + width + block + options;
+      if (is_grid(name)) choice.grids.push_back(name);
     }
-    if (!reason.empty()) obstacles.push_back({planned.key, tensor.scheme.weight, reason});
   }
-  return obstacles.empty() ? consumer_dtype(checkpoint, dtype).obstacles : obstacles;
+  return choice;
+}
+
+std::string reason_against(const HfTensor& planned, const QuantizedTensor& tensor, const Judge& judge) {
+  if (module_of(planned.key).empty()) return "expected the weight of a module, got another parameter";
+  if (tensor.shape.size() != 2) {
+    return "expected the matrix of a linear layer or an embedding, got " +
+           std::to_string(tensor.shape.size()) + " dimensions";
+  }
+  return judge(planned, tensor);
+}
+
+}  // namespace
+
+Fitted fit_integers(const QuantizedCheckpoint& checkpoint, const std::string& family) {
+  return fit(checkpoint, [&](const QuantizedTensor& tensor) { return integer_grids(tensor, family); });
+}
+
+std::vector<Obstacle> coded_obstacles(const Fitted& fitted, const std::string& dtype, const Judge& judge) {
+  std::vector<Obstacle> obstacles = fitted.obstacles;
+  for (const HfTensor& planned : plan_hf(fitted.checkpoint)) {
+    const auto found = fitted.checkpoint.quantized.find(planned.holder);
+    if (found == fitted.checkpoint.quantized.end()) continue;
+    const std::string reason = reason_against(planned, found->second, judge);
+    if (!reason.empty()) obstacles.push_back({planned.key, found->second.scheme.weight, reason});
+  }
+  return obstacles.empty() ? consumer_dtype(fitted.checkpoint, dtype).obstacles : obstacles;
 }
 
 std::vector<CodedModule> coded_modules(const QuantizedCheckpoint& checkpoint,

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "export/fitting.hpp"
 #include "export/folder_writer.hpp"
 #include "export/integer_tensor.hpp"
 
@@ -21,13 +22,16 @@ struct CodedSummary {
   std::vector<std::string> notes;
 };
 
+/// The checkpoint with its tensors as symmetric integers, where that is exactly possible: those of another
+/// grid are converted, `family` ("int" or "mobile") first.
+Fitted fit_integers(const QuantizedCheckpoint& checkpoint, const std::string& family);
+
 /// Why the format has no place for one quantized tensor; "" when it has.
 using Judge = std::function<std::string(const HfTensor& tensor, const QuantizedTensor& quantized)>;
 
-/// Tensors that `judge` refuses; when there are none, those that no dtype of the model reproduces.
-std::vector<Obstacle> coded_obstacles(const QuantizedCheckpoint& checkpoint,
-                                      const std::vector<HfTensor>& plan, const std::string& dtype,
-                                      const Judge& judge);
+/// Tensors that are no symmetric integers or that `judge` refuses; when there are none, those that no dtype
+/// of the model reproduces.
+std::vector<Obstacle> coded_obstacles(const Fitted& fitted, const std::string& dtype, const Judge& judge);
 
 /// The tensors of the plan that are quantized, and the names of their modules.
 struct CodedModule {

@@ -95,6 +95,10 @@ void compare_coded(const CodedFolder& folder, const QuantizedCheckpoint& checkpo
     return;
   }
   const QuantizedTensor& tensor = checkpoint.quantized.at(planned.holder);
+  if (!is_symmetric_integer(tensor.scheme.weight)) {
+    differences.push_back({planned.key, "type", 1, "expected " + tensor.scheme.weight + ", got integers"});
+    return;
+  }
   const IntegerTensor expected = integer_tensor(planned.key, tensor);
   const IntegerTensor got = found->second();
   const auto differ = [&](const char* what, const std::string& wanted, const std::string& had) {

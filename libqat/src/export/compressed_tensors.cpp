@@ -35,11 +35,11 @@ std::string reason_against(const HfTensor& planned, const QuantizedTensor&) {
 
 std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const ExportOptions& options) {
   for (const auto& [key, tensor] : checkpoint.floats) {
-    if (!key.ends_with("put_activation_scale")) continue;
+    if (!is_activation_scale(key)) continue;
     return {
         {key, std::string(tensor.dtype().name()), "expected no activation scales; they have no place here"}};
   }
-  return coded_obstacles(checkpoint, plan_hf(checkpoint), options.dtype, reason_against);
+  return coded_obstacles(fit_integers(checkpoint, "int"), options.dtype, reason_against);
 }
 
 /// int8[R, N] -> int32[R, ceil(N * bits / 32)].
@@ -160,7 +160,8 @@ std::vector<std::string> notes_of(const std::vector<CodedModule>& modules,
   return notes;
 }
 
-void write(const QuantizedCheckpoint& checkpoint, const std::string& path, const ExportOptions& options) {
+void write(const QuantizedCheckpoint& given, const std::string& path, const ExportOptions& options) {
+  const QuantizedCheckpoint checkpoint = fit_integers(given, "int").checkpoint;
   const ConsumerDtype dtype = consumer_dtype(checkpoint, options.dtype);
   const std::vector<HfTensor> plan = plan_hf(checkpoint);
   const std::vector<CodedModule> modules = coded_modules(checkpoint, plan);
@@ -190,7 +191,8 @@ QuantizedCheckpoint import_compressed_tensors(const std::string& path) {
 std::vector<Difference> verify_compressed_tensors(const std::string& path,
                                                   const QuantizedCheckpoint& checkpoint) {
   const CodedFolder folder = open_compressed_tensors(path);
-  std::vector<Difference> differences = verify_folder(folder, checkpoint, plan_hf(checkpoint));
+  const QuantizedCheckpoint fitted = fit_integers(checkpoint, "int").checkpoint;
+  std::vector<Difference> differences = verify_folder(folder, fitted, plan_hf(fitted));
   if (!same_model(folder.config, checkpoint.config)) {
     differences.push_back(
         {"config.json", "metadata", 1, "expected the checkpoint's configuration, got another"});

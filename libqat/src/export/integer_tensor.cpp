@@ -76,6 +76,10 @@ Obstacle inexact(const std::string& key, const std::string& grid, const std::str
 
 }  // namespace
 
+bool is_activation_scale(std::string_view key) {
+  return key.ends_with(kInputScale) || key.ends_with(kOutputScale);
+}
+
 at::Tensor IntegerTensor::weight(at::ScalarType dtype) const {
   const int64_t rows = scales.size(0), groups = scales.size(1);
   const at::Tensor grouped = codes.reshape({rows, groups, -1}).to(dtype);
@@ -86,6 +90,10 @@ bool is_symmetric_integer(std::string_view name) {
   const grid::Info& info = grid::find(name).info();
   const bool family = info.name.starts_with("int") || info.name.starts_with("mobile");
   return family && info.fields.size() == 1 && info.fields[0].count == 1;
+}
+
+bool is_grid(const std::string& name) {
+  return find_or_null(name) != nullptr;
 }
 
 IntegerTensor integer_tensor(const std::string& key, const QuantizedTensor& tensor) {
@@ -142,7 +150,8 @@ ConsumerDtype consumer_dtype(const QuantizedCheckpoint& checkpoint, const std::s
                                              " model computes from its codes and scales"));
     }
     for (const auto& [key, tensor] : checkpoint.floats) {
-      if (!is_weight(tensor) || at::equal(tensor.to(dtype.tensor).to(tensor.scalar_type()), tensor)) continue;
+      if (!is_weight(tensor) || is_activation_scale(key)) continue;
+      if (at::equal(tensor.to(dtype.tensor).to(tensor.scalar_type()), tensor)) continue;
       result.rounded_floats.push_back(key);
     }
     return result;

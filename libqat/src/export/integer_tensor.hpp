@@ -19,6 +19,12 @@
 
 namespace qat {
 
+inline constexpr const char* kInputScale = ".input_activation_scale";
+inline constexpr const char* kOutputScale = ".output_activation_scale";
+
+/// Whether the key names the static scale of a layer's inputs or outputs: float32 in every model.
+bool is_activation_scale(std::string_view key);
+
 struct IntegerTensor {
   int bits = 0;
   int64_t block = 0;  ///< as in grid::Info: weights in a group, kWholeRow or kWholeTensor
@@ -32,6 +38,9 @@ struct IntegerTensor {
 
 /// Whether the grid is one of those: "int4_g32@bf16", "mobile2", ...
 bool is_symmetric_integer(std::string_view grid);
+
+/// Whether there is a grid of that name.
+bool is_grid(const std::string& name);
 
 /// A matrix on such a grid. ArgumentError naming `key` for codes and scales that the grid does not have.
 IntegerTensor integer_tensor(const std::string& key, const QuantizedTensor& tensor);

@@ -7,6 +7,7 @@ namespace qat {
 extern const Target kGgufTarget;
 extern const Target kCompressedTensorsTarget;
 extern const Target kMlxTarget;
+extern const Target kGemmaMobileTarget;
 extern const Target kHfTarget;
 
 namespace {
@@ -15,6 +16,7 @@ constexpr const Target* kTargets[] = {
     &kGgufTarget,
     &kCompressedTensorsTarget,
     &kMlxTarget,
+    &kGemmaMobileTarget,
     &kHfTarget,
 };
 

@@ -1,0 +1,215 @@
+// The target "gemma-mobile": what transformers loads as `quant_method: gemma`.
+//
+// 1. Linear layer M: `M.weight` U8 [R, ceil(N * bits / 8)] (2 and 4 bits: code + 2^(bits - 1), least
+//    significant bits first) or I8 [R, N] (8 bits); `M.weight_scale` F32 [R, 1];
+//    `M.input_activation_scale`, `M.output_activation_scale` F32 [], 0 = the activations are not rounded.
+// 2. Embedding E: `E.embedding_quantized`, packed alike; `E.embedding_scale` F32 [R, 1].
+// 3. config.json, `quantization_config`: regular expressions -> bits, and modules that stay as they are.
+// The consumer computes code * scale in the model's dtype. (transformers 5.23: integrations/gemma_quant.py)
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "export/coded_export.hpp"
+#include "export/gemma_mobile_reader.hpp"
+#include "export/module_patterns.hpp"
+#include "export/targets.hpp"
+#include "qat/core/error.hpp"
+#include "qat/grid/pack.hpp"
+
+namespace qat {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string reason_against(const HfTensor& planned, const QuantizedTensor& tensor) {
+  const grid::Info& info = grid::find(tensor.scheme.weight).info();
+  if (info.bits != 2 && info.bits != 4 && info.bits != 8) return "expected 2, 4 or 8 bits";
+  if (info.block == grid::kWholeRow) return "";
+  if (!planned.embedding) return "expected a scale per row";
+  return "expected a scale per row: transformers decodes several, but makes room for one when it loads";
+}
+
+/// A tied head that is quantized is written as a layer of its own, because transformers cannot tie packed
+/// tensors.
+std::vector<HfTensor> plan_mobile(const QuantizedCheckpoint& checkpoint) {
+  std::vector<HfTensor> plan = plan_hf(checkpoint);
+  std::set<std::string> keys;
+  for (const HfTensor& planned : plan) keys.insert(planned.key);
+  for (const auto& [head, embedding] : tied_head(checkpoint.config, keys)) {
+    const auto found = std::find_if(plan.begin(), plan.end(),
+                                    [&](const HfTensor& planned) { return planned.key == embedding; });
+    if (!checkpoint.quantized.contains(found->holder)) continue;
+    HfTensor twin = *found;
+    twin.key = head;
+    twin.embedding = false;
+    plan.push_back(twin);
+  }
+  std::erase_if(plan, [](const HfTensor& planned) { return is_activation_scale(planned.key); });
+  return plan;
+}
+
+/// Whether the configuration ties the head to an embedding that is packed here.
+bool writes_out_a_tie(const std::vector<HfTensor>& plan, const QuantizedCheckpoint& checkpoint) {
+  const Json config = Json::parse(checkpoint.config, nullptr, false);
+  const bool tied = config.contains("tie_word_embeddings") && config["tie_word_embeddings"] == true;
+  return tied && std::any_of(plan.begin(), plan.end(), [&](const HfTensor& planned) {
+           return planned.embedding && checkpoint.quantized.contains(planned.holder);
+         });
+}
+
+std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const ExportOptions& options) {
+  return coded_obstacles(fit_integers(checkpoint, "mobile"), options.dtype, reason_against);
+}
+
+/// int8[R, N] -> uint8[R, packed_bytes(N)], or the codes themselves for 8 bits.
+at::Tensor packed(const at::Tensor& codes, int bits) {
+  if (bits == 8) return codes;
+  const int64_t rows = codes.size(0), width = codes.size(1), bytes = grid::packed_bytes(width, bits);
+  at::Tensor result = at::zeros({rows, bytes}, at::kByte);
+  at::parallel_for(0, rows, 1 + 65536 / width, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      grid::pack_codes(codes.const_data_ptr<int8_t>() + row * width, width, bits, -(1 << (bits - 1)),
+                       result.mutable_data_ptr<uint8_t>() + row * bytes);
+    }
+  });
+  return result;
+}
+
+float activation_scale(const QuantizedCheckpoint& checkpoint, const std::string& key) {
+  const auto found = checkpoint.floats.find(key);
+  if (found == checkpoint.floats.end()) return 0.0F;
+  if (found->second.numel() == 1) return found->second.to(at::kFloat).item<float>();
+  throw ArgumentError("export_checkpoint: " + key + ": expected one number, got " +
+                      std::to_string(found->second.numel()));
+}
+
+void add_module(const QuantizedCheckpoint& checkpoint, const CodedModule& module,
+                std::vector<FolderTensor>& tensors) {
+  const auto read = [&tensor = *module.tensor, key = module.planned->key] {
+    return integer_tensor(key, tensor);
+  };
+  const int bits = grid::find(module.tensor->scheme.weight).info().bits;
+  const int64_t rows = module.tensor->shape[0], width = module.tensor->shape[1];
+  const bool embedding = module.planned->embedding;
+  tensors.push_back({module.name + (embedding ? ".embedding_quantized" : ".weight"),
+                     bits == 8 ? io::Dtype::kI8 : io::Dtype::kU8,
+                     {rows, grid::packed_bytes(width, bits)},
+                     [read, bits] { return packed(read().codes, bits); }});
+  tensors.push_back(
+      {module.name + (embedding ? ".embedding_scale" : ".weight_scale"), io::Dtype::kF32, {rows, 1}, [read] {
+         return read().scales;
+       }});
+  if (embedding) return;
+  for (const char* part : {kInputScale, kOutputScale}) {
+    const float scale = activation_scale(checkpoint, module.name + part);
+    tensors.push_back(
+        {module.name + part, io::Dtype::kF32, {}, [scale] { return at::scalar_tensor(scale, at::kFloat); }});
+  }
+}
+
+Json anchored(const ModulePattern& pattern) {
+  return "^" + (pattern.regex ? pattern.text : escaped(pattern.text)) + "$";
+}
+
+Json quantization_config(const QuantizedCheckpoint& checkpoint, const std::vector<HfTensor>& plan) {
+  std::map<int, std::vector<std::string>> members;
+  bool embeddings = false;
+  for (const CodedModule& module : coded_modules(checkpoint, plan)) {
+    members[grid::find(module.tensor->scheme.weight).info().bits].push_back(module.name);
+    embeddings = embeddings || module.planned->embedding;
+  }
+  std::vector<std::string> unquantized = float_modules(checkpoint, plan, true);
+  for (const auto& [alias, holder] : checkpoint.aliases) {
+    if (!checkpoint.quantized.contains(holder)) unquantized.push_back(module_of(alias));
+  }
+  Json modules = Json::object(), kept = Json::array();
+  for (const auto& [bits, names] : members) {
+    std::vector<std::string> others = unquantized;
+    for (const auto& [other, their] : members) {
+      if (other != bits) others.insert(others.end(), their.begin(), their.end());
+    }
+    for (const ModulePattern& pattern : module_patterns(names, others)) {
+      modules[anchored(pattern).get<std::string>()] = {{"num_bits", bits}};
+    }
+  }
+  std::vector<std::string> all;
+  for (const auto& [bits, names] : members) all.insert(all.end(), names.begin(), names.end());
+  for (const ModulePattern& pattern : module_patterns(unquantized, all)) kept.push_back(anchored(pattern));
+  return {{"quant_method", "gemma"},
+          {"num_bits", 4},
+          {"quantize_embeddings", embeddings},
+          {"module_quant_configs", modules},
+          {"modules_to_not_convert", kept}};
+}
+
+void write(const QuantizedCheckpoint& given, const std::string& path, const ExportOptions& options) {
+  const QuantizedCheckpoint checkpoint = fit_integers(given, "mobile").checkpoint;
+  const ConsumerDtype dtype = consumer_dtype(checkpoint, options.dtype);
+  const std::vector<HfTensor> plan = plan_mobile(checkpoint);
+  CodedSummary summary{
+      "gemma-mobile", "Packed weights of 2, 4 and 8 bits (`quant_method: gemma`)", "transformers", {}};
+  Json config = hf_config(checkpoint, *dtype.dtype);
+  if (writes_out_a_tie(plan, checkpoint)) {
+    config["tie_word_embeddings"] = false;
+    summary.notes.emplace_back(
+        "The head is the embedding; it is written twice, because transformers cannot tie packed tensors.");
+  }
+  FolderWriter writer(checkpoint, path, options);
+  std::vector<FolderTensor> tensors;
+  const std::vector<CodedModule> modules = coded_modules(checkpoint, plan);
+  for (const CodedModule& module : modules) add_module(checkpoint, module, tensors);
+  for (const HfTensor& planned : plan) {
+    if (!checkpoint.quantized.contains(planned.holder)) {
+      tensors.push_back(float_tensor(checkpoint, planned, *dtype.dtype));
+    }
+  }
+  config["quantization_config"] = quantization_config(checkpoint, plan);
+  writer.add("config.json", config.dump(2) + "\n");
+  writer.add("README.md", coded_readme(options.name, checkpoint, dtype, summary));
+  writer.add_weights(tensors, {{"format", "pt"}});
+  writer.finish(coded_manifest(checkpoint, plan, dtype, summary));
+}
+
+QuantizedCheckpoint import_gemma_mobile(const std::string& path) {
+  return import_folder(open_gemma_mobile(path));
+}
+
+std::vector<Difference> verify_gemma_mobile(const std::string& path, const QuantizedCheckpoint& checkpoint) {
+  const CodedFolder folder = open_gemma_mobile(path);
+  const QuantizedCheckpoint fitted = fit_integers(checkpoint, "mobile").checkpoint;
+  std::vector<HfTensor> plan = plan_mobile(fitted);
+  std::string expected = fitted.config;
+  if (writes_out_a_tie(plan, fitted)) {
+    Json config = Json::parse(expected);
+    config["tie_word_embeddings"] = false;
+    expected = config.dump();
+  }
+  for (const auto& [key, tensor] : fitted.floats) {
+    if (!is_activation_scale(key)) continue;
+    plan.push_back({key, key, {}, at::kFloat, true});
+  }
+  std::vector<Difference> differences = verify_folder(folder, fitted, plan);
+  if (!same_model(folder.config, expected)) {
+    differences.push_back(
+        {"config.json", "metadata", 1, "expected the checkpoint's configuration, got another"});
+  }
+  return differences;
+}
+
+}  // namespace
+
+extern const Target kGemmaMobileTarget;
+constinit const Target kGemmaMobileTarget{"gemma-mobile",     {.dtype = true, .folder = true},
+                                          obstacles,          write,
+                                          is_gemma_mobile,    verify_gemma_mobile,
+                                          import_gemma_mobile};
+
+}  // namespace qat
