@@ -30,7 +30,10 @@ struct NamedSearch {
 };
 
 extern const std::array<NamedSearch, 6> kAvx2Searches;
+extern const std::array<NamedSearch, 2> kAvx2LineSearches;
 extern const SearchKernels kAvx2IntegerSearch;
+extern const SearchKernels kAvx2AsymmetricSearch;
+extern const SearchKernels kAvx2MlxSearch;
 
 /// For `IntSymmetric`, by its type of products: float32, float16, bfloat16.
 extern const std::array<RowKernels, 3> kAvx2Symmetric;

@@ -4,8 +4,8 @@
 
 #include <type_traits>
 
-#include "grid/avx2.hpp"
 #include "grid/kernels_avx2.hpp"
+#include "grid/search_avx2.hpp"
 #include "qat/grid/int_symmetric.hpp"
 #include "qat/grid/q2_0.hpp"
 #include "qat/grid/q4_0.hpp"
@@ -18,22 +18,17 @@
 namespace qat::grid {
 namespace {
 
-/// clamp of each lane; NaN becomes low.
-QAT_HD __m256 clamp8(__m256 v, float low, float high) {
-  return _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(low)), _mm256_set1_ps(high));
-}
-
 /// A codec with scale s, on eight weights at a time: `quantize` decodes what it encodes. This one is for
 /// q8_0, q2_0, tq1_0 and tq2_0, whose ties go away from zero.
 template <class Codec>
 struct Wide {
   __m256 inverse, shift, stored;
 
-  QAT_HD Wide(const Codec&, const float* s, float held) {
+  QAT_HD Wide(const Codec&, const float* s, const float* held) {
     const auto e = Codec::encoder(s);
     inverse = _mm256_set1_ps(e.inverse);
     if constexpr (requires { e.shift; }) shift = _mm256_set1_ps(e.shift);
-    stored = _mm256_set1_ps(held);
+    stored = _mm256_set1_ps(*held);
   }
 
   QAT_HD __m256 quantize(__m256 w) const {
@@ -50,11 +45,11 @@ template <class Codec>
 struct ShiftedWide {
   __m256 inverse, shift, stored;
 
-  QAT_HD ShiftedWide(const Codec&, const float* s, float held) {
+  QAT_HD ShiftedWide(const Codec&, const float* s, const float* held) {
     const typename Codec::Encoder e = Codec::encoder(s);
     inverse = _mm256_set1_ps(e.inverse);
     shift = _mm256_set1_ps(e.shift);
-    stored = _mm256_set1_ps(held);
+    stored = _mm256_set1_ps(*held);
   }
 
   QAT_HD __m256 quantize(__m256 w) const {
@@ -81,9 +76,9 @@ struct Wide<IntSymmetric> {
   float low, high;
   DType dequant;
 
-  QAT_HD Wide(const IntSymmetric& codec, const float* s, float held)
+  QAT_HD Wide(const IntSymmetric& codec, const float* s, const float* held)
       : divisor(_mm256_set1_ps(codec.encoder(s).divisor)),
-        stored(_mm256_set1_ps(held)),
+        stored(_mm256_set1_ps(*held)),
         low(codec.low),
         high(codec.high),
         dequant(codec.dequant) {}
@@ -119,20 +114,6 @@ QAT_HD float choose_wide(const Codec& codec, const float* w, float largest) {
   } else {
     return std::is_same_v<Codec, Q8_0> ? largest / 127.0F : largest;
   }
-}
-
-/// The sum of eight int32 lanes.
-QAT_HD int64_t sum_lanes(__m256i v) {
-  const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  const __m128i two = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
-}
-
-/// The sums of eight vectors of eight int32 lanes, in order.
-QAT_HD __m256i sum_each(const __m256i* v) {
-  const __m256i ab = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-  const __m256i cd = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-  return _mm256_add_epi32(_mm256_permute2x128_si256(ab, cd, 0x20), _mm256_permute2x128_si256(ab, cd, 0x31));
 }
 
 /// Up to kSearchChunk weights as integers, padded with zeros, which add nothing to any sum.
@@ -272,45 +253,6 @@ QAT_HD float suggest_wide(const SearchRange& range, const float* w, int64_t n, f
   return back * best_of_row(range, multipliers, w, n, unit, integers);
 }
 
-/// ErrorSum::total.
-QAT_HD float total_of(__m256 lanes) {
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-
-/// decoded_error of at most kSearchChunk weights.
-template <class Codec>
-QAT_HD float chunk_error(const Codec& codec, const Wide<Codec>& wide, const float* s, float stored,
-                         const float* w, int64_t n, float unit) {
-  __m256 lanes = _mm256_setzero_ps();
-  const int64_t whole = n - n % 8;
-  for (int64_t i = 0; i < whole; i += 8) {
-    const __m256 v = _mm256_loadu_ps(w + i);
-    const __m256 error = _mm256_mul_ps(_mm256_sub_ps(v, wide.quantize(v)), _mm256_set1_ps(unit));
-    lanes = _mm256_add_ps(lanes, _mm256_mul_ps(error, error));
-  }
-  if (whole == n) return total_of(lanes);
-  ErrorSum sum;
-  _mm256_storeu_ps(sum.lanes, lanes);
-  const auto encoder = codec.encoder(s);
-  for (int64_t i = whole; i < n; ++i) {
-    sum.add(i, (w[i] - codec.decode(codec.encode(w[i], encoder), &stored)) * unit);
-  }
-  return sum.total();
-}
-
-template <class Codec>
-QAT_HD double wide_error(const Codec& codec, const float* w, int64_t n, float s, float stored, float unit) {
-  const Wide<Codec> wide(codec, &s, stored);
-  double total = 0.0;
-  for (int64_t first = 0; first < n; first += kSearchChunk) {
-    const int64_t count = n - first < kSearchChunk ? n - first : kSearchChunk;
-    total += static_cast<double>(chunk_error(codec, wide, &s, stored, w + first, count, unit));
-  }
-  return total;
-}
-
 /// search_scale, given the largest magnitude.
 template <class Codec>
 QAT_HD float search_wide(const Codec& codec, Signs signs, const float* w, int64_t n, float largest) {
@@ -321,8 +263,8 @@ QAT_HD float search_wide(const Codec& codec, Signs signs, const float* w, int64_
   if (suggested == 0.0F || store_wide(codec, &suggested, &better) != Status::kOk) return chosen;
   if (store_wide(codec, &chosen, &kept) != Status::kOk) return better;
   const float unit = error_unit(largest);
-  const double error = wide_error(codec, w, n, better, better, unit);
-  return error < wide_error(codec, w, n, chosen, kept, unit) ? better : chosen;
+  const double error = wide_error<Wide<Codec>>(codec, w, n, &better, &better, unit);
+  return error < wide_error<Wide<Codec>>(codec, w, n, &chosen, &kept, unit) ? better : chosen;
 }
 
 template <class Codec, class Out>
@@ -333,12 +275,7 @@ QAT_HD void search_block(const Codec& codec, Signs signs, const float* w, int64_
   const float s = search_wide(codec, signs, w, n, float_of(first_lane(lanes)));
   float stored;
   seen.overflow |= store_wide(codec, &s, &stored) != Status::kOk;
-  const Wide<Codec> wide(codec, &s, stored);
-  const int64_t whole = n - n % 8;
-  for (int64_t i = 0; i < whole; i += 8) put8(out + i, wide.quantize(_mm256_loadu_ps(w + i)));
-  if (whole == n) return;
-  const auto encoder = codec.encoder(&s);
-  for (int64_t i = whole; i < n; ++i) put1(out + i, codec.decode(codec.encode(w[i], encoder), &stored));
+  put_block<Wide<Codec>>(codec, w, n, &s, &stored, out);
 }
 
 template <class Codec, class Out>

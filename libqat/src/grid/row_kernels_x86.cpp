@@ -25,6 +25,11 @@ void add_search(RowKernels& kernels, const SearchKernels& search) {
   kernels.bf16_search = search.bf16;
 }
 
+RowKernels with_search(RowKernels kernels, const SearchKernels& search) {
+  add_search(kernels, search);
+  return kernels;
+}
+
 }  // namespace
 
 RowKernels row_kernels(std::string_view grid) noexcept {
@@ -39,22 +44,25 @@ RowKernels row_kernels(std::string_view grid) noexcept {
   for (const NamedSearch& named : kAvx2Searches) {
     if (named.grid == grid) add_search(kernels, named.kernels);
   }
+  for (const NamedSearch& named : kAvx2LineSearches) {
+    if (named.grid == grid) add_search(kernels, named.kernels);
+  }
   return kernels;
 }
 
 RowKernels row_kernels(const IntSymmetric& codec) noexcept {
   if (!has_avx2()) return {};
-  RowKernels kernels = kAvx2Symmetric[index_of(codec.dequant)];
-  add_search(kernels, kAvx2IntegerSearch);
-  return kernels;
+  return with_search(kAvx2Symmetric[index_of(codec.dequant)], kAvx2IntegerSearch);
 }
 
 RowKernels row_kernels(const IntAsymmetric& codec) noexcept {
-  return has_avx2() ? kAvx2Asymmetric[index_of(codec.dequant)] : RowKernels{};
+  if (!has_avx2()) return {};
+  return with_search(kAvx2Asymmetric[index_of(codec.dequant)], kAvx2AsymmetricSearch);
 }
 
 RowKernels row_kernels(const MlxAffine& codec) noexcept {
-  return has_avx2() ? kAvx2Mlx[index_of(codec.dtype)] : RowKernels{};
+  if (!has_avx2()) return {};
+  return with_search(kAvx2Mlx[index_of(codec.dtype)], kAvx2MlxSearch);
 }
 
 }  // namespace qat::grid

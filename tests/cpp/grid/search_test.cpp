@@ -160,6 +160,26 @@ TEST_CASE("search, store, encode and decode in turn are fake_quantize with a sea
   }
 }
 
+TEST_CASE("vectorised searches follow the options of a name") {
+  std::mt19937 generator(15);
+  for (const std::string_view name : {"int4_g32@bf16:bf16", "int2_channel@fp16:fp16", "int4_g64@pow2",
+                                      "int3_channel_asym@bf16:fp16", "mlx4_g64@bf16", "mlx2_g32@fp16"}) {
+    const grid::Grid& fast = grid::find(name);
+    for (int i = 0; i < 60; ++i) {
+      const Row w = qat::test::random_row(generator, fast.info().block > 0 ? fast.info().block : 301, i - 40);
+      const auto n = static_cast<int64_t>(w.size());
+      Row expected(w.size());
+      Row got(w.size());
+      const grid::Status status =
+          grid::reference(name).fake_quantize(w.data(), n, expected.data(), ScaleRule::kSearch);
+      REQUIRE(fast.fake_quantize(w.data(), n, got.data(), ScaleRule::kSearch) == status);
+      if (status != grid::Status::kOk) continue;
+      REQUIRE(std::memcmp(got.data(), expected.data(), w.size() * sizeof(float)) == 0);
+      require_no_worse(fast, w);
+    }
+  }
+}
+
 TEST_CASE("a search refuses what no scale can hold, as the reference does") {
   for (const std::string_view name : coded_grids()) {
     const grid::Grid& g = grid::find(name);

@@ -96,6 +96,11 @@ struct LineUnit {
   }
 };
 
+/// Of a block between these ends.
+QAT_HD LineUnit line_unit(float least, float greatest) {
+  return {0.5F * greatest + 0.5F * least, 0.5F * greatest - 0.5F * least};
+}
+
 /// Of a block w[n].
 QAT_HD LineUnit line_unit(const float* w, int64_t n) {
   float least = w[0];
@@ -104,7 +109,13 @@ QAT_HD LineUnit line_unit(const float* w, int64_t n) {
     least = w[i] < least ? w[i] : least;
     greatest = w[i] > greatest ? w[i] : greatest;
   }
-  return {0.5F * greatest + 0.5F * least, 0.5F * greatest - 0.5F * least};
+  return line_unit(least, greatest);
+}
+
+/// A line in units of x, in those of w.
+QAT_HD Line in_weights(const Line& line, const LineUnit& unit) {
+  const float back = unit.half / static_cast<float>(kSearchUnit);
+  return {back * line.scale, unit.centre + back * line.offset};
 }
 
 /// Steps 1 to 3, back in the units of w.
@@ -125,9 +136,17 @@ QAT_HD Line suggest_line(int levels, const float* w, int64_t n, const LineUnit& 
       sums.xq[j] += static_cast<int64_t>(x) * q;
     }
   }
-  const Line line = best_line(levels, n, total, sums);
-  const float back = unit.half / static_cast<float>(kSearchUnit);
-  return {back * line.scale, unit.centre + back * line.offset};
+  return in_weights(best_line(levels, n, total, sums), unit);
+}
+
+/// What the file holds of a line; false when it cannot, or when the line has no slope.
+template <class Codec>
+QAT_HD bool stored_line(const Codec& codec, const Line& line, float* stored) {
+  float found[2] = {line.scale, line.offset};
+  if constexpr (requires { codec.line(line.scale, line.offset, found); }) {
+    codec.line(line.scale, line.offset, found);
+  }
+  return line.scale != 0.0F && codec.store(found, stored) == Status::kOk;
 }
 
 /// The scale and the offset of one block: never a greater squared error than that of `choose`, and the
@@ -140,12 +159,8 @@ QAT_HD void search_scale_and_offset(const Codec& codec, const float* w, int64_t 
   if (!(unit.half >= kLeastSearched)) return;
   const Info& info = info_of(codec);
   const Line line = suggest_line(info.code_max - info.code_min + 1, w, n, unit);
-  float found[2] = {line.scale, line.offset};
-  if constexpr (requires { codec.line(line.scale, line.offset, found); }) {
-    codec.line(line.scale, line.offset, found);
-  }
   float stored[2];
-  if (line.scale == 0.0F || codec.store(found, stored) != Status::kOk) return;
+  if (!stored_line(codec, line, stored)) return;
   const float error = error_unit(absolute_maximum(w, n));
   if (decoded_error(codec, w, n, stored, error) < decoded_error(codec, w, n, s, error)) {
     s[0] = stored[0];
