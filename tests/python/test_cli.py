@@ -124,6 +124,22 @@ def test_quantize_reports_and_equals_python(hf_folder, ckpt, tmp_path):
     assert path.read_bytes() == ckpt.read_bytes()
 
 
+def test_quantize_with_searched_scales(hf_folder, ckpt, tmp_path):
+    path = tmp_path / "search.qat.safetensors"
+    works("quantize", hf_folder, "--method", "search", "--out", path)
+    loaded = libqat.load_model(hf_folder)
+    prepared = libqat.prepare(loaded.decoder, libqat.Policy.preset("gguf-q4_0").with_scale("search"))
+    expected = libqat.dequantize(libqat.freeze(prepared, loaded.config, loaded.tokenizer))
+    weights = libqat.dequantize(libqat.load(path))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert libqat.Policy.from_json(libqat.load(path).policy).scale == "search"
+    works("quantize", hf_folder, "--method", "rtn", "--out", path)
+    assert path.read_bytes() == ckpt.read_bytes()
+    code, _, err = run("quantize", hf_folder, "--method", "best")
+    assert code == 2
+    assert "'rtn', 'search'" in err
+
+
 def test_control_quantizes_nothing(hf_folder, text_file, tmp_path):
     works(
         "finetune",
