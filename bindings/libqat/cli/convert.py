@@ -58,18 +58,7 @@ def run(
     if name == CHECKPOINT:
         libqat.save(checkpoint, out)
     else:
-        obstacles = libqat.can_export(checkpoint, name)
-        if obstacles:
-            _refuse([(row.tensor, row.grid, row.reason) for row in obstacles], json)
-        with console.progress(f"writing {out}") as update:
-            libqat.export(
-                checkpoint,
-                out,
-                target=name,
-                tokenizer_from=tokenizer_from,
-                progress=update,
-                overwrite=overwrite,
-            )
+        _export(checkpoint, out, name, tokenizer_from, overwrite, json)
     written = _read_back(out, checkpoint, original) | {"file": str(out), "target": name}
     if json:
         console.print_json(written)
@@ -86,6 +75,26 @@ def _target_of(out: Path) -> str:
     if out.name.endswith(".qat.safetensors"):
         return CHECKPOINT
     raise typer.BadParameter(f"{out}: its name does not say what to write", param_hint="--target")
+
+
+def _export(
+    checkpoint: libqat.QuantizedCheckpoint,
+    out: Path,
+    target: str,
+    tokenizer: str,
+    overwrite: bool,
+    json: bool,
+) -> None:
+    try:
+        with console.progress(f"writing {out}") as update:
+            libqat.export(
+                checkpoint, out, target=target, tokenizer_from=tokenizer, progress=update, overwrite=overwrite
+            )
+    except libqat.UnsupportedError:
+        obstacles = libqat.can_export(checkpoint, target)
+        if not any(row.tensor for row in obstacles):
+            raise
+        _refuse([(row.tensor, row.grid, row.reason) for row in obstacles], json)
 
 
 def _moved(

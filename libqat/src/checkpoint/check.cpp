@@ -1,6 +1,9 @@
 #include "check.hpp"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
+#include <atomic>
 
 #include "dtype.hpp"
 #include "qat/core/error.hpp"
@@ -28,13 +31,18 @@ void check_codes(const Subject& subject, const std::string& key, const Sizes& si
   expect(subject, key, "codes", tensor, at::kChar, {sizes.rows, sizes.width});
   const at::Tensor codes = tensor.cpu().contiguous();
   const int8_t* begin = codes.const_data_ptr<int8_t>();
-  const auto [least, greatest] = std::minmax_element(begin, begin + codes.numel());
+  int8_t least = *begin;
+  int8_t greatest = *begin;
+  for (const int8_t* code = begin; code < begin + codes.numel(); ++code) {
+    least = std::min(least, *code);
+    greatest = std::max(greatest, *code);
+  }
   const grid::Info& info = sizes.grid.info();
-  if (*least >= info.code_min && *greatest <= info.code_max) return;
+  if (least >= info.code_min && greatest <= info.code_max) return;
   subject.fail(key,
                "codes from " + std::to_string(info.code_min) + " to " + std::to_string(info.code_max) + " (" +
                    std::string(info.name) + ")",
-               std::to_string(*least < info.code_min ? *least : *greatest));
+               std::to_string(least < info.code_min ? least : greatest));
 }
 
 /// The field that parameter `index` of a block belongs to.
@@ -45,23 +53,36 @@ const grid::Field& field_of(const grid::Grid& grid, int index) {
   return *field;
 }
 
+/// The first of these blocks with a parameter that is not such as the grid stores, or `end`.
+int64_t first_bad_block(const grid::Grid& grid, const float* stored, int64_t begin, int64_t end) {
+  while (begin < end && grid::first_not_stored(grid, stored + begin * grid.params()) < 0) ++begin;
+  return begin;
+}
+
 void check_scales(const Subject& subject, const std::string& key, const Sizes& sizes,
                   const at::Tensor& tensor) {
-  const int64_t blocks = sizes.scale_rows() * sizes.grid.blocks(sizes.width);
+  const grid::Grid& grid = sizes.grid;
+  const int64_t blocks = sizes.scale_rows() * grid.blocks(sizes.width);
   expect(subject, key, "scales", tensor, at::kFloat,
          {sizes.scale_rows(), sizes.grid.blocks(sizes.width), sizes.grid.params()});
   const at::Tensor scales = tensor.cpu().contiguous();
   const float* stored = scales.const_data_ptr<float>();
-  for (int64_t block = 0; block < blocks; ++block, stored += sizes.grid.params()) {
-    const int bad = grid::first_not_stored(sizes.grid, stored);
-    if (bad < 0) continue;
-    const grid::Field& field = field_of(sizes.grid, bad);
-    subject.fail(
-        key,
-        "finite " + std::string(field.name) + " that their stored type (" +
-            std::string(name_of(field.dtype)) + ") holds",
-        std::to_string(stored[bad]) + " in row " + std::to_string(block / sizes.grid.blocks(sizes.width)));
-  }
+  std::atomic<int64_t> first{blocks};
+  constexpr int64_t kBlocksPerTask = 4096;
+  at::parallel_for(0, blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
+    const int64_t bad = first_bad_block(grid, stored, begin, end);
+    if (bad == end) return;
+    for (int64_t seen = first; bad < seen && !first.compare_exchange_weak(seen, bad);) {
+    }
+  });
+  if (first == blocks) return;
+  const float* block = stored + first * grid.params();
+  const int bad = grid::first_not_stored(grid, block);
+  const grid::Field& field = field_of(grid, bad);
+  subject.fail(key,
+               "finite " + std::string(field.name) + " that their stored type (" +
+                   std::string(name_of(field.dtype)) + ") holds",
+               std::to_string(block[bad]) + " in row " + std::to_string(first / grid.blocks(sizes.width)));
 }
 
 void check_aliases(const Subject& subject, const QuantizedCheckpoint& checkpoint) {

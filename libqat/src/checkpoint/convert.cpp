@@ -14,6 +14,9 @@
 namespace qat {
 namespace {
 
+using checkpoint::Sizes;
+using checkpoint::Subject;
+
 /// The lowest row that failed and why, from any thread.
 class Refusal {
  public:
@@ -40,7 +43,7 @@ struct Rows {
   int64_t from_scales;  ///< parameters from one row of the source to the next
 };
 
-Rows rows_of(const checkpoint::Sizes& sizes, const grid::Grid& to) {
+Rows rows_of(const Sizes& sizes, const grid::Grid& to) {
   const grid::Grid& from = sizes.grid;
   const bool joined = to.info().block == grid::kWholeTensor;
   const int64_t count = joined ? 1 : sizes.rows;
@@ -73,31 +76,63 @@ std::string convert_rows(const Rows& rows, const QuantizedTensor& tensor, const 
   return refusal.any() ? refusal.text() : "";
 }
 
+/// A tensor that has been found legal.
+struct Checked {
+  const Subject& subject;
+  const std::string& key;
+  const QuantizedTensor& tensor;
+  Sizes sizes;
+
+  Checked(const Subject& where, const std::string& name, const QuantizedTensor& given)
+      : subject(where), key(name), tensor(given), sizes(check(where, name, given)) {}
+
+ private:
+  static Sizes check(const Subject& subject, const std::string& key, const QuantizedTensor& tensor) {
+    QuantizedCheckpoint only;
+    only.quantized[key] = tensor;
+    checkpoint::check(subject, only);
+    return checkpoint::sizes_of(subject, key, tensor.scheme, tensor.shape);
+  }
+};
+
+std::optional<QuantizedTensor> convert(const Checked& checked, std::string_view grid, std::string& why) {
+  const auto& [subject, key, tensor, sizes] = checked;
+  const grid::Grid& to = grid::find(grid);
+  if (to.info().is_float) subject.fail(key, "a grid with codes", "\"" + std::string(grid) + "\"");
+  if (&to == &sizes.grid) return tensor;
+  if (!to.divides(sizes.width)) {
+    why = "rows of " + std::to_string(sizes.width) + " weights are not whole blocks of " +
+          std::to_string(to.info().block) + " (" + std::string(grid) + ")";
+    return std::nullopt;
+  }
+  const Rows rows = rows_of(sizes, to);
+  QuantizedTensor result{Scheme{std::string(to.info().name)}, tensor.shape,
+                         at::empty({sizes.rows, sizes.width}, at::kChar),
+                         at::empty({rows.count, to.blocks(rows.width), to.params()}, at::kFloat)};
+  why = convert_rows(rows, tensor, sizes.grid, to, result);
+  if (!why.empty()) return std::nullopt;
+  return result;
+}
+
+const Subject kSubject{"convert_tensor: ", false};
+
 }  // namespace
 
 std::optional<QuantizedTensor> convert_tensor(const std::string& key, const QuantizedTensor& tensor,
                                               std::string_view grid, std::string* why) {
-  const checkpoint::Subject subject{"convert_tensor: ", false};
-  QuantizedCheckpoint only;
-  only.quantized[key] = tensor;
-  checkpoint::check(subject, only);
-  const checkpoint::Sizes sizes = checkpoint::sizes_of(subject, key, tensor.scheme, tensor.shape);
-  const grid::Grid& to = grid::find(grid);
-  if (to.info().is_float) subject.fail(key, "a grid with codes", "\"" + std::string(grid) + "\"");
-  if (&to == &sizes.grid) return tensor;
   std::string reason;
-  QuantizedTensor result{Scheme{std::string(to.info().name)}, tensor.shape, {}, {}};
-  if (!to.divides(sizes.width)) {
-    reason = "rows of " + std::to_string(sizes.width) + " weights are not whole blocks of " +
-             std::to_string(to.info().block) + " (" + std::string(grid) + ")";
-  } else {
-    const Rows rows = rows_of(sizes, to);
-    result.codes = at::empty({sizes.rows, sizes.width}, at::kChar);
-    result.scales = at::empty({rows.count, to.blocks(rows.width), to.params()}, at::kFloat);
-    reason = convert_rows(rows, tensor, sizes.grid, to, result);
+  auto result = convert(Checked(kSubject, key, tensor), grid, reason);
+  if (!result && why != nullptr) *why = reason;
+  return result;
+}
+
+std::optional<QuantizedTensor> convert_to_first(const std::string& key, const QuantizedTensor& tensor,
+                                                const std::vector<std::string>& grids,
+                                                std::vector<std::string>& why) {
+  const Checked checked(kSubject, key, tensor);
+  for (const std::string& grid : grids) {
+    if (auto result = convert(checked, grid, why.emplace_back())) return result;
   }
-  if (reason.empty()) return result;
-  if (why != nullptr) *why = reason;
   return std::nullopt;
 }
 

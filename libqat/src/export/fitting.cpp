@@ -12,13 +12,11 @@ namespace {
 std::optional<QuantizedTensor> place(const std::string& key, const QuantizedTensor& tensor,
                                      const Choice& choice, std::string& reason) {
   reason = choice.reason;
-  for (std::size_t i = 0; i < choice.grids.size(); ++i) {
-    std::string why;
-    auto placed = convert_tensor(key, tensor, choice.grids[i], &why);
-    if (placed) return placed;
-    if (i == choice.natural) reason = why;
-  }
-  return std::nullopt;
+  if (choice.grids.empty()) return std::nullopt;
+  std::vector<std::string> why;
+  auto placed = convert_to_first(key, tensor, choice.grids, why);
+  if (!placed) reason = why[choice.natural];
+  return placed;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "qat/checkpoint/checkpoint.hpp"
 
@@ -17,6 +18,11 @@ namespace qat {
 /// naming `key` for an unknown grid, a grid without codes, and a tensor that is not legal on its own grid.
 std::optional<QuantizedTensor> convert_tensor(const std::string& key, const QuantizedTensor& tensor,
                                               std::string_view grid, std::string* why = nullptr);
+
+/// The same on the first of `grids` that holds the tensor. `why` gets a reason for each grid tried.
+std::optional<QuantizedTensor> convert_to_first(const std::string& key, const QuantizedTensor& tensor,
+                                                const std::vector<std::string>& grids,
+                                                std::vector<std::string>& why);
 
 /// The checkpoint with the tensors of `grids` (state_dict key -> grid) on those grids. One that its grid
 /// cannot hold stays as it was, and is in `refused` with the reason. ArgumentError for a key that is not the
