@@ -44,8 +44,10 @@ struct BestScale {
   QAT_HD BestScale(const float* weights, int64_t count, float largest, float s)
       : w(weights), n(count), unit(error_unit(largest)), scale(s), error(error_of(s)) {}
 
+  /// The block's error with scale s.
   QAT_HD double error_of(float s) const { return decoded_error(Codec{}, w, n, &s, unit); }
 
+  /// Takes s where its error is less.
   QAT_HD void offer(float s) {
     const double offered = error_of(s);
     if (offered >= error) return;

@@ -30,9 +30,11 @@ inline constexpr int kMaxSubBlocks = 16;
 template <class F>
 inline constexpr int kLanes = static_cast<int>(sizeof(F) / sizeof(float));
 
+/// One element per lane, `step` apart, from memory.
 QAT_HD void gather_lanes(const float* from, int, float* lanes) {
   *lanes = *from;
 }
+/// Every lane to memory, side by side.
 QAT_HD void put_lanes(float lanes, float* to) {
   *to = lanes;
 }
@@ -64,6 +66,7 @@ struct SubBlockSums {
   float x[kMaxSubBlocks];
   float xl[kMaxSubBlocks];
 
+  /// Over the first sub-blocks of a block.
   QAT_HD double total_error(int sub_blocks) const {
     double total = 0.0;
     for (int sub = 0; sub < sub_blocks; ++sub) total += static_cast<double>(error[sub]);

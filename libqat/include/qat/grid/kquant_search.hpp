@@ -13,18 +13,23 @@
 
 namespace qat::grid {
 
+/// `yes` where it holds, else `no`: for one lane what the vectorised twin does for each.
 QAT_HD float select(bool which, float yes, float no) {
   return which ? yes : no;
 }
+/// b unless a is less.
 QAT_HD float lesser(float a, float b) {
   return a < b ? a : b;
 }
+/// b unless a is greater.
 QAT_HD float greater(float a, float b) {
   return a > b ? a : b;
 }
+/// Correctly rounded.
 QAT_HD float square_root(float value) {
   return sqrtf(value);
 }
+/// Whether it holds in every lane.
 QAT_HD bool everywhere(bool condition) {
   return condition;
 }
@@ -130,6 +135,7 @@ struct Largest {
   F signed_value;
 };
 
+/// Of x[n].
 template <class F>
 QAT_HD Largest<F> first_largest(const F* x, int n) {
   Largest<F> largest{0.0F, 0.0F};

@@ -19,6 +19,7 @@ struct EvenlyWeighted {
   static constexpr float kStep = 0.1F;
   static constexpr int kSteps = 15;
 
+  /// All alike.
   template <class F>
   static QAT_HD void weigh(const F*, F* weights) {
     for (int i = 0; i < kWeights; ++i) weights[i] = 1.0F;
