@@ -292,3 +292,72 @@ TEST_CASE("a K-quant's groups go where an effective scale can be stored") {
   CHECK_FALSE(converted(q6_k, "int8_g32", &why));  // its groups have 16 weights
   CHECK(why.find("32 weights of int8_g32 would share the scales") != std::string::npos);
 }
+
+TEST_CASE("a symmetric grid is MLX's with the bias of its least code") {
+  const Quantized int4 = with_scales("int4_g32@fp16", 64, {0.75F, -0.125F});
+  const auto mlx = converted(int4, "mlx4_g32");
+  REQUIRE(mlx);
+  CHECK(mlx->stored == Row{0.75F, -6.0F, -0.125F, 1.0F});
+  CHECK(mlx->codes.front() == 0);
+  CHECK(same(mlx->values(), int4.values()));
+  const auto back = converted(*mlx, "int4_g32@fp16");
+  REQUIRE(back);
+  CHECK(back->stored == int4.stored);
+  CHECK(back->codes == int4.codes);
+  const auto wide = converted(with_scales("int8_g64@bf16", 64, {0.5F}), "mlx8_g64");
+  REQUIRE(wide);
+  CHECK(wide->stored == Row{0.5F, -64.0F});
+}
+
+TEST_CASE("MLX adds after it has rounded: a float32 scale is not exact there") {
+  std::string why;
+  CHECK_FALSE(converted(with_scales("int4_g32", 32, {0.1F}), "mlx4_g32", &why));
+  CHECK(why.find("has no code on mlx4_g32 with the scale 0.1") != std::string::npos);
+}
+
+TEST_CASE("a bias that is a multiple of the scale is a zero point") {
+  Quantized mlx = with_scales("mlx4_g32", 32, {0.5F});
+  mlx.stored = {0.5F, -1.5F};  // levels 0 to 15: -3 to 12 steps
+  const auto asymmetric = converted(mlx, "int4_g32_asym");
+  REQUIRE(asymmetric);
+  CHECK(asymmetric->stored == Row{0.5F, -5.0F});
+  CHECK(asymmetric->codes.front() == -8);
+  CHECK(same(asymmetric->values(), mlx.values()));
+  mlx.stored = {0.5F, -1.25F};
+  CHECK_FALSE(converted(mlx, "int4_g32_asym"));
+}
+
+TEST_CASE("Gemma's mobile rows go to ggml, those of two bits with the opposite sign") {
+  const auto two = converted(with_scales("mobile2", 128, {0.5F}), "q2_0");
+  REQUIRE(two);
+  CHECK(two->stored == Row{-0.5F, -0.5F});
+  const auto four = converted(with_scales("mobile4", 64, {0.5F}), "q4_0");
+  REQUIRE(four);
+  CHECK(four->stored == Row{0.5F, 0.5F});
+  const auto tensor = converted(with_scales("int4_tensor", 64, {0.5F}), "q4_0");
+  REQUIRE(tensor);
+  CHECK(tensor->stored == Row{0.5F, 0.5F});
+}
+
+TEST_CASE("options in a name count: other scale grids, products rounded to the consumer's type") {
+  std::mt19937 generator(5);
+  const char* const names[] = {"int4_g32@bf16_fp16", "int4_g32@bf16:bf16", "int8_g64@fp16:fp16",
+                               "int2_g32@pow2",      "mlx4_g32@bf16",      "mlx3_g64@fp16",
+                               "int4_g64_asym@fp16"};
+  int exact = 0;
+  for (const char* from : names) {
+    const Quantized row = random_quantized(generator, from, 256);
+    for (const char* to : names) {
+      INFO(from << " -> " << to);
+      std::string why;
+      const auto result = converted(row, to, &why);
+      CHECK((result.has_value() || why.rfind("block ", 0) == 0));
+      if (!result) continue;
+      ++exact;
+      CHECK(legal(*result));
+      CHECK(same(result->values(), row.values()));
+    }
+    CHECK(converted(row, from));
+  }
+  CHECK(exact >= 7);
+}
