@@ -30,24 +30,25 @@ def export(
 ) -> None:
     """Writes a checkpoint as the file or folder that a consumer opens.
 
-    "gguf" packs codes and scales as they are, for llama.cpp, Ollama and LM Studio. "hf" writes a Hugging
-    Face folder with the dequantized weights; its libqat.json (and README.md) says whether a program that
-    quantizes them again gets back what was trained, see `requantization_report`. Either appears whole or not
-    at all; the same checkpoint gives the same bytes.
+    "gguf" packs codes and scales for llama.cpp, Ollama and LM Studio; "compressed-tensors" for transformers
+    and vLLM; "gemma-mobile" for transformers; "mlx" for mlx-lm. "hf" writes a Hugging Face folder with the
+    dequantized weights; its libqat.json (and README.md) says whether a program that quantizes them again gets
+    back what was trained, see `requantization_report`. What a target cannot hold exactly is refused, see
+    `can_export`. Files and folders appear whole or not at all; the same checkpoint gives the same bytes.
 
     Args:
         checkpoint: what `freeze` or `load` returned, with the model's configuration.
         path: the file or folder to write.
-        target: "gguf" or "hf".
+        target: one of `export_targets()`.
         tokenizer_from: a GGUF, a tokenizer.json, a Hugging Face directory, or "none" for no tokenizer
             (llama.cpp loads such a GGUF, but its server needs one); by default the checkpoint's reference.
         name: the name that the file gives the model; by default the configuration's.
         progress: called with bytes written and bytes in all.
-        dtype: "hf": "bfloat16", "float16" or "float32"; by default the narrowest that holds every number
-            exactly.
-        max_shard_size: "hf": bytes per file, as a number or like "5GB"; by default transformers' 50 GB.
+        dtype: "hf", "compressed-tensors", "gemma-mobile": the model's type, "bfloat16", "float16" or
+            "float32"; by default the narrowest that holds every number exactly.
+        max_shard_size: folders: bytes per file, as a number or like "5GB"; by default transformers' 50 GB.
         require_exact: "hf": refuse, listing the tensors, unless requantizing gives back codes and scales.
-        overwrite: "hf": replace an earlier export that holds nothing else.
+        overwrite: folders: replace an earlier export that holds nothing else.
 
     Raises:
         ArgumentError: unknown target or dtype, no tokenizer, incomplete checkpoint or configuration.

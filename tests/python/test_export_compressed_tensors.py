@@ -23,7 +23,7 @@ def mixed(**settings):
     grids = {EMBEDDING: "f32", "lm_head.weight": "f32"}
     for layer in range(2):
         grids |= {MLP.format(layer, part): "int2_g32" for part in ("gate", "up")}
-        grids[MLP.format(layer, "down")] = "int3_g64"
+        grids[MLP.format(layer, "down")] = ("int3_g64", "int4_tensor")[layer]
         grids |= {ATTENTION.format(layer, part): "int4_channel" for part in "qkv"}
         grids[ATTENTION.format(layer, "o")] = ("int8_g32", "int8_channel")[layer]
     return checkpoint_of(make_llama(**settings), grids=grids)
@@ -163,16 +163,17 @@ def test_groups_name_the_modules_that_they_mean(tmp_path):
     libqat.export(mixed(), tmp_path / "out", target=TARGET)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     targets = {
-        (group["weights"]["num_bits"], group["weights"]["group_size"]): group["targets"]
+        tuple(group["weights"][key] for key in ("num_bits", "strategy", "group_size")): group["targets"]
         for group in config["config_groups"].values()
     }
     layers = r"re:model\.layers\.\d+\."
     assert targets == {
-        (2, 32): [rf"{layers}mlp\.gate_proj$", rf"{layers}mlp\.up_proj$"],
-        (3, 64): [rf"{layers}mlp\.down_proj$"],
-        (4, None): [rf"{layers}self_attn\.{part}_proj$" for part in "kqv"],
-        (8, 32): ["model.layers.0.self_attn.o_proj"],
-        (8, None): ["model.layers.1.self_attn.o_proj"],
+        (2, "group", 32): [rf"{layers}mlp\.gate_proj$", rf"{layers}mlp\.up_proj$"],
+        (3, "group", 64): ["model.layers.0.mlp.down_proj"],
+        (4, "tensor", None): ["model.layers.1.mlp.down_proj"],
+        (4, "channel", None): [rf"{layers}self_attn\.{part}_proj$" for part in "kqv"],
+        (8, "group", 32): ["model.layers.0.self_attn.o_proj"],
+        (8, "channel", None): ["model.layers.1.self_attn.o_proj"],
     }
     assert config["ignore"] == ["lm_head"]
 

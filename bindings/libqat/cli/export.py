@@ -11,10 +11,12 @@ import libqat
 from . import console
 
 NAME = "export"
-HELP = """Write a checkpoint as the file that llama.cpp, Ollama or LM Studio opens, or a Hugging Face folder.
+HELP = """Write a checkpoint as the file or folder that a consumer opens.
 
-For a GGUF, codes and scales are packed as they are: nothing is quantized again. A Hugging Face folder holds
-the dequantized weights; the command says whether quantizing those again gives back the trained numbers.
+gguf is for llama.cpp, Ollama and LM Studio, compressed-tensors for transformers and vLLM, gemma-mobile for
+transformers, mlx for mlx-lm: codes and scales are packed as they are, nothing is quantized again. hf is a
+Hugging Face folder with the dequantized weights; the command says whether quantizing those again gives back
+the trained numbers. What a target cannot hold exactly is refused, with a list of the tensors.
 
 Example: [bold]libqat export out/run/model.qat.safetensors model.gguf[/bold]
 
@@ -38,22 +40,22 @@ class Dtype(str, Enum):
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="A *.qat.safetensors file.")],
     out: Annotated[Path, typer.Argument(help="File or folder to write.")],
-    target: Annotated[Target, typer.Option(help="A GGUF file, or a Hugging Face folder.")] = GGUF,
+    target: Annotated[Target, typer.Option(help="What to write.")] = GGUF,
     tokenizer_from: Annotated[
         str,
         typer.Option(help="GGUF, tokenizer.json or Hugging Face folder. Default: where the checkpoint says."),
     ] = "",
     dtype: Annotated[
-        Dtype | None, typer.Option(help="hf: type of the weights. Default: the narrowest that is exact.")
+        Dtype | None, typer.Option(help="Folders: the model's type. Default: the narrowest that is exact.")
     ] = None,
     max_shard_size: Annotated[
-        str | None, typer.Option(help="hf: bytes per file, like 5GB. Default: 50GB.")
+        str | None, typer.Option(help="Folders: bytes per file, like 5GB. Default: 50GB.")
     ] = None,
     require_exact: Annotated[
         bool, typer.Option("--require-exact", help="hf: refuse unless requantizing gives the same bytes.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="hf: replace an earlier export that holds nothing else.")
+        bool, typer.Option("--overwrite", help="Folders: replace an earlier export that holds nothing else.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:

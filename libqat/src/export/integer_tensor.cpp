@@ -70,10 +70,6 @@ QuantizedTensor quantized(const IntegerTensor& tensor, const grid::Grid& grid) {
   return {{std::string(grid.info().name)}, shape, tensor.codes, tensor.scales.unsqueeze(-1)};
 }
 
-Obstacle inexact(const std::string& key, const std::string& grid, const std::string& reason) {
-  return {key, grid, reason};
-}
-
 }  // namespace
 
 bool is_activation_scale(std::string_view key) {
@@ -145,9 +141,9 @@ ConsumerDtype consumer_dtype(const QuantizedCheckpoint& checkpoint, const std::s
     for (const auto& [key, tensor] : checkpoint.quantized) {
       const at::Tensor computed = integer_tensor(key, tensor).weight(dtype.tensor).to(at::kFloat);
       if (at::equal(computed, dequantize_tensor(key, tensor))) continue;
-      result.obstacles.push_back(inexact(key, tensor.scheme.weight,
-                                         "its numbers are not those that a " + std::string(dtype.name) +
-                                             " model computes from its codes and scales"));
+      result.obstacles.push_back({key, tensor.scheme.weight,
+                                  "its numbers are not those that a " + std::string(dtype.name) +
+                                      " model computes from its codes and scales"});
     }
     for (const auto& [key, tensor] : checkpoint.floats) {
       if (!is_weight(tensor) || is_activation_scale(key)) continue;
@@ -168,10 +164,9 @@ ConsumerDtype consumer_dtype(const QuantizedCheckpoint& checkpoint, const std::s
   if (best->obstacles.empty()) {
     const std::string dtype(best->dtype->name);
     for (const std::string& key : best->rounded_floats) {
-      best->obstacles.push_back(inexact(key, std::string(checkpoint.floats.at(key).dtype().name()),
-                                        "not exact in " + dtype +
-                                            ", which the quantized tensors need; dtype " + dtype +
-                                            " (--dtype " + dtype + ") rounds it"));
+      best->obstacles.push_back({key, std::string(checkpoint.floats.at(key).dtype().name()),
+                                 "not exact in " + dtype + ", which the quantized tensors need; dtype " +
+                                     dtype + " (--dtype " + dtype + ") rounds it"});
     }
   }
   return *best;

@@ -25,7 +25,8 @@ struct ExportOptions {
   std::function<void(int64_t done, int64_t total)> progress;
 
   // The rest is for the targets named; ArgumentError when set for another.
-  /// "hf": "bfloat16", "float16" or "float32"; "" = the narrowest that holds every number exactly.
+  /// "hf", "compressed-tensors", "gemma-mobile": the model's, "bfloat16", "float16" or "float32"; "" = the
+  /// narrowest that holds every number exactly.
   std::string dtype;
   /// Folders: the weights are split into files of at most this many bytes; 0 = 50 GB, as transformers does.
   int64_t max_shard_bytes = 0;
