@@ -48,6 +48,40 @@ def test_rules_are_tried_in_order_by_whole_name(gguf, tmp_path):
     }
 
 
+ROUTES = {
+    # target: grids of the checkpoint (matrices, embedding), of the folder, and of the GGUF made from it
+    "mlx": (("q4_0", "q8_0"), {"mlx4_g32", "mlx8_g32"}, {"q4_0", "q8_0"}),
+    "compressed-tensors": (("q4_0", "f16"), {"int4_g32@fp16"}, {"q4_0"}),
+    "gemma-mobile": (("mobile4@fp16", "mobile2@fp16"), {"mobile4@fp16", "mobile2@fp16"}, {"q4_0", "q2_0"}),
+}
+
+
+@pytest.mark.parametrize("target", ROUTES)
+def test_from_a_checkpoint_to_a_folder_to_a_gguf(target, model, tmp_path):
+    """Every number stays; a mobile scale of two bits changes its sign on the way to q2_0."""
+    source, folder, gguf = tmp_path / "m.qat.safetensors", tmp_path / "folder", tmp_path / "m.gguf"
+    (matrices, embedding), in_folder, in_gguf = ROUTES[target]
+    checkpoint = checkpoint_of(model, matrices, embedding)
+    libqat.save(checkpoint, source)
+    works("convert", source, folder, "--target", target, "--tokenizer-from", "none")
+    assert set(libqat.import_checkpoint(folder).grids.values()) == in_folder
+    works("convert", folder, gguf, "--tokenizer-from", "none")
+    taken = libqat.import_checkpoint(gguf)
+    assert set(taken.grids.values()) == in_gguf
+    for key in checkpoint.grids:
+        assert torch.equal(taken.weight(key), checkpoint.weight(key)), key
+
+
+@pytest.mark.parametrize("target", ["compressed-tensors", "gemma-mobile"])
+def test_blocks_without_a_place_in_a_folder_are_listed(target, gguf, tmp_path):
+    """Rows of one scale hold no blocks of 32, and Compressed Tensors no embedding."""
+    code, text, err = run("convert", gguf, tmp_path / "folder", "--target", target, "--json")
+    assert code == 1
+    assert "nothing written" in err
+    assert "model.embed_tokens.weight" in {row["tensor"] for row in json.loads(text)}
+    assert not (tmp_path / "folder").exists()
+
+
 def test_what_the_target_cannot_hold_is_listed_and_nothing_is_written(model, tmp_path):
     """A float32 scale has no place in a GGUF."""
     source, out = tmp_path / "m.qat.safetensors", tmp_path / "out.gguf"
