@@ -131,6 +131,12 @@ class Policy:
         """
 
     @staticmethod
+    def preset_summary(name: str) -> str:
+        """
+        What a preset is for, in a line. ArgumentError lists the names.
+        """
+
+    @staticmethod
     def presets() -> list[str]:
         """
         The names of all presets.

@@ -40,6 +40,8 @@ void bind_policy(py::module_& module) {
       .def_static("load", &Policy::load, py::arg("name_or_path"),
                   "A preset by name, or a file: anything that contains '/' or ends in '.json'.")
       .def_static("presets", &Policy::presets, "The names of all presets.")
+      .def_static("preset_summary", &Policy::preset_summary, py::arg("name"),
+                  "What a preset is for, in a line. ArgumentError lists the names.")
       .def("to_json", &Policy::to_json,
            "Canonical JSON: sorted keys, defaults left out. from_json(to_json()) is the same policy.")
       .def("resolve", &resolve, py::arg("tensors"),

@@ -122,3 +122,18 @@ def test_the_help_tells_the_exit_codes():
     said = " ".join(works("--help").split())
     assert "Exit codes: 0 done, 1 an error or a difference found, 2 wrong usage, 130 interrupted" in said
     assert run("finetune", "--no-such-option")[0] == 2
+
+
+def test_policies_are_listed_and_printed_ready_to_be_changed(tmp_path):
+    listed = works("policies")
+    for name in libqat.Policy.presets():
+        assert name in listed
+        text = works("policies", name)
+        assert libqat.Policy.from_json(text) == libqat.Policy.preset(name)
+        assert text.count("\n") >= 4  # a rule a line, not one long line
+    found = json.loads(works("policies", "--json"))
+    assert [entry["name"] for entry in found] == libqat.Policy.presets()
+    assert found[0]["policy"] == json.loads(libqat.Policy.preset(found[0]["name"]).to_json())
+    code, _, said = run("policies", "gguf-q4")
+    assert code == 1
+    assert "expected one of gguf-q4_0" in said

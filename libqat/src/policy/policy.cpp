@@ -125,6 +125,15 @@ void check_used(const std::vector<Matcher>& matchers, const std::vector<Target>&
   }
 }
 
+const policy::Preset& find_preset(std::string_view name) {
+  std::string legal;
+  for (const policy::Preset& preset : policy::all_presets()) {
+    if (preset.name == name) return preset;
+    legal += (legal.empty() ? "" : ", ") + std::string(preset.name);
+  }
+  throw ArgumentError("policy: preset: expected one of " + legal + ", got \"" + std::string(name) + "\"");
+}
+
 }  // namespace
 
 Policy Policy::from_file(const std::string& path) {
@@ -143,12 +152,11 @@ Policy Policy::from_file(const std::string& path) {
 }
 
 Policy Policy::preset(std::string_view name) {
-  std::string legal;
-  for (const policy::Preset& preset : policy::all_presets()) {
-    if (preset.name == name) return parse(preset.json, std::string(name), "policy: ");
-    legal += (legal.empty() ? "" : ", ") + std::string(preset.name);
-  }
-  throw ArgumentError("policy: preset: expected one of " + legal + ", got \"" + std::string(name) + "\"");
+  return parse(find_preset(name).json, std::string(name), "policy: ");
+}
+
+std::string_view Policy::preset_summary(std::string_view name) {
+  return find_preset(name).summary;
 }
 
 Policy Policy::load(const std::string& name_or_path) {

@@ -56,13 +56,79 @@ constexpr std::string_view kInt2G32 = R"json({
   ]
 })json";
 
-constexpr std::array<Preset, 6> kPresets{{
-    {"gguf-q4_0", kGgufQ4},
-    {"gguf-q8_0", kGgufQ8},
-    {"int4-channel", kInt4Channel},
-    {"int2-channel", kInt2Channel},
-    {"int4-g32", kInt4G32},
-    {"int2-g32", kInt2G32},
+// Two bits where most of the weights are, the MLP; attention keeps four, embedding and head eight. ggml's own
+// quantizer cannot use the fourth level of q2_0 and scales by the largest weight: the search does both
+// better.
+constexpr std::string_view kGgufQ2Mixed = R"json({
+  "rules": [
+    {"match": "(model\\.|language_model\\.)*embed_tokens", "weight": "q8_0"},
+    {"match": "(model\\.|language_model\\.)*lm_head", "weight": "q8_0", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.self_attn\\..*_proj", "weight": "q4_0"},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\..*_proj", "weight": "q2_0"}
+  ],
+  "estimator": {"kind": "ste", "scale": "search"}
+})json";
+
+// What vLLM calls W4A16, in the group size of Google's QAT releases: 4 bits, symmetric, 32 weights a group;
+// embedding and head stay bfloat16. Scales and products too, as a bfloat16 model computes them.
+constexpr std::string_view kCtW4A16 = R"json({
+  "rules": [
+    {"match": "(model\\.|language_model\\.)*embed_tokens", "weight": "bf16"},
+    {"match": "(model\\.|language_model\\.)*lm_head", "weight": "bf16", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\..*_proj", "weight": "int4_g32@bf16:bf16"}
+  ]
+})json";
+
+// mlx-lm's default conversion: every linear and the embedding in 4 bits, 64 weights a group, scales and
+// biases in the type of the model.
+constexpr std::string_view kMlx4 = R"json({
+  "rules": [
+    {"match": "(model\\.|language_model\\.)*embed_tokens", "weight": "mlx4_g64@bf16"},
+    {"match": "(model\\.|language_model\\.)*lm_head", "weight": "mlx4_g64@bf16", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\..*_proj", "weight": "mlx4_g64@bf16"}
+  ]
+})json";
+
+// Google's recipe of the mobile Gemma 4 E2B: two bits for the table of tokens and for the double-wide MLPs of
+// layers 15 to 34, four for attention and the first MLPs, eight for the gates of the per-layer embedding. The
+// consumer's own rule leaves one of the four levels of two bits unused: hence the search.
+constexpr std::string_view kGemma4E2BMobile = R"json({
+  "rules": [
+    {"match": "(model\\.|language_model\\.)*embed_tokens", "weight": "mobile2"},
+    {"match": "(model\\.|language_model\\.)*lm_head", "weight": "mobile2", "optional": true},
+    {"match": "(model\\.|language_model\\.)*embed_tokens_per_layer", "weight": "mobile4_g256", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.per_layer_(input_gate|projection)", "weight": "mobile8", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.self_attn\\.[qkvo]_proj", "weight": "mobile4"},
+    {"match": "(model\\.|language_model\\.)*layers\\.(1[5-9]|2\\d|3[0-4])\\.mlp\\.(gate|up|down)_proj", "weight": "mobile2", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.mlp\\.(gate|up|down)_proj", "weight": "mobile4"}
+  ],
+  "estimator": {"kind": "ste", "scale": "search"}
+})json";
+
+// The same of E4B: every MLP in four bits, the table of per-layer embeddings in two.
+constexpr std::string_view kGemma4E4BMobile = R"json({
+  "rules": [
+    {"match": "(model\\.|language_model\\.)*embed_tokens", "weight": "mobile2"},
+    {"match": "(model\\.|language_model\\.)*lm_head", "weight": "mobile2", "optional": true},
+    {"match": "(model\\.|language_model\\.)*embed_tokens_per_layer", "weight": "mobile2_g256", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.per_layer_(input_gate|projection)", "weight": "mobile8", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.(self_attn\\.[qkvo]|mlp\\.(gate|up|down))_proj", "weight": "mobile4"}
+  ],
+  "estimator": {"kind": "ste", "scale": "search"}
+})json";
+
+constexpr std::array<Preset, 11> kPresets{{
+    {"gguf-q4_0", "llama.cpp, Ollama, LM Studio: matrices q4_0, embedding and head q8_0", kGgufQ4},
+    {"gguf-q8_0", "llama.cpp, Ollama, LM Studio: every matrix q8_0", kGgufQ8},
+    {"gguf-q2_0-mixed", "llama.cpp: MLP q2_0, attention q4_0, embedding and head q8_0", kGgufQ2Mixed},
+    {"ct-w4a16", "vLLM, transformers: linears of the blocks in 4 bits, groups of 32", kCtW4A16},
+    {"mlx-4bit", "mlx-lm: linears and embedding in 4 bits, groups of 64", kMlx4},
+    {"gemma4-e2b-mobile", "transformers: Google's 2/4/8-bit recipe of Gemma 4 E2B", kGemma4E2BMobile},
+    {"gemma4-e4b-mobile", "transformers: Google's 2/4/8-bit recipe of Gemma 4 E4B", kGemma4E4BMobile},
+    {"int4-channel", "any model: linears and convolutions in 4 bits, a scale per row", kInt4Channel},
+    {"int2-channel", "any model: linears and convolutions in 2 bits, a scale per row", kInt2Channel},
+    {"int4-g32", "any model: linears in 4 bits, groups of 32", kInt4G32},
+    {"int2-g32", "any model: linears in 2 bits, groups of 32", kInt2G32},
 }};
 
 }  // namespace

@@ -10,6 +10,7 @@ namespace qat::policy {
 
 struct Preset {
   std::string_view name;
+  std::string_view summary;  ///< for whom, in a line
   std::string_view json;
 };
 

@@ -155,6 +155,50 @@ TEST_CASE("the gguf presets follow llama.cpp's recipe, with any of the usual pre
   REQUIRE_THAT(refusal(Policy::preset("gguf-q4_0"), bert), Catch::Contains("rules[0].match"));
 }
 
+TEST_CASE("the presets of the other consumers, with any of the usual prefixes") {
+  for (const std::string prefix : {"model.", "", "model.language_model.", "language_model.model."}) {
+    const std::vector<Target> targets = llama(prefix, true);
+    const auto q2 = grids_of(Policy::preset("gguf-q2_0-mixed"), targets);
+    const auto ct = grids_of(Policy::preset("ct-w4a16"), targets);
+    const auto mlx = grids_of(Policy::preset("mlx-4bit"), targets);
+    for (size_t i = 0; i < targets.size(); ++i) {
+      const bool matrix = targets[i].name.find("_proj") != std::string::npos;
+      const bool mlp = targets[i].name.find(".mlp.") != std::string::npos;
+      REQUIRE(q2[i] == (mlp ? "q2_0" : matrix ? "q4_0" : "q8_0"));
+      REQUIRE(ct[i] == (matrix ? "int4_g32@bf16:bf16" : "bf16"));
+      REQUIRE(mlx[i] == "mlx4_g64@bf16");
+    }
+  }
+  REQUIRE(Policy::preset("gguf-q2_0-mixed").estimator().scale == qat::ScaleRule::kSearch);
+}
+
+TEST_CASE("the mobile presets follow Google's recipe layer by layer") {
+  const std::string prefix = "model.language_model.";
+  std::vector<Target> targets{{prefix + "embed_tokens.weight", SlotKind::kEmbedding, {8, 256}},
+                              {prefix + "embed_tokens_per_layer.weight", SlotKind::kEmbedding, {8, 512}},
+                              linear("lm_head.weight", 8, 256)};
+  for (int layer = 0; layer < 35; ++layer) {
+    const std::string block = prefix + "layers." + std::to_string(layer) + ".";
+    targets.push_back(linear(block + "mlp.down_proj.weight", 256, 256));
+  }
+  const std::string last = prefix + "layers.34.";
+  for (const char* name : {"self_attn.k_proj", "per_layer_input_gate", "per_layer_projection"}) {
+    targets.push_back(linear(last + name + ".weight", 256, 256));
+  }
+  const auto e2b = grids_of(Policy::preset("gemma4-e2b-mobile"), targets);
+  const auto e4b = grids_of(Policy::preset("gemma4-e4b-mobile"), targets);
+  REQUIRE(std::vector(e2b.begin(), e2b.begin() + 3) ==
+          std::vector<std::string>{"mobile2", "mobile4_g256", "mobile2"});
+  REQUIRE(std::vector(e4b.begin(), e4b.begin() + 3) ==
+          std::vector<std::string>{"mobile2", "mobile2_g256", "mobile2"});
+  for (size_t layer = 0; layer < 35; ++layer) {
+    REQUIRE(e2b[3 + layer] == (layer < 15 ? "mobile4" : "mobile2"));
+    REQUIRE(e4b[3 + layer] == "mobile4");
+  }
+  REQUIRE(std::vector(e2b.end() - 3, e2b.end()) == std::vector<std::string>{"mobile4", "mobile8", "mobile8"});
+  REQUIRE(std::vector(e4b.end() - 3, e4b.end()) == std::vector<std::string>{"mobile4", "mobile8", "mobile8"});
+}
+
 TEST_CASE("the channel presets take every linear and convolution, of any width") {
   for (const auto& [name, grid] :
        {std::pair{"int4-channel", "int4_channel"}, {"int2-channel", "int2_channel"}}) {

@@ -41,12 +41,14 @@ class Policy {
   static Policy from_json(std::string_view json);
   /// The same, each message naming the file as well; FileError when it cannot be read.
   static Policy from_file(const std::string& path);
-  /// "gguf-q4_0", "gguf-q8_0", "int4-channel", "int2-channel". ArgumentError lists the names.
+  /// One of `presets()`. ArgumentError lists the names.
   static Policy preset(std::string_view name);
   /// A preset name, or the path of a JSON file (anything that contains '/' or ends in ".json").
   static Policy load(const std::string& name_or_path);
   /// The names that `preset` takes.
   static std::vector<std::string_view> presets();
+  /// What a preset is for, in a line. ArgumentError lists the names.
+  static std::string_view preset_summary(std::string_view name);
 
   /// Canonical JSON (sorted keys, defaults left out): from_json(to_json()) is the same policy.
   std::string to_json() const;
