@@ -11,7 +11,7 @@ CMAKE_FLAGS := -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/p
 STAMP := $(VENV)/.ready-$(shell cat requirements.txt Makefile | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test quickstart custom bench tutorial docs stubs format lint sanitize clean
+.PHONY: help setup build test quickstart custom interop bench tutorial docs stubs format lint sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ custom: build ## QAT of a convolutional network and of a sentence encoder from P
 	$(BIN)/python examples/custom_vision.py
 	$(BIN)/python examples/custom_encoder.py
 	$(BIN)/python examples/custom_summary.py
+
+interop: build ## every grid through every consumer; writes out/interop/summary.json and docs/fidelity.md
+	$(BIN)/python interop/run.py $(ARGS)
 
 bench: build ## measure libqat beside its peers; writes out/bench/*.json and docs/benchmarks.md
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps torchao==0.18.0
