@@ -239,60 +239,109 @@ QAT_HD float best_of_row(const SearchRange& range, __m256i multipliers, const fl
   return best_of(range, sums);
 }
 
-/// suggest_scale.
-QAT_HD float suggest_wide(const SearchRange& range, const float* w, int64_t n, float largest) {
+/// suggest_scale of a row longer than a chunk.
+QAT_HD float suggest_for_row(const SearchRange& range, const float* w, int64_t n, float largest) {
   const float unit = static_cast<float>(kSearchUnit) / largest;
-  const float back = largest / static_cast<float>(kSearchUnit);
   Integers integers;
   int64_t magnitudes = 0;
   for (int64_t first = 0; first < n; first += kSearchChunk) {
     magnitudes += integers.fill(w + first, n - first < kSearchChunk ? n - first : kSearchChunk, unit);
   }
   const __m256i multipliers = wide_multipliers(range, search_ladder(range, magnitudes, n));
-  if (n <= kSearchChunk) return back * best_of(range, candidate_sums(integers, range, multipliers));
-  return back * best_of_row(range, multipliers, w, n, unit, integers);
+  return largest / static_cast<float>(kSearchUnit) * best_of_row(range, multipliers, w, n, unit, integers);
 }
 
-/// search_scale, given the largest magnitude.
+/// Blocks that are searched side by side: each step of a search waits for the one before, so a processor
+/// fills the gaps with the same step of the others.
+constexpr int kGroup = 4;
+
+/// suggest_scale of kGroup consecutive blocks of n weights, at most a chunk each. What it gives for a block
+/// of zeros, tiny or infinite weights is not to be used.
+QAT_HD void suggest_for_blocks(const SearchRange& range, const float* w, int64_t n, const float* largest,
+                               float* suggested) {
+  Integers integers[kGroup];
+  __m256i multipliers[kGroup];
+  WideSums sums[kGroup];
+  for (int k = 0; k < kGroup; ++k) {
+    const float unit = static_cast<float>(kSearchUnit) / largest[k];
+    const int64_t magnitudes = integers[k].fill(w + k * n, n, unit);
+    multipliers[k] = wide_multipliers(range, search_ladder(range, magnitudes, n));
+  }
+  for (int k = 0; k < kGroup; ++k) sums[k] = candidate_sums(integers[k], range, multipliers[k]);
+  for (int k = 0; k < kGroup; ++k) {
+    suggested[k] = largest[k] / static_cast<float>(kSearchUnit) * best_of(range, sums[k]);
+  }
+}
+
+/// Step 4 of search_scale.
 template <class Codec>
-QAT_HD float search_wide(const Codec& codec, Signs signs, const float* w, int64_t n, float largest) {
+QAT_HD float better_of(const Codec& codec, const float* w, int64_t n, float largest, float suggested) {
   const float chosen = choose_wide(codec, w, largest);
-  if (largest < kLeastSearched) return chosen;
-  const float suggested = suggest_wide(search_range(info_of(codec), signs), w, n, largest);
   float better, kept;
-  if (suggested == 0.0F || store_wide(codec, &suggested, &better) != Status::kOk) return chosen;
+  if (largest < kLeastSearched || suggested == 0.0F) return chosen;
+  if (store_wide(codec, &suggested, &better) != Status::kOk) return chosen;
   if (store_wide(codec, &chosen, &kept) != Status::kOk) return better;
   const float unit = error_unit(largest);
   const double error = wide_error<Wide<Codec>>(codec, w, n, &better, &better, unit);
   return error < wide_error<Wide<Codec>>(codec, w, n, &chosen, &kept, unit) ? better : chosen;
 }
 
-template <class Codec, class Out>
-QAT_HD void search_block(const Codec& codec, Signs signs, const float* w, int64_t n, Out* out, Seen& seen) {
+/// The largest magnitude of a block, also noted in `seen`.
+QAT_HD float largest_of(const float* w, int64_t n, Seen& seen) {
   const __m256i lanes = spread_max(largest_lanes(w, n));
   seen.largest = _mm256_max_epi32(seen.largest, lanes);
-  if (first_lane(lanes) >= kInfinityBits) return;
-  const float s = search_wide(codec, signs, w, n, float_of(first_lane(lanes)));
+  return float_of(first_lane(lanes));
+}
+
+template <class Codec, class Out>
+QAT_HD void put_searched(const Codec& codec, const float* w, int64_t n, float largest, float suggested,
+                         Out* out, Seen& seen) {
+  if (!is_finite(largest)) return;
+  const float s = better_of(codec, w, n, largest, suggested);
   float stored;
   seen.overflow |= store_wide(codec, &s, &stored) != Status::kOk;
   put_block<Wide<Codec>>(codec, w, n, &s, &stored, out);
 }
 
 template <class Codec, class Out>
+QAT_HD void search_blocks(const Codec& codec, const SearchRange& range, int64_t block, const float* w,
+                          int64_t n, Out* out, Seen& seen) {
+  int64_t i = 0;
+  float largest[kGroup], suggested[kGroup];
+  for (; block <= kSearchChunk && i + kGroup * block <= n; i += kGroup * block) {
+    for (int k = 0; k < kGroup; ++k) largest[k] = largest_of(w + i + k * block, block, seen);
+    suggest_for_blocks(range, w + i, block, largest, suggested);
+    for (int k = 0; k < kGroup; ++k) {
+      const int64_t at = i + k * block;
+      put_searched(codec, w + at, block, largest[k], suggested[k], out + at, seen);
+    }
+  }
+  for (; i < n; i += block) {
+    const float most = largest_of(w + i, block, seen);
+    const bool searched = is_finite(most) && most >= kLeastSearched;
+    const float found = searched ? suggest_for_row(range, w + i, block, most) : 0.0F;
+    put_searched(codec, w + i, block, most, found, out + i, seen);
+  }
+}
+
+template <class Codec, class Out>
 Status search_row(const void*, const float* w, int64_t n, Out* out) {
-  constexpr int64_t kBlock = Codec::kInfo.block;
   Seen seen;
-  for (int64_t i = 0; i < n; i += kBlock) search_block(Codec{}, Signs::kBoth, w + i, kBlock, out + i, seen);
+  search_blocks(Codec{}, search_range(Codec::kInfo, Signs::kBoth), Codec::kInfo.block, w, n, out, seen);
   return seen.status();
 }
 
 template <class Out>
 Status integer_search_row(const void* codec, const float* w, int64_t n, Out* out) {
   const auto& symmetric = *static_cast<const IntSymmetric*>(codec);
-  const Signs signs = symmetric.negative ? Signs::kBoth : Signs::kPositive;
-  const int64_t step = symmetric.block > 0 ? symmetric.block : n;
+  const SearchRange range =
+      search_range(symmetric.info(), symmetric.negative ? Signs::kBoth : Signs::kPositive);
   Seen seen;
-  for (int64_t i = 0; i < n; i += step) search_block(symmetric, signs, w + i, step, out + i, seen);
+  if (symmetric.block == 32) {
+    search_blocks(symmetric, range, 32, w, n, out, seen);  // the most frequent one: its loops unroll
+  } else {
+    search_blocks(symmetric, range, symmetric.block > 0 ? symmetric.block : n, w, n, out, seen);
+  }
   return seen.status();
 }
 
