@@ -77,8 +77,8 @@ void bench(const Matrix& m) {
 int main(int argc, char** argv) {
   const auto argument = [&](int i, int64_t otherwise) { return argc > i ? std::atoll(argv[i]) : otherwise; };
   const Matrix matrix{argument(1, 1024), argument(2, 1536), static_cast<int>(argument(3, 50))};
-  if (matrix.rows <= 0 || matrix.columns <= 0 || matrix.columns % 32 != 0 || matrix.repeats <= 0) {
-    std::fprintf(stderr, "bench_grid: expected positive [rows] [columns, a multiple of 32] [repeats]\n");
+  if (matrix.rows <= 0 || matrix.columns <= 0 || matrix.columns % 256 != 0 || matrix.repeats <= 0) {
+    std::fprintf(stderr, "bench_grid: expected positive [rows] [columns, a multiple of 256] [repeats]\n");
     return 2;
   }
   std::printf("{\"rows\": %lld, \"columns\": %lld, \"repeats\": %d, \"results\": [",
