@@ -66,6 +66,7 @@ def test_exporting_an_imported_file_gives_the_same_tensor_bytes(tmp_path, tied):
     libqat.export(checkpoint, copy, tokenizer_from="none")
     assert tensors_of(copy) == tensors_of(source)
     assert libqat.verify(copy, checkpoint) == []
+    assert libqat.verify(source, checkpoint) == []
 
 
 def test_a_checkpoint_file_between_import_and_export_changes_nothing(tmp_path):
@@ -74,6 +75,15 @@ def test_a_checkpoint_file_between_import_and_export_changes_nothing(tmp_path):
     libqat.save(libqat.import_checkpoint(source), middle)
     libqat.export(libqat.import_checkpoint(middle), copy, tokenizer_from="none")
     assert tensors_of(copy) == tensors_of(source)
+
+
+def test_a_key_that_the_file_lacks_is_a_difference_unless_llama_cpp_implies_it(tmp_path):
+    source = tmp_path / "model.gguf"
+    write(source)
+    checkpoint = libqat.import_checkpoint(source)
+    write(source, drop=["llama.rope.dimension_count"])
+    found = libqat.verify(source, checkpoint)
+    assert [(row.tensor, row.what) for row in found] == [("llama.rope.dimension_count", "metadata")]
 
 
 def test_the_threads_do_not_matter(tmp_path):

@@ -12,14 +12,14 @@ from . import console
 NAME = "verify"
 HELP = """Read an exported file by its consumer's rule and compare every number with a checkpoint.
 
-Exit code 0 when nothing differs, 1 with a list of what does.
+The file may be a GGUF, a folder of any target, or a checkpoint. Exit code 0 when nothing differs, 1 with a list of what does.
 
 Example: [bold]libqat verify model.gguf --against out/run/model.qat.safetensors[/bold]
 """
 
 
 def run(
-    file: Annotated[Path, typer.Argument(help="The exported file.")],
+    file: Annotated[Path, typer.Argument(help="The exported file or folder.")],
     against: Annotated[Path, typer.Option(help="The checkpoint it was exported from.")],
     json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <set>
 
 #include "export/comparison.hpp"
@@ -25,13 +26,31 @@ std::string text_of(const io::GgufValue* value) {
       *value);
 }
 
+uint32_t count_of(const io::GgufMetadata& keys, const std::string& key) {
+  const io::GgufValue* value = keys.find(key);
+  const auto* count = value == nullptr ? nullptr : std::get_if<uint32_t>(value);
+  return count == nullptr ? 0 : *count;
+}
+
+/// Whether llama.cpp takes the same value when a file lacks the key: the size of a head is that of the
+/// embedding divided by the number of heads.
+bool is_implied(const std::string& key, const io::GgufMetadata& expected, const arch::Family& family) {
+  const auto of_head = [&](const arch::ConfigKey& known) {
+    return known.gguf == key && known.condition == arch::Condition::kExplicitHeadDim;
+  };
+  if (std::none_of(family.config.begin(), family.config.end(), of_head)) return false;
+  const std::string prefix = std::string(family.gguf_architecture) + ".";
+  const uint32_t heads = count_of(expected, prefix + "attention.head_count");
+  return heads > 0 && count_of(expected, key) == count_of(expected, prefix + "embedding_length") / heads;
+}
+
 void compare_metadata(const io::GgufFile& file, const ModelConfig& config,
                       std::vector<Difference>& differences) {
   io::GgufMetadata expected = config.gguf_keys();
   expected.set("general.architecture", std::string(config.family().gguf_architecture));
   for (const auto& [key, value] : expected) {
     const io::GgufValue* got = file.metadata().find(key);
-    if (got != nullptr && *got == value) continue;
+    if (got != nullptr ? *got == value : is_implied(key, expected, config.family())) continue;
     differences.push_back({key, "metadata", 1, "expected " + text_of(&value) + ", got " + text_of(got)});
   }
 }
