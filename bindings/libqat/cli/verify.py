@@ -12,7 +12,8 @@ from . import console
 NAME = "verify"
 HELP = """Read an exported file by its consumer's rule and compare every number with a checkpoint.
 
-The file may be a GGUF, a folder of any target, or a checkpoint. Exit code 0 when nothing differs, 1 with a list of what does.
+The file may be a GGUF, a folder of any target, or a checkpoint. Exit code 0 when nothing differs, 1 with a
+list of what does.
 
 Example: [bold]libqat verify model.gguf --against out/run/model.qat.safetensors[/bold]
 """
