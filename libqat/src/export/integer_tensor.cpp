@@ -70,6 +70,28 @@ QuantizedTensor quantized(const IntegerTensor& tensor, const grid::Grid& grid) {
   return {{std::string(grid.info().name)}, shape, tensor.codes, tensor.scales.unsqueeze(-1)};
 }
 
+/// Fills in what each of the dtypes does not reproduce.
+void judge(const QuantizedCheckpoint& checkpoint, std::vector<ConsumerDtype>& judged) {
+  for (const auto& [key, tensor] : checkpoint.quantized) {
+    const IntegerTensor integers = integer_tensor(key, tensor);
+    const at::Tensor exact = dequantize_tensor(key, tensor);
+    for (ConsumerDtype& one : judged) {
+      if (at::equal(integers.weight(one.dtype->tensor).to(at::kFloat), exact)) continue;
+      one.obstacles.push_back({key, tensor.scheme.weight,
+                               "its numbers are not those that a " + std::string(one.dtype->name) +
+                                   " model computes from its codes and scales"});
+    }
+  }
+  for (const auto& [key, tensor] : checkpoint.floats) {
+    if (!is_weight(tensor) || is_activation_scale(key)) continue;
+    for (ConsumerDtype& one : judged) {
+      if (!at::equal(tensor.to(one.dtype->tensor).to(tensor.scalar_type()), tensor)) {
+        one.rounded_floats.push_back(key);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 bool is_activation_scale(std::string_view key) {
@@ -136,27 +158,15 @@ QuantizedTensor on_grid(const std::string& key, const IntegerTensor& tensor, con
 }
 
 ConsumerDtype consumer_dtype(const QuantizedCheckpoint& checkpoint, const std::string& wanted) {
-  const auto judge = [&](const HfDtype& dtype) {
-    ConsumerDtype result{&dtype, {}, {}};
-    for (const auto& [key, tensor] : checkpoint.quantized) {
-      const at::Tensor computed = integer_tensor(key, tensor).weight(dtype.tensor).to(at::kFloat);
-      if (at::equal(computed, dequantize_tensor(key, tensor))) continue;
-      result.obstacles.push_back({key, tensor.scheme.weight,
-                                  "its numbers are not those that a " + std::string(dtype.name) +
-                                      " model computes from its codes and scales"});
-    }
-    for (const auto& [key, tensor] : checkpoint.floats) {
-      if (!is_weight(tensor) || is_activation_scale(key)) continue;
-      if (at::equal(tensor.to(dtype.tensor).to(tensor.scalar_type()), tensor)) continue;
-      result.rounded_floats.push_back(key);
-    }
-    return result;
-  };
-  if (!wanted.empty()) return judge(hf_dtype(wanted));
   std::vector<ConsumerDtype> judged;
   for (const std::string_view name : kDtypes) {
-    judged.push_back(judge(hf_dtype(name)));
-    if (judged.back().obstacles.empty() && judged.back().rounded_floats.empty()) return judged.back();
+    if (wanted.empty() || wanted == name) judged.push_back({&hf_dtype(name), {}, {}});
+  }
+  if (judged.empty()) hf_dtype(wanted);  // throws
+  judge(checkpoint, judged);
+  if (!wanted.empty()) return judged.front();
+  for (const ConsumerDtype& one : judged) {
+    if (one.obstacles.empty() && one.rounded_floats.empty()) return one;
   }
   const auto best = std::min_element(judged.begin(), judged.end(), [](const auto& one, const auto& other) {
     return one.obstacles.size() < other.obstacles.size();
