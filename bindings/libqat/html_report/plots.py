@@ -73,7 +73,7 @@ def latent_figure(shown: OnGrid, name: str) -> str:
                           alpha=0.55, linewidth=0, label="latents")  # fmt: skip
         axes.plot(centres, [100 * share for share in shown.original], drawstyle="steps-mid",
                   color=COLOURS["ptq"], linewidth=0.9, label="float weights")  # fmt: skip
-        _code_axis(axes, shown, "% of weights per bin")
+        _code_axis(axes, sorted({round(level) for level in shown.levels}), "% of weights per bin")
         text = (
             f"Histogram of the latents of {shown.row.name} in code units, levels of {shown.row.grid} marked"
         )
@@ -96,7 +96,7 @@ def occupancy_figure(shown: OnGrid, name: str) -> str:
                 axes.step(
                     shown.codes, values, where="mid", color=COLOURS[key], linewidth=1, label=key.upper()
                 )
-        _code_axis(axes, shown, "% of weights per code")
+        _code_axis(axes, shown.codes, "% of weights per code")
         pairs = zip(shown.codes, *shares, strict=True)
         spoken = "; ".join(f"{code}: {ptq:.1f} and {qat:.1f}" for code, ptq, qat in list(pairs)[:16])
         return inline_svg(drawing, name, f"Codes of {shown.row.name}, percent under PTQ and QAT. {spoken}")
@@ -107,11 +107,11 @@ def _legend(axes) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, handlelength=1.2)
 
 
-def _code_axis(axes, shown: OnGrid, title: str) -> None:
-    axes.set_xlim(shown.codes[0] - 1, shown.codes[-1] + 1)
+def _code_axis(axes, places: Sequence[int], title: str) -> None:
+    axes.set_xlim(places[0] - 1, places[-1] + 1)
     axes.set_ylim(bottom=0)
     axes.set_title(title)
     axes.set_xlabel("code")
-    if len(shown.codes) <= 16:
-        axes.set_xticks(shown.codes)
+    if len(places) <= 16:
+        axes.set_xticks(places)
     _legend(axes)
