@@ -13,11 +13,7 @@ extern const Target kHfTarget;
 namespace {
 
 constexpr const Target* kTargets[] = {
-    &kGgufTarget,
-    &kCompressedTensorsTarget,
-    &kMlxTarget,
-    &kGemmaMobileTarget,
-    &kHfTarget,
+    &kGgufTarget, &kCompressedTensorsTarget, &kMlxTarget, &kGemmaMobileTarget, &kHfTarget,
 };
 
 }  // namespace

@@ -37,9 +37,10 @@ inline std::vector<std::string_view> coded_grids_with_options() {
   std::vector<std::string_view> names = coded_grids();
   for (const std::string_view name :
        {"int4_g32@bf16:bf16", "int4_g32@fp16:fp16", "int4_channel@bf16_fp16", "int2_g64@pow2",
-        "int3_g128@pow2:fp16", "int8_channel@fp16:bf16", "int4_channel:fp16", "int4_tensor@bf16", "int4_g32_asym@bf16:bf16",
-        "int8_channel_asym@fp16:fp16", "int2_g128_asym@pow2", "mlx4_g64@bf16", "mlx8_g32@fp16",
-        "mlx3_g32@bf16", "mobile4@bf16:bf16", "mobile8@fp16:fp16", "mobile4_g256@bf16_fp16"}) {
+        "int3_g128@pow2:fp16", "int8_channel@fp16:bf16", "int4_channel:fp16", "int4_tensor@bf16",
+        "int4_g32_asym@bf16:bf16", "int8_channel_asym@fp16:fp16", "int2_g128_asym@pow2", "mlx4_g64@bf16",
+        "mlx8_g32@fp16", "mlx3_g32@bf16", "mobile4@bf16:bf16", "mobile8@fp16:fp16",
+        "mobile4_g256@bf16_fp16"}) {
     names.push_back(name);
   }
   return names;
