@@ -8,10 +8,9 @@
 #include "grid/search_avx2.hpp"
 #include "qat/grid/int_symmetric.hpp"
 #include "qat/grid/q2_0.hpp"
-#include "qat/grid/q4_0.hpp"
-#include "qat/grid/q5_0.hpp"
 #include "qat/grid/q8_0.hpp"
 #include "qat/grid/search.hpp"
+#include "qat/grid/signed_block.hpp"
 #include "qat/grid/tq1_0.hpp"
 #include "qat/grid/tq2_0.hpp"
 

@@ -6,8 +6,7 @@
 #include "grid/search_avx2.hpp"
 #include "qat/grid/int_asymmetric.hpp"
 #include "qat/grid/mlx_affine.hpp"
-#include "qat/grid/q4_1.hpp"
-#include "qat/grid/q5_1.hpp"
+#include "qat/grid/offset_block.hpp"
 #include "qat/grid/search_line.hpp"
 
 namespace qat::grid {

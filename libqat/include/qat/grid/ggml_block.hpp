@@ -65,6 +65,26 @@ QAT_HD void unpack_five_bits(const uint8_t* bytes, int code_min, int8_t* codes) 
   }
 }
 
+/// 32 codes of 4 or 5 bits in ggml's order: `pack_nibbles`, or `pack_five_bits`.
+template <int kBits>
+QAT_HD void pack_halves(const int8_t* codes, int code_min, uint8_t* bytes) {
+  if constexpr (kBits == 5) {
+    pack_five_bits(codes, code_min, bytes);
+  } else {
+    pack_nibbles(codes, code_min, bytes);
+  }
+}
+
+/// The reverse of `pack_halves`.
+template <int kBits>
+QAT_HD void unpack_halves(const uint8_t* bytes, int code_min, int8_t* codes) {
+  if constexpr (kBits == 5) {
+    unpack_five_bits(bytes, code_min, codes);
+  } else {
+    unpack_nibbles(bytes, code_min, codes);
+  }
+}
+
 /// codes[0], codes[step], codes[2 step], codes[3 step] -> one byte, low bits first.
 QAT_HD uint8_t pack_two_bits(const int8_t* codes, int64_t step, int code_min) {
   int byte = 0;

@@ -1,8 +1,9 @@
 #pragma once
 
-// q5_1 (ggml): 32 weights share a scale d >= 0 and a minimum m; w_hat = code * f16(d) + f16(m), codes 0..31.
-// Rule: m = min, d = (max - min) / 31, code = trunc((w - m) * (1/d) + 0.5), at most 31. Codes are picked with
-// the unrounded d and m. (ggml/src/ggml-quants.c, quantize_row_q5_1_ref)
+// q4_1 and q5_1 (ggml): 32 weights share a scale d >= 0 and a minimum m; w_hat = code * f16(d) + f16(m),
+// codes 0..15 (0..31). Rule: m = min, d = (max - min) / 15 (31), code = trunc((w - m) * (1/d) + 0.5), at most
+// 15 (31). Codes are picked with the unrounded d and m. (ggml/src/ggml-quants.c, quantize_row_q4_1_ref,
+// quantize_row_q5_1_ref)
 
 #include "qat/grid/device.hpp"
 #include "qat/grid/f16.hpp"
@@ -12,10 +13,14 @@
 
 namespace qat::grid {
 
-// NOLINTNEXTLINE(readability-identifier-naming): ggml's own spelling.
-struct Q5_1 {
+/// kBits: 4 or 5.
+template <int kBits>
+struct OffsetBlock {
+  static_assert(kBits == 4 || kBits == 5);
+  static constexpr int kCodeMax = (1 << kBits) - 1;
   static constexpr Field kFields[] = {{"scales", 1, DType::kF16}, {"mins", 1, DType::kF16}};
-  static constexpr Info kInfo{"q5_1", 5, 32, 0, 31, kFields, false, DType::kF32};
+  static constexpr Info kInfo{
+      kBits == 4 ? "q4_1" : "q5_1", kBits, 32, 0, kCodeMax, kFields, false, DType::kF32};
 
   static QAT_HD void choose(const float* w, int64_t n, float* s) {
     float least = w[0];
@@ -24,11 +29,13 @@ struct Q5_1 {
       least = w[i] < least ? w[i] : least;
       greatest = w[i] > greatest ? w[i] : greatest;
     }
-    s[0] = (greatest - least) / 31.0F;
+    s[0] = (greatest - least) / static_cast<float>(kCodeMax);
     s[1] = least;
   }
 
-  static QAT_HD void search(const float* w, int64_t n, float* s) { search_scale_and_offset(Q5_1{}, w, n, s); }
+  static QAT_HD void search(const float* w, int64_t n, float* s) {
+    search_scale_and_offset(OffsetBlock{}, w, n, s);
+  }
 
   static QAT_HD Status store(const float* s, float* stored) {
     const Status scale = store_f16(s[0], stored);
@@ -48,7 +55,7 @@ struct Q5_1 {
   }
 
   static QAT_HD int encode(float w, const Encoder& e) {
-    return static_cast<int>(clamp((w - e.minimum) * e.inverse + 0.5F, 0.0F, 31.0F));
+    return static_cast<int>(clamp((w - e.minimum) * e.inverse + 0.5F, 0.0F, static_cast<float>(kCodeMax)));
   }
 
   static QAT_HD float decode(int code, const float* stored) {
@@ -60,21 +67,25 @@ struct Q5_1 {
     return inside((w - e.minimum) * e.inverse, kInfo.code_min, kInfo.code_max);
   }
 
-  /// Bytes: d f16 | m f16 | u32, bit j = the fifth bit of element j | 16 bytes of the low four bits as in
-  /// Q4_0.
-  static constexpr int64_t kBlockBytes = 24;
+  /// Bytes: d f16 | m f16 | the codes as `pack_halves` lays them out.
+  static constexpr int64_t kBlockBytes = 4 + 4 * kBits;
 
   static QAT_HD void pack_block(const int8_t* codes, const float* stored, uint8_t* bytes) {
     put_f16(stored[0], bytes);
     put_f16(stored[1], bytes + 2);
-    pack_five_bits(codes, kInfo.code_min, bytes + 4);
+    pack_halves<kBits>(codes, kInfo.code_min, bytes + 4);
   }
 
   static QAT_HD void unpack_block(const uint8_t* bytes, int8_t* codes, float* stored) {
     stored[0] = get_f16(bytes);
     stored[1] = get_f16(bytes + 2);
-    unpack_five_bits(bytes + 4, kInfo.code_min, codes);
+    unpack_halves<kBits>(bytes + 4, kInfo.code_min, codes);
   }
 };
+
+// NOLINTBEGIN(readability-identifier-naming): ggml's own spelling.
+using Q4_1 = OffsetBlock<4>;
+using Q5_1 = OffsetBlock<5>;
+// NOLINTEND(readability-identifier-naming)
 
 }  // namespace qat::grid
