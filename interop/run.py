@@ -40,7 +40,7 @@ class Consumer(NamedTuple):
     target: str
     grids: tuple[str, ...]
     smallest: float = 0.0
-    """Rows of smaller weights are left out."""
+    """Rows of smaller weights are left out, but for zeros."""
 
 
 GROUPS = ("channel", "g32", "g64", "g128", "g256")
@@ -74,13 +74,17 @@ CONSUMERS = (
 )
 
 
-LARGEST = {"nvfp4": 6 * 448.0}
-"""The largest weight that a grid can hold, where that is not much: e4m3 scales end at 448."""
+RANGES = {
+    "nvfp4": (0.0, 6 * 448.0),  # e4m3 scales end at 448
+    "mxfp4": (2.0**-120, math.inf),  # ggml's exponent wraps below 2^-125, which C leaves undefined
+}
+"""Magnitudes of the adversarial rows, on grids that cannot take them all."""
 
 
 def compare(consumer: Consumer, grid: str, blocks: int, out: Path) -> dict:
     """One row of the table."""
-    filled = weights.fill(grid, blocks, consumer.smallest, LARGEST.get(grid, math.inf))
+    smallest, largest = RANGES.get(grid, (0.0, math.inf))
+    filled = weights.fill(grid, blocks, max(consumer.smallest, smallest), largest)
     path = out / "files" / ("model.gguf" if consumer.target == "gguf" else "model")
     shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.mkdir(parents=True)

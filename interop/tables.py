@@ -10,7 +10,9 @@ HEAD = """# Fidelity: what is trained is what is served
 Every row: random and adversarial weights (zeros, one huge weight, subnormals, ties, constants) on a grid,
 exported to the consumer's file, and read back **by the consumer's own code**. Counted is what differs from
 the checkpoint: codes, scales, and decoded weights, bit for bit. For ggml's types the first two compare with
-the blocks that ggml's own quantizer makes of the same weights. `make interop` regenerates this page.
+the blocks that ggml's own quantizer makes of the same weights. Left out: rows below 2^-120 on `mxfp4`, where
+ggml's exponent wraps, rows beyond 2,688 on `nvfp4`, which cannot hold them, and for `hf` rows whose fp16 scale
+underflows. `make interop` regenerates this page.
 
 """
 TRAINED = """
@@ -64,7 +66,7 @@ def markdown(fidelity: list[dict], trained: list[dict]) -> str:
         return text
     text += TRAINED.format(steps=trained[0]["steps"], tokens=trained[0]["tokens"])
     for row in trained:
-        figures = [f"{row[f'ppl_{name}']:.2f}" for name in ("float", "ptq", "qat", "consumer")]
+        figures = [f"{row[f'ppl_{name}']:,.2f}" for name in ("float", "ptq", "qat", "consumer")]
         cells = [f"`{row['policy']}`", row["target"], f"{row['bits_per_weight']:.2f}", *figures]
         cells += [f"{row['largest_difference']:.3f}", str(row["differences"])]
         text += "| " + " | ".join(cells) + " |\n"

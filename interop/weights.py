@@ -14,6 +14,8 @@ from libqat import _core
 
 HIDDEN = 256
 """Width of gate and up: a multiple of every block."""
+NARROW = 64
+"""The same for grids with one scale a row: a million short rows are quicker than long ones."""
 PATTERN_EVERY = 61
 """Each row of this number holds an adversarial pattern."""
 
@@ -29,31 +31,33 @@ class Filled(NamedTuple):
 def fill(grid: str, blocks: int, smallest: float = 0.0, largest: float = math.inf, seed: int = 0) -> Filled:
     """A one-layer Llama with at least `blocks` blocks of `grid` in its MLP.
 
-    Adversarial rows whose largest magnitude is not from `smallest` to `largest` are left out.
+    Adversarial rows whose largest magnitude is neither 0 nor from `smallest` to `largest` are left out.
     """
-    intermediate = _intermediate(_core.grid_info(grid)["block"], blocks)
+    block = _core.grid_info(grid)["block"]
+    hidden = HIDDEN if block else NARROW
+    intermediate = _intermediate(block, hidden, blocks)
     generator = np.random.default_rng(seed)
     shapes = {
-        "gate_proj": (intermediate, HIDDEN),
-        "up_proj": (intermediate, HIDDEN),
-        "down_proj": (HIDDEN, intermediate),
+        "gate_proj": (intermediate, hidden),
+        "up_proj": (intermediate, hidden),
+        "down_proj": (hidden, intermediate),
     }
     latents = {
         f"model.layers.0.mlp.{name}.weight": torch.from_numpy(rows(generator, *shape, smallest, largest))
         for name, shape in shapes.items()
     }
-    tensors = [*_frame(generator), *latents.items()]
+    tensors = [*_frame(generator, hidden), *latents.items()]
     checkpoint = _core.freeze_tensors(
-        tensors, dict.fromkeys(latents, grid), config=_config(intermediate), tokenizer="none"
+        tensors, dict.fromkeys(latents, grid), config=_config(hidden, intermediate), tokenizer="none"
     )
     counted = sum(checkpoint.quantized[key].scales[..., 0].numel() for key in latents)
     return Filled(checkpoint, latents, counted)
 
 
-def _intermediate(block: int | None, blocks: int) -> int:
-    """Rows of gate and up, a multiple of HIDDEN."""
-    per_row = HIDDEN / block if block else 1
-    return math.ceil(blocks / ((3 if block else 2) * per_row) / HIDDEN) * HIDDEN
+def _intermediate(block: int | None, hidden: int, blocks: int) -> int:
+    """Rows of gate and up, a multiple of `hidden`."""
+    per_row = hidden / block if block else 1
+    return math.ceil(blocks / ((3 if block else 2) * per_row) / hidden) * hidden
 
 
 def rows(
@@ -62,7 +66,11 @@ def rows(
     """float32[count, width]."""
     scale = np.exp2(generator.uniform(-8, 3, (count, 1))).astype(np.float32)
     values = generator.standard_normal((count, width), np.float32) * scale
-    patterns = [row for row in adversarial(generator, width) if smallest <= np.abs(row).max() <= largest]
+    patterns = [
+        row
+        for row, peak in ((row, np.abs(row).max()) for row in adversarial(generator, width))
+        if peak == 0 or smallest <= peak <= largest
+    ]
     for number, row in enumerate(range(0, count, PATTERN_EVERY)):
         values[row] = patterns[number % len(patterns)]
     return values
@@ -92,31 +100,31 @@ def adversarial(generator: np.random.Generator, width: int) -> list[np.ndarray]:
     ]
 
 
-def _frame(generator: np.random.Generator) -> list[tuple[str, torch.Tensor]]:
+def _frame(generator: np.random.Generator, hidden: int) -> list[tuple[str, torch.Tensor]]:
     """The float tensors around the MLP: multiples of 1/512 that bfloat16 and float16 hold exactly."""
     layer = "model.layers.0."
-    shapes = {"model.embed_tokens": (64, HIDDEN)}
-    shapes |= {f"{layer}self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"}
+    shapes = {"model.embed_tokens": (64, hidden)}
+    shapes |= {f"{layer}self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
     tensors = [
         (f"{name}.weight", torch.from_numpy(generator.integers(-64, 64, shape).astype(np.float32) / 512))
         for name, shape in shapes.items()
     ]
     norms = [f"{layer}input_layernorm", f"{layer}post_attention_layernorm", "model.norm"]
-    return tensors + [(f"{name}.weight", torch.ones(HIDDEN)) for name in norms]
+    return tensors + [(f"{name}.weight", torch.ones(hidden)) for name in norms]
 
 
-def _config(intermediate: int) -> str:
+def _config(hidden: int, intermediate: int) -> str:
     return json.dumps(
         {
             "model_type": "llama",
             "architectures": ["LlamaForCausalLM"],
             "vocab_size": 64,
-            "hidden_size": HIDDEN,
+            "hidden_size": hidden,
             "intermediate_size": intermediate,
             "num_hidden_layers": 1,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
-            "head_dim": HIDDEN // 4,
+            "head_dim": hidden // 4,
             "max_position_embeddings": 128,
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
