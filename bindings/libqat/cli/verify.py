@@ -38,4 +38,6 @@ def run(
         console.out.print(table)
     if differences:
         console.say(f"{file}: {len(differences)} differences from {against}")
+        if all(difference.what in ("codes", "scales") for difference in differences):
+            console.say("every decoded weight is the same: these codes and scales say it in another way")
         raise typer.Exit(1)

@@ -14,8 +14,12 @@ std::string text_of(float value) {
 
 namespace {
 
-std::string text_of(int8_t code) {
+/// Both in one scope: a name declared here hides qat::text_of, and floats would be shown as codes.
+std::string shown(int8_t code) {
   return std::to_string(static_cast<int>(code));
+}
+std::string shown(float value) {
+  return text_of(value);
 }
 
 /// By bits: 0 and -0 differ, and a NaN equals itself.
@@ -24,7 +28,7 @@ void compare(int64_t row, const T* expected, const T* got, int64_t count, Mismat
   if (std::memcmp(expected, got, static_cast<std::size_t>(count) * sizeof(T)) == 0) return;
   for (int64_t i = 0; i < count; ++i) {
     if (std::memcmp(expected + i, got + i, sizeof(T)) != 0) {
-      mismatch.add(row, i, text_of(expected[i]), text_of(got[i]));
+      mismatch.add(row, i, shown(expected[i]), shown(got[i]));
     }
   }
 }

@@ -1,6 +1,8 @@
 #include <ATen/ops/zeros.h>
 
 #include <functional>
+#include <iomanip>
+#include <sstream>
 
 #include "qat/core/error.hpp"
 #include "qat/export/export.hpp"
@@ -62,14 +64,20 @@ TEST_CASE("differing codes, scales and values are counted, and the first is told
   REQUIRE(codes[1].what == "values");
   REQUIRE(codes[1].count == 3);
 
+  float scale = 0.0F;
   const auto scales = after(
-      [](QuantizedCheckpoint& checkpoint) {
-        checkpoint.quantized[kKey].scales.data_ptr<float>()[3 * 2 + 1] *= 2;
+      [&scale](QuantizedCheckpoint& checkpoint) {
+        float* place = checkpoint.quantized[kKey].scales.data_ptr<float>() + 3 * 2 + 1;
+        scale = *place;
+        *place *= 2;
       },
       gguf);
   REQUIRE(scales.size() == 2);
   REQUIRE(scales[0].what == "scales");
   REQUIRE(scales[0].count == 1);
+  std::ostringstream digits;
+  digits << std::setprecision(9) << "row 3, position 1: expected " << 2 * scale << ", got " << scale;
+  REQUIRE(scales[0].first == digits.str());
   REQUIRE(scales[1].what == "values");
   REQUIRE(scales[1].count == 30);  // the block's two codes of 0 decode to 0 with any scale
 }
