@@ -11,8 +11,8 @@ Every row: random and adversarial weights (zeros, one huge weight, subnormals, t
 exported to the consumer's file, and read back **by the consumer's own code**. Counted is what differs from
 the checkpoint: codes, scales, and decoded weights, bit for bit. For ggml's types the first two compare with
 the blocks that ggml's own quantizer makes of the same weights. Left out: rows below 2^-120 on `mxfp4`, where
-ggml's exponent wraps, rows beyond 2,688 on `nvfp4`, which cannot hold them, and for `hf` rows whose fp16 scale
-underflows. `make interop` regenerates this page.
+ggml's exponent wraps, rows beyond 2,688 on `nvfp4`, which cannot hold them, and for `hf` rows whose fp16
+scale underflows. `make interop` regenerates this page.
 
 """
 TRAINED = """
