@@ -84,7 +84,9 @@ struct OffsetBlock {
 };
 
 // NOLINTBEGIN(readability-identifier-naming): ggml's own spelling.
+/// Codes 0..15.
 using Q4_1 = OffsetBlock<4>;
+/// Codes 0..31.
 using Q5_1 = OffsetBlock<5>;
 // NOLINTEND(readability-identifier-naming)
 

@@ -68,7 +68,9 @@ struct SignedBlock {
 };
 
 // NOLINTBEGIN(readability-identifier-naming): ggml's own spelling.
+/// Codes -8..7.
 using Q4_0 = SignedBlock<4>;
+/// Codes -16..15.
 using Q5_0 = SignedBlock<5>;
 // NOLINTEND(readability-identifier-naming)
 
