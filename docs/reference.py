@@ -27,7 +27,8 @@ NEED_NO_COMMENT = re.compile(
     r"Member operator|"
     r"Member (?P<name>\w+)\(.* of (class|struct) [\w:]+::(?P=name) |"
     r"(Compound|of struct|of class) qat::grid::"
-    r"(T?Q\d_\w+|SignedBlock|OffsetBlock|BF16|F16|F32|Int\w+|Mlx\w+|Mxfp4|Nvfp4|\w*KQuant(< .* >)?|\w+ScaleRule(< .* >)?) "
+    r"(T?Q\d_\w+|(Signed|Offset)Block|BF16|F16|F32|Int\w+|Mlx\w+|Mxfp4|Nvfp4|"
+    r"\w*KQuant(< .* >)?|\w+ScaleRule(< .* >)?) "
 )
 
 
