@@ -1,10 +1,13 @@
 """What the tests of exported files share: tiny checkpoints, tokenizers of each kind, independent readers."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import make_llama
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from libqat import _core
@@ -155,3 +158,15 @@ def read_folder(folder):
     for path in folder.glob("*.safetensors"):
         found |= load_file(path)
     return found
+
+
+def broken(folder, change):
+    """A copy of an exported folder after change(tensors, config)."""
+    copy = folder.parent / "broken"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    tensors, config = read_folder(copy), json.loads((copy / "config.json").read_text())
+    change(tensors, config)
+    save_file(tensors, copy / "model.safetensors")
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy

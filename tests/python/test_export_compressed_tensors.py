@@ -2,12 +2,11 @@
 
 import json
 import os
-import shutil
 
 import pytest
 import torch
 from conftest import make_llama
-from exporting import checkpoint_of, read_folder, some_tokens
+from exporting import broken, checkpoint_of, read_folder, some_tokens
 from safetensors.torch import save_file
 
 import libqat
@@ -251,18 +250,6 @@ def test_a_folder_of_the_package_itself(tmp_path):
         assert torch.equal(checkpoint.quantized[key].scales[:, :, 0], scales.float())
     loaded, _ = load(tmp_path / "their")
     assert differing(loaded, _core.dequantize(checkpoint)) == []
-
-
-def broken(folder, change):
-    """A copy of an exported folder with other tensors or another configuration."""
-    copy = folder.parent / "broken"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(folder, copy)
-    tensors, config = read_folder(copy), json.loads((copy / "config.json").read_text())
-    change(tensors, config)
-    save_file(tensors, copy / "model.safetensors")
-    (copy / "config.json").write_text(json.dumps(config))
-    return copy
 
 
 UP = "model.layers.0.mlp.up_proj"

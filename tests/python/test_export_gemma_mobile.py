@@ -2,14 +2,12 @@
 
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_llama
-from exporting import checkpoint_of, read_folder, some_tokens
-from safetensors.torch import save_file
+from exporting import broken, checkpoint_of, read_folder, some_tokens
 
 import libqat
 from libqat import _core
@@ -220,17 +218,6 @@ def test_folders_of_others_need_no_manifest(tmp_path):
     again = libqat.import_checkpoint(tmp_path / "out")
     assert again.grids == checkpoint.grids
     assert libqat.verify(tmp_path / "out", checkpoint) == []
-
-
-def broken(folder, change):
-    copy = folder.parent / "broken"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(folder, copy)
-    tensors, config = read_folder(copy), json.loads((copy / "config.json").read_text())
-    change(tensors, config)
-    save_file(tensors, copy / "model.safetensors")
-    (copy / "config.json").write_text(json.dumps(config))
-    return copy
 
 
 def _put(name, value):
