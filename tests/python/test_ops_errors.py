@@ -41,7 +41,10 @@ def test_scales_beyond_their_stored_type_are_refused(grid):
 X, W, INDEX = normal(2, 64), normal(48, 64), torch.tensor([1])
 BAD_CALLS = [
     (lambda: ops.fake_quantize(W, "q4_9"), r"q4_0, .*got \"q4_9\""),
-    (lambda: ops.fake_quantize(W, "q4_0", "lsqq"), r"estimator: expected one of ste, clipped_ste, got"),
+    (
+        lambda: ops.fake_quantize(W, "q4_0", "lsqq"),
+        r"estimator: expected one of ste, clipped_ste, trust_mask, stable_qat, got",
+    ),
     (lambda: ops.fake_quantize(W.double(), "q4_0"), r"float32 latent .*got Double\[48, 64\]"),
     (lambda: ops.fake_quantize(W[0], "q4_0"), r"at least 2 dimensions, got Float\[64\]"),
     (lambda: ops.fake_quantize(W[:, :33], "q4_0"), r"blocks of 32 \(q4_0\) divide, got Float\[48, 33\]"),

@@ -8,14 +8,24 @@
 namespace qat {
 namespace {
 
-constexpr std::array<std::pair<EstimatorKind, std::string_view>, 2> kEstimators{{
+constexpr std::array<std::pair<EstimatorKind, std::string_view>, 4> kEstimators{{
     {EstimatorKind::kSte, "ste"},
     {EstimatorKind::kClippedSte, "clipped_ste"},
+    {EstimatorKind::kTrustMask, "trust_mask"},
+    {EstimatorKind::kStableQat, "stable_qat"},
 }};
 
-constexpr std::array<std::pair<ScaleRule, std::string_view>, 2> kScales{{
+constexpr std::array<std::pair<ScaleRule, std::string_view>, 4> kScales{{
     {ScaleRule::kReference, "reference"},
     {ScaleRule::kSearch, "search"},
+    {ScaleRule::kDifferentiated, "differentiated"},
+    {ScaleRule::kLearned, "learned"},
+}};
+
+constexpr std::array<std::pair<ScaleGradient, std::string_view>, 3> kScaleGradients{{
+    {ScaleGradient::kLsq, "lsq"},
+    {ScaleGradient::kTensor, "tensor"},
+    {ScaleGradient::kPlain, "plain"},
 }};
 
 constexpr std::array<std::pair<SlotKind, std::string_view>, 4> kSlots{{
@@ -61,6 +71,14 @@ std::string_view to_string(ScaleRule rule) noexcept {
 
 ScaleRule scale_rule(std::string_view name) {
   return value_of(kScales, name, "scale");
+}
+
+std::string_view to_string(ScaleGradient rule) noexcept {
+  return name_of(kScaleGradients, rule);
+}
+
+ScaleGradient scale_gradient(std::string_view name) {
+  return value_of(kScaleGradients, name, "scale_gradient");
 }
 
 std::string_view to_string(SlotKind kind) noexcept {

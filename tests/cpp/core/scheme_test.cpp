@@ -4,7 +4,8 @@
 #include "qat/core/error.hpp"
 
 TEST_CASE("names and kinds are each other's reverse") {
-  for (const char* name : {"ste", "clipped_ste"}) REQUIRE(qat::to_string(qat::estimator_kind(name)) == name);
+  for (const char* name : {"ste", "clipped_ste", "trust_mask", "stable_qat"})
+    REQUIRE(qat::to_string(qat::estimator_kind(name)) == name);
   for (const char* name : {"linear", "embedding", "conv", "other"}) {
     REQUIRE(qat::to_string(qat::slot_kind(name)) == name);
   }

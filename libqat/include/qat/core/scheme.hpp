@@ -16,36 +16,64 @@ struct Scheme {
   bool operator==(const Scheme&) const = default;
 };
 
-/// How the gradient of the rounding is estimated.
+/// How the gradient of the rounding is estimated. e = (w_hat - w) / step is a weight's rounding error in
+/// steps; a weight is inside while its unrounded code lies in the code range.
 enum class EstimatorKind {
   /// Identity straight-through: dL/dw := dL/dw_hat. (Bengio et al. 2013, arXiv:1308.3432)
   kSte,
-  /// Straight-through inside the code range, zero outside: dL/dw := dL/dw_hat * 1[n <= w/s + z <= p].
+  /// Straight-through inside, zero outside: dL/dw := dL/dw_hat * 1[n <= w/s + z <= p].
   kClippedSte,
+  /// Straight-through where rounding errs little: 1[|w_hat - w| <= t], t = c_b * RMS(row of w) / (2^b - 1)
+  /// with c_b the MSE-optimal range of a normal distribution at b bits. (QuEST, arXiv:2502.05003)
+  kTrustMask,
+  /// (1 - S) / (1 + S) inside, S = sqrt(2) pi a cos(pi e), a = 0.21; zero outside. (StableQAT,
+  /// arXiv:2601.19320)
+  kStableQat,
 };
 
-/// Where a dynamic scale comes from. Whatever the choice, the result is a legal scale of the same format.
+/// Where a scale comes from. Whatever the choice, the result is a legal scale of the same format.
 enum class ScaleRule {
-  /// The consumer's own quantizer, bit for bit.
+  /// The consumer's own quantizer, bit for bit, at each step; constant for the gradient.
   kReference,
-  /// A search for the scale with the least squared error of the weights.
+  /// A search for the scale with the least squared error of the weights, at each step; constant for the
+  /// gradient.
   kSearch,
+  /// As kReference, and the gradient also flows through the rule into the weights that determine the scale.
+  kDifferentiated,
+  /// A parameter of its own, [R, G, P], that passes through the grid's `store` in the forward pass with a
+  /// straight-through gradient; held still when it requires none. (LSQ, arXiv:1902.08153; LSQ+,
+  /// arXiv:2004.09576, where the grid has an offset)
+  kLearned,
 };
 
-/// "reference" or "search".
+/// "reference", "search", "differentiated" or "learned".
 std::string_view to_string(ScaleRule rule) noexcept;
 /// The reverse of `to_string`. Throws ArgumentError that lists the legal names.
 ScaleRule scale_rule(std::string_view name);
 
-/// Training-only settings of one tensor. JSON and Python: `{"kind": "ste", "scale": "reference"}`.
+/// What the gradient of a learned scale is multiplied with. p is the largest code, N a number of weights.
+enum class ScaleGradient {
+  kLsq,     ///< 1 / sqrt(N p), N the weights that share the scale (a block, a row)
+  kTensor,  ///< 1 / sqrt(N p), N all weights of the tensor
+  kPlain,   ///< 1
+};
+
+/// "lsq", "tensor" or "plain".
+std::string_view to_string(ScaleGradient rule) noexcept;
+/// The reverse of `to_string`. Throws ArgumentError that lists the legal names.
+ScaleGradient scale_gradient(std::string_view name);
+
+/// Training-only settings of one tensor. JSON and Python: `{"kind": "ste", "scale": "reference",
+/// "scale_gradient": "lsq"}`. The kind "lsq" is short for clipped_ste with learned scales.
 struct Estimator {
   EstimatorKind kind = EstimatorKind::kSte;
   ScaleRule scale = ScaleRule::kReference;
+  ScaleGradient scale_gradient = ScaleGradient::kLsq;
 
   bool operator==(const Estimator&) const = default;
 };
 
-/// "ste" or "clipped_ste".
+/// "ste", "clipped_ste", "trust_mask" or "stable_qat".
 std::string_view to_string(EstimatorKind kind) noexcept;
 
 /// The reverse of `to_string`. Throws ArgumentError that lists the legal names.

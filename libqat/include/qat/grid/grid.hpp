@@ -96,7 +96,7 @@ class Grid {
   /// Scales whose decoded weights have a smaller squared error in each block than those of `choose`, or the
   /// same error. Grids that cannot do better return what `choose` does.
   virtual Status search(const float* w, int64_t n, float* s) const = 0;
-  /// `choose` or `search`.
+  /// `search` for kSearch, else `choose`. Learned scales are the caller's.
   Status scales(ScaleRule rule, const float* w, int64_t n, float* s) const {
     return rule == ScaleRule::kSearch ? search(w, n, s) : choose(w, n, s);
   }
@@ -121,6 +121,27 @@ class Grid {
   /// The same, each w_hat then rounded to bfloat16 (nearest even) for a bf16 matmul; w_hat: bf16 bits[n].
   virtual Status fake_quantize_bf16(const float* w, int64_t n, uint16_t* w_hat,
                                     ScaleRule rule = ScaleRule::kReference) const = 0;
+
+  // The same with scales that the caller holds, float32[n / B, P] as `choose` gives them, of any sign where
+  // the decoder allows it. Integer grids only. kNotFinite also for a NaN among the scales.
+
+  /// store, encode and decode in one pass, equal to the three calls bit for bit.
+  virtual Status fake_quantize_with(const float* w, int64_t n, const float* s, float* w_hat) const;
+  /// See `fake_quantize_bf16`.
+  virtual Status fake_quantize_bf16_with(const float* w, int64_t n, const float* s, uint16_t* w_hat) const;
+  /// dL/dw and dL/ds from g = dL/dw_hat, for w_hat = fake_quantize_with(w, s), the storing of s passed
+  /// straight through. With e = (w_hat - w) / step:
+  ///   grad_w[i] = g[i] * (the estimator's factor of w[i], see EstimatorKind)
+  ///   grad_s of a scale that multiplies codes q:  sum of g[i] * (inside ? e : q) over its weights (LSQ);
+  ///   of an additive offset:                      sum of g[i] * (inside ? 0 : 1) with its sign (LSQ+);
+  ///   of the two levels of a K-quant: the same by the chain rule through their product.
+  /// kReference's and kSearch's gradients of w are those for the scales that the rule gives. grad_w:
+  /// float32[n], may alias g; grad_s: float32[n / B, P]; either may be null.
+  virtual Status backward(const float* w, int64_t n, const float* s, const float* g, EstimatorKind kind,
+                          float* grad_w, float* grad_s) const;
+  /// kDifferentiated: grad_w[i] += sum over the row's scales of grad_s * ds/dw[i], s = choose(w): the terms
+  /// of the weights that determine a scale (the block's largest, or its least and largest).
+  virtual Status choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) const;
 };
 
 /// The grid of that name: one of `names()`, or `NAME[@SCALE_GRID][:DEQUANT_DTYPE]` where `name_options(NAME)`
