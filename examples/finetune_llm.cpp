@@ -202,7 +202,7 @@ std::unique_ptr<qat::train::Trainer> make_trainer(Session& session, const Argume
   const train::TokenData text = train::TokenData::open(arguments.required("--tokens"));
   const train::LanguageModel student = train::in_halves(session.loaded.decoder);
   train::LanguageModel teacher = train::in_halves(session.teacher);
-  if (!arguments.has("--teacher-cache") || options.objective.kl == 0) {
+  if (!arguments.has("--teacher-cache") || !options.objective.needs_teacher()) {
     return std::make_unique<train::Trainer>(session.model, student, teacher, text, options, folder);
   }
   const std::string path = arguments.required("--teacher-cache");

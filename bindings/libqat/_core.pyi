@@ -70,6 +70,7 @@ __all__: list[str] = [
     "load_model",
     "log_likelihoods",
     "mean_interval",
+    "needs_teacher",
     "objective_loss",
     "prepare_decoder",
     "read_gguf_header",
@@ -746,7 +747,7 @@ class Trainer:
 
     Args:
         student: a PreparedDecoder; its parameters are trained in place.
-        teacher: a Decoder or a function int64[B, T] -> logits; None when objective["kl"] is 0. A cheap one is
+        teacher: a Decoder or a function int64[B, T] -> logits; None when the objective needs none. A cheap one is
             `decoder.frozen_copy(torch.bfloat16)`, made before training. Or a TeacherCache.
         data: TokenData.
         run_folder: holds run.json, state.safetensors and telemetry.jsonl; "" keeps everything in memory.
@@ -1156,6 +1157,11 @@ def head_loss(
     kl: float = 1.0,
     ce: float = 0.0,
     temperature: float = 1.0,
+    reverse_kl: float = 0.0,
+    jsd: float = 0.0,
+    jsd_alpha: float = 0.5,
+    cakld: float = 0.0,
+    cakld_beta: float = -1.0,
     chunk: typing.SupportsIndex = 0,
 ) -> torch.Tensor:
     """
@@ -1165,10 +1171,10 @@ def head_loss(
         hidden: float [B, T, h], what goes into the head.
         weight: float [V, h], the head's latent; `grid`, `estimator` and `scale` say how it is quantized.
         tokens: int64[B, T], T >= 2.
-        teacher: (hidden [B, T, h'], weight [V, h']), constant, or None when kl is 0.
+        teacher: (hidden [B, T, h'], weight [V, h']), constant, or None when no term needs it.
         chunk: positions whose logits exist at a time; 0 = equal pieces of at most 2^24 logits.
 
-    The gradients of hidden, weight and bias are formed in the forward pass.
+    The terms of the loss are those of `objective_loss`. The gradients of hidden, weight and bias are formed in the forward pass.
     """
 
 def import_checkpoint(path: os.PathLike | str | bytes) -> QuantizedCheckpoint:
@@ -1240,6 +1246,11 @@ def mean_interval(
     For the difference of two models pass the differences of their values, item by item.
     """
 
+def needs_teacher(**kwargs) -> bool:
+    """
+    Whether the objective of these options compares with a teacher.
+    """
+
 def objective_loss(
     student: torch.Tensor,
     teacher: torch.Tensor | None,
@@ -1248,16 +1259,24 @@ def objective_loss(
     kl: float = 1.0,
     ce: float = 0.0,
     temperature: float = 1.0,
+    reverse_kl: float = 0.0,
+    jsd: float = 0.0,
+    jsd_alpha: float = 0.5,
+    cakld: float = 0.0,
+    cakld_beta: float = -1.0,
 ) -> torch.Tensor:
     """
     The trainer's loss, differentiable, for loops of your own: a scalar over predicted positions.
 
     Args:
         student: float logits [B, T, V]; its gradient is computed in the forward pass, without a float32 copy of the logits.
-        teacher: float logits [B, T, V], constant, or None when kl is 0.
+        teacher: float logits [B, T, V], constant, or None when no term needs it.
         tokens: int64[B, T], T >= 2.
         kl: weight of temperature^2 * KL(teacher || student) at `temperature`.
         ce: weight of the cross-entropy with the next token.
+        reverse_kl: weight of temperature^2 * KL(student || teacher).
+        jsd: weight of the divergence from the mix jsd_alpha * teacher + (1 - jsd_alpha) * student.
+        cakld: weight of cakld_beta * reverse + (1 - cakld_beta) * forward KL; a cakld_beta of -1 is the teacher's mean probability of the next tokens.
     """
 
 def prepare_decoder(decoder: Decoder, policy: Policy) -> PreparedDecoder:

@@ -96,7 +96,7 @@ def start(
     loaded = _core.load_model(model)
     data = _core.TokenData.from_tensor(tokens, json.loads(loaded.config)["vocab_size"])
     teacher, check = None, None
-    wanted = options["objective"]["kl"] > 0
+    wanted = _core.needs_teacher(**options)
     if wanted and not teacher_cache:
         teacher = teachers.live_teacher(loaded, options)
     prepared = _core.prepare_decoder(loaded.decoder, policy)

@@ -128,11 +128,13 @@ at::Tensor python_head_loss(const at::Tensor& hidden, const at::Tensor& weight, 
                             const std::optional<at::Tensor>& bias, const std::string& grid,
                             const std::string& estimator, const std::string& scale,
                             const std::optional<std::tuple<at::Tensor, at::Tensor>>& teacher, double kl,
-                            double ce, double temperature, int64_t chunk) {
+                            double ce, double temperature, double reverse_kl, double jsd, double jsd_alpha,
+                            double cakld, double cakld_beta, int64_t chunk) {
   train::TeacherAnswer answer;
   if (teacher) answer = {std::get<0>(*teacher), Head{std::get<1>(*teacher)}};
   return train::head_loss(hidden, head_of(weight, bias, grid, {estimator_kind(estimator), scale_rule(scale)}),
-                          answer, tokens, {kl, ce, temperature}, chunk);
+                          answer, tokens,
+                          {kl, ce, temperature, reverse_kl, jsd, jsd_alpha, cakld, cakld_beta}, chunk);
 }
 
 void bind_losses(py::module_& module) {
@@ -140,36 +142,45 @@ void bind_losses(py::module_& module) {
   module.def(
       "objective_loss",
       [](const at::Tensor& student, const std::optional<at::Tensor>& teacher, const at::Tensor& tokens,
-         double kl, double ce, double temperature) {
-        return train::objective_loss(student, teacher.value_or(at::Tensor()), tokens, {kl, ce, temperature});
+         double kl, double ce, double temperature, double reverse_kl, double jsd, double jsd_alpha,
+         double cakld, double cakld_beta) {
+        return train::objective_loss(student, teacher.value_or(at::Tensor()), tokens,
+                                     {kl, ce, temperature, reverse_kl, jsd, jsd_alpha, cakld, cakld_beta});
       },
       py::arg("student"), py::arg("teacher"), py::arg("tokens"), py::kw_only(), py::arg("kl") = defaults.kl,
       py::arg("ce") = defaults.ce, py::arg("temperature") = defaults.temperature,
-      py::call_guard<py::gil_scoped_release>(),
+      py::arg("reverse_kl") = defaults.reverse_kl, py::arg("jsd") = defaults.jsd,
+      py::arg("jsd_alpha") = defaults.jsd_alpha, py::arg("cakld") = defaults.cakld,
+      py::arg("cakld_beta") = defaults.cakld_beta, py::call_guard<py::gil_scoped_release>(),
       R"(The trainer's loss, differentiable, for loops of your own: a scalar over predicted positions.
 
 Args:
     student: float logits [B, T, V]; its gradient is computed in the forward pass, without a float32 copy of the logits.
-    teacher: float logits [B, T, V], constant, or None when kl is 0.
+    teacher: float logits [B, T, V], constant, or None when no term needs it.
     tokens: int64[B, T], T >= 2.
     kl: weight of temperature^2 * KL(teacher || student) at `temperature`.
-    ce: weight of the cross-entropy with the next token.)");
+    ce: weight of the cross-entropy with the next token.
+    reverse_kl: weight of temperature^2 * KL(student || teacher).
+    jsd: weight of the divergence from the mix jsd_alpha * teacher + (1 - jsd_alpha) * student.
+    cakld: weight of cakld_beta * reverse + (1 - cakld_beta) * forward KL; a cakld_beta of -1 is the teacher's mean probability of the next tokens.)");
   module.def("head_loss", &python_head_loss, py::arg("hidden"), py::arg("weight"), py::arg("tokens"),
              py::kw_only(), py::arg("bias") = py::none(), py::arg("grid") = "f32",
              py::arg("estimator") = "ste", py::arg("scale") = "reference", py::arg("teacher") = py::none(),
              py::arg("kl") = defaults.kl, py::arg("ce") = defaults.ce,
-             py::arg("temperature") = defaults.temperature, py::arg("chunk") = 0,
-             py::call_guard<py::gil_scoped_release>(),
+             py::arg("temperature") = defaults.temperature, py::arg("reverse_kl") = defaults.reverse_kl,
+             py::arg("jsd") = defaults.jsd, py::arg("jsd_alpha") = defaults.jsd_alpha,
+             py::arg("cakld") = defaults.cakld, py::arg("cakld_beta") = defaults.cakld_beta,
+             py::arg("chunk") = 0, py::call_guard<py::gil_scoped_release>(),
              R"(objective_loss of the logits hidden @ W_hat^T + bias, which never exist in full.
 
 Args:
     hidden: float [B, T, h], what goes into the head.
     weight: float [V, h], the head's latent; `grid`, `estimator` and `scale` say how it is quantized.
     tokens: int64[B, T], T >= 2.
-    teacher: (hidden [B, T, h'], weight [V, h']), constant, or None when kl is 0.
+    teacher: (hidden [B, T, h'], weight [V, h']), constant, or None when no term needs it.
     chunk: positions whose logits exist at a time; 0 = equal pieces of at most 2^24 logits.
 
-The gradients of hidden, weight and bias are formed in the forward pass.)");
+The terms of the loss are those of `objective_loss`. The gradients of hidden, weight and bias are formed in the forward pass.)");
 }
 
 }  // namespace

@@ -127,7 +127,7 @@ void bind_trainer(py::module_& module) {
 
 Args:
     student: a PreparedDecoder; its parameters are trained in place.
-    teacher: a Decoder or a function int64[B, T] -> logits; None when objective["kl"] is 0. A cheap one is
+    teacher: a Decoder or a function int64[B, T] -> logits; None when the objective needs none. A cheap one is
         `decoder.frozen_copy(torch.bfloat16)`, made before training. Or a TeacherCache.
     data: TokenData.
     run_folder: holds run.json, state.safetensors and telemetry.jsonl; "" keeps everything in memory.
@@ -177,6 +177,10 @@ void bind_train(py::module_& module) {
       "check_options",
       [](const py::kwargs& options) { return as_python(train::to_json(options_of(options))); },
       "The options completed by the defaults. ArgumentError naming an unknown or illegal one.");
+  module.def(
+      "needs_teacher",
+      [](const py::kwargs& options) { return options_of(options).objective.needs_teacher(); },
+      "Whether the objective of these options compares with a teacher.");
   module.def(
       "compute_dtype",
       [](const std::string& name) {

@@ -133,6 +133,36 @@ def test_objective_equals_autograd_in_float64():
         _core.objective_loss(ours, None, tokens)
 
 
+@pytest.mark.parametrize(
+    "terms", [{"reverse_kl": 1.0}, {"jsd": 1.0, "jsd_alpha": 0.85}, {"cakld": 1.0}, {"cakld": 2.0, "cakld_beta": 0.2}]
+)  # fmt: skip
+def test_divergences_equal_autograd_in_float64(terms):
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 6, 50, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(2, 6, 50, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(50, (2, 6), generator=generator)
+    ours, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
+    _core.objective_loss(ours, teacher, tokens, kl=0.0, temperature=1.5, **terms).backward()
+
+    def kl(a, b):
+        return torch.nn.functional.kl_div(b, a, log_target=True, reduction="batchmean")
+
+    log_p = torch.log_softmax(teacher[:, :-1].flatten(0, 1) / 1.5, -1)
+    log_q = torch.log_softmax(theirs[:, :-1].flatten(0, 1) / 1.5, -1)
+    alpha = terms.get("jsd_alpha", 0.5)
+    log_m = (alpha * log_p.exp() + (1 - alpha) * log_q.exp()).log()
+    sure = torch.softmax(teacher[:, :-1], -1).gather(-1, tokens[:, 1:, None]).mean()
+    beta = terms.get("cakld_beta", sure)
+    expected = (
+        terms.get("reverse_kl", 0) * kl(log_q, log_p)
+        + terms.get("jsd", 0) * (alpha * kl(log_p, log_m) + (1 - alpha) * kl(log_q, log_m))
+        + terms.get("cakld", 0) * (beta * kl(log_q, log_p) + (1 - beta) * kl(log_p, log_q))
+    )
+    (expected * 1.5**2).backward()
+    # Sums of 50 doubles in another order.
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-11, atol=1e-15)
+
+
 def test_a_tiny_decoder_learns_its_teacher_back(folder, data):
     prepared, teacher = setup(folder)
     held_out = torch.randint(VOCABULARY, (400,), generator=torch.Generator().manual_seed(2))
@@ -271,8 +301,11 @@ def test_options_and_errors(folder, data):
         _core.Trainer(prepared, teacher, data, learning_rat=1)
     with pytest.raises(ArgumentError, match="steps: expected an integer"):
         _core.Trainer(prepared, teacher, data, steps="many")
-    with pytest.raises(ArgumentError, match="teacher"):
-        _core.Trainer(prepared, None, data, **OPTIONS)
+    for objective in [{}, {"kl": 0, "jsd": 1}]:
+        with pytest.raises(ArgumentError, match="teacher"):
+            _core.Trainer(prepared, None, data, **OPTIONS, objective=objective)
+        assert _core.needs_teacher(objective=objective)
+    assert not _core.needs_teacher(objective={"kl": 0, "ce": 1})
     with pytest.raises(ArgumentError, match="at least one window of 5000 tokens, got 1000"):
         _core.Trainer(prepared, teacher, data, **dict(OPTIONS, sequence_length=5000))
     with pytest.raises(ArgumentError, match=r"frozen\[0\]"):

@@ -53,7 +53,13 @@ def clock(seconds: float) -> str:
 
 def objective(weights: dict[str, float]) -> str:
     """In words: "KL to the float model", or the parts with their weights."""
-    names = {"kl": "KL to the float model", "ce": "cross-entropy"}
+    names = {
+        "kl": "KL to the float model",
+        "reverse_kl": "reverse KL",
+        "jsd": "Jensen-Shannon divergence",
+        "cakld": "CAKLD",
+        "ce": "cross-entropy",
+    }
     parts = [(weights.get(key, 0.0), name) for key, name in names.items() if weights.get(key, 0.0)]
     if len(parts) == 1 and parts[0][0] == 1:
         return parts[0][1]

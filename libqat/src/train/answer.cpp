@@ -37,12 +37,18 @@ void check_tokens(const char* function, const at::Tensor& tokens) {
 
 void check_answer(const char* function, const TeacherAnswer& teacher, const at::Tensor& tokens,
                   int64_t vocabulary, const Objective& objective) {
-  if (objective.kl == 0) return;
+  if (!objective.needs_teacher()) return;
   const std::string size = std::to_string(vocabulary), of_tokens = " for tokens " + describe(tokens);
   const auto fits = [&](const at::Tensor& tensor, int64_t predicted) {
     return tensor.dim() == 3 && tensor.size(0) == tokens.size(0) && tensor.size(1) == predicted;
   };
   if (teacher.ids.defined()) {
+    if (objective.needs_confidence()) {
+      throw ArgumentError(
+          std::string(function) +
+          ": objective.cakld_beta: expected a number in [0, 1] with a cached teacher, whose k "
+          "tokens need not hold the next one, got -1");
+    }
     const bool ids = teacher.ids.scalar_type() == at::kLong && fits(teacher.ids, tokens.size(1) - 1) &&
                      teacher.ids.size(2) >= 1 && teacher.ids.size(2) < vocabulary;
     check(ids, function, "teacher.ids", "int64[B, T - 1, k], 1 <= k < " + size + of_tokens, teacher.ids);
@@ -109,6 +115,22 @@ RowTeacher TeacherRows::rows(int64_t first, int64_t last) {
     return tensor.defined() ? predicted_rows(tensor.detach(), first, last, positions_) : tensor;
   };
   return {take(answer_.logits), take(answer_.ids), take(answer_.log_p)};
+}
+
+Objective with_confidence(const Objective& objective, const TeacherAnswer& answer, const at::Tensor& targets,
+                          int64_t positions, int64_t height, at::ScalarType compute) {
+  if (!objective.needs_confidence()) return objective;
+  const int64_t total = targets.size(0);
+  TeacherRows teacher(answer, positions);
+  double sum = 0;
+  for (int64_t first = 0; first < total; first += height) {
+    const int64_t last = std::min(first + height, total);
+    sum += confidence(teacher.rows(first, last).logits, targets.slice(0, first, last), compute);
+  }
+  Objective result = objective;
+  // A mean of rounded probabilities may exceed 1 by a little.
+  result.cakld_beta = std::min(sum / static_cast<double>(total), 1.0);
+  return result;
 }
 
 int64_t piece_height(int64_t chunk, int64_t rows, int64_t vocabulary) {

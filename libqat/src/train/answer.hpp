@@ -59,6 +59,11 @@ class TeacherRows {
   at::Tensor hidden_;
 };
 
+/// `objective` with its cakld_beta filled in from the answer, if it asks for that. targets: int64[N], the
+/// next tokens; height: of the pieces in which a head's logits are made.
+Objective with_confidence(const Objective& objective, const TeacherAnswer& answer, const at::Tensor& targets,
+                          int64_t positions, int64_t height, at::ScalarType compute);
+
 /// Rows of logits that exist at a time: `chunk`, or when that is 0 equal pieces of `rows` with at most 2^24
 /// logits or 128 rows each, in multiples of 32.
 int64_t piece_height(int64_t chunk, int64_t rows, int64_t vocabulary);

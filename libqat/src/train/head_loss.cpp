@@ -175,6 +175,8 @@ at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAn
   if (teacher.hidden.defined()) problem.teacher.hidden = in_compute_dtype(teacher.hidden.detach());
   problem.rule.positions = static_cast<double>(sequences * positions);
   if (input.scalar_type() == at::kDouble) problem.rule.compute = at::kDouble;
+  problem.rule.objective = with_confidence(objective, problem.teacher, problem.targets, positions,
+                                           problem.height, problem.rule.compute);
   const bool on = c10::GradMode::is_enabled();
   problem.wants_hidden = on && hidden.requires_grad();
   problem.wants_weight = on && head.weight.requires_grad();

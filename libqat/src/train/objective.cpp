@@ -82,6 +82,9 @@ at::Tensor objective_loss(const at::Tensor& student, const TeacherAnswer& teache
   }
   problem.rule.positions = static_cast<double>(problem.targets.numel());
   if (student.scalar_type() == at::kDouble) problem.rule.compute = at::kDouble;
+  problem.rule.objective =
+      with_confidence(objective, problem.teacher, problem.targets.flatten(), problem.targets.size(1),
+                      problem.targets.size(1), problem.rule.compute);
   problem.wants_gradient = student.requires_grad() && c10::GradMode::is_enabled();
   return ObjectiveFunction::apply(student, problem);
 }

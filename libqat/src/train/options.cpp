@@ -1,115 +1,14 @@
 #include "qat/train/options.hpp"
 
 #include <cmath>
-#include <limits>
-#include <nlohmann/json.hpp>
 #include <regex>
 #include <sstream>
 
 #include "qat/core/error.hpp"
+#include "train/options_check.hpp"
 
 namespace qat::train {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-[[noreturn]] void fail(const std::string& path, const std::string& expected, const std::string& got) {
-  throw ArgumentError("options: " + path + ": expected " + expected + ", got " + got);
-}
-
-/// Calls visit(name, member) for every option of the top level.
-template <typename AnyOptions, typename Visit>
-void for_each_option(AnyOptions& options, Visit&& visit) {
-  visit("steps", options.steps);
-  visit("batch_size", options.batch_size);
-  visit("sequence_length", options.sequence_length);
-  visit("accumulate", options.accumulate);
-  visit("learning_rate", options.learning_rate);
-  visit("warmup", options.warmup);
-  visit("final_learning_rate", options.final_learning_rate);
-  visit("beta1", options.beta1);
-  visit("beta2", options.beta2);
-  visit("epsilon", options.epsilon);
-  visit("weight_decay", options.weight_decay);
-  visit("clip_norm", options.clip_norm);
-  visit("objective", options.objective);
-  visit("loss_chunk", options.loss_chunk);
-  visit("compute_dtype", options.compute_dtype);
-  visit("frozen", options.frozen);
-  visit("seed", options.seed);
-  visit("eval_every", options.eval_every);
-  visit("save_every", options.save_every);
-  visit("telemetry_every", options.telemetry_every);
-}
-
-template <typename AnyObjective, typename Visit>
-void for_each_term(AnyObjective& objective, Visit&& visit) {
-  visit("kl", objective.kl);
-  visit("ce", objective.ce);
-  visit("temperature", objective.temperature);
-}
-
-void write(Json& json, const Objective& objective) {
-  json = Json::object();
-  for_each_term(objective, [&](const char* name, double value) { json[name] = value; });
-}
-
-template <typename Value>
-void write(Json& json, const Value& value) {
-  json = value;
-}
-
-void read(const Json& json, const std::string& path, int64_t& value) {
-  const bool fits =
-      json.is_number_integer() &&
-      (!json.is_number_unsigned() ||
-       json.get<std::uint64_t>() <= static_cast<std::uint64_t>(std::numeric_limits<int64_t>::max()));
-  if (!fits) fail(path, "an integer", json.dump());
-  value = json.get<int64_t>();
-}
-
-void read(const Json& json, const std::string& path, double& value) {
-  if (!json.is_number()) fail(path, "a number", json.dump());
-  value = json.get<double>();
-}
-
-void read(const Json& json, const std::string& path, std::string& value) {
-  if (!json.is_string()) fail(path, "a string", json.dump());
-  value = json.get<std::string>();
-}
-
-void read(const Json& json, const std::string& path, std::vector<std::string>& value) {
-  if (!json.is_array()) fail(path, "a list of strings", json.dump());
-  value.assign(json.size(), "");
-  for (std::size_t i = 0; i < json.size(); ++i) read(json[i], path + "[" + std::to_string(i) + "]", value[i]);
-}
-
-void read(const Json& json, const std::string& path, Objective& objective);
-
-/// Fills the members that `json` has; `each` enumerates (name, member). Unknown keys are errors.
-template <typename Each>
-void read_object(const Json& json, const std::string& prefix, Each&& each) {
-  std::string known;
-  std::size_t found = 0;
-  each([&](const std::string& name, auto& member) {
-    known += (known.empty() ? "" : ", ") + name;
-    if (const auto entry = json.find(name); entry != json.end()) {
-      read(*entry, prefix + name, member);
-      ++found;
-    }
-  });
-  if (found == json.size()) return;
-  for (const auto& [key, unused] : json.items()) {
-    bool legal = false;
-    each([&](const std::string& name, auto&) { legal = legal || name == key; });
-    if (!legal) fail(prefix + key, "one of " + known, "an unknown key");
-  }
-}
-
-void read(const Json& json, const std::string& path, Objective& objective) {
-  if (!json.is_object()) fail(path, "an object", json.dump());
-  read_object(json, path + ".", [&](auto&& visit) { for_each_term(objective, visit); });
-}
 
 std::string text(double value) {
   std::ostringstream out;
@@ -118,19 +17,32 @@ std::string text(double value) {
 }
 
 void at_least(const char* name, int64_t value, int64_t least) {
-  if (value < least) fail(name, "at least " + std::to_string(least), std::to_string(value));
+  if (value < least) fail_option(name, "at least " + std::to_string(least), std::to_string(value));
 }
 
 /// Also refuses NaN, for which every comparison is false.
 void require(bool ok, const char* name, const char* range, double value) {
-  if (!ok || !std::isfinite(value)) fail(name, range, text(value));
+  if (!ok || !std::isfinite(value)) fail_option(name, range, text(value));
 }
 
 void validate_objective(const Objective& objective) {
-  require(objective.kl >= 0, "objective.kl", "a weight >= 0", objective.kl);
-  require(objective.ce >= 0, "objective.ce", "a weight >= 0", objective.ce);
+  const auto weight = [](const char* name, double value) {
+    require(value >= 0, name, "a weight >= 0", value);
+  };
+  weight("objective.kl", objective.kl);
+  weight("objective.ce", objective.ce);
+  weight("objective.reverse_kl", objective.reverse_kl);
+  weight("objective.jsd", objective.jsd);
+  weight("objective.cakld", objective.cakld);
+  require(objective.jsd_alpha > 0 && objective.jsd_alpha < 1, "objective.jsd_alpha",
+          "a number between 0 and 1", objective.jsd_alpha);
+  require(objective.cakld_beta == -1 || (objective.cakld_beta >= 0 && objective.cakld_beta <= 1),
+          "objective.cakld_beta", "a number in [0, 1], or -1 for the teacher's confidence",
+          objective.cakld_beta);
   require(objective.temperature > 0, "objective.temperature", "a number > 0", objective.temperature);
-  if (objective.kl == 0 && objective.ce == 0) fail("objective", "kl or ce above 0", "both 0");
+  if (!objective.needs_teacher() && objective.ce == 0) {
+    fail_option("objective", "a term with a weight above 0", "all 0");
+  }
 }
 
 void validate_expressions(const std::vector<std::string>& frozen) {
@@ -138,13 +50,17 @@ void validate_expressions(const std::vector<std::string>& frozen) {
     try {
       const std::regex compiled(frozen[i], std::regex::ECMAScript);
     } catch (const std::regex_error& error) {
-      fail("frozen[" + std::to_string(i) + "]", "an ECMAScript expression",
-           "\"" + frozen[i] + "\" (" + error.what() + ")");
+      fail_option("frozen[" + std::to_string(i) + "]", "an ECMAScript expression",
+                  "\"" + frozen[i] + "\" (" + error.what() + ")");
     }
   }
 }
 
 }  // namespace
+
+void fail_option(const std::string& path, const std::string& expected, const std::string& got) {
+  throw ArgumentError("options: " + path + ": expected " + expected + ", got " + got);
+}
 
 void validate(const Options& options) {
   at_least("steps", options.steps, 1);
@@ -167,24 +83,9 @@ void validate(const Options& options) {
   validate_objective(options.objective);
   const std::string& dtype = options.compute_dtype;
   if (dtype != "auto" && dtype != "float32" && dtype != "bfloat16") {
-    fail("compute_dtype", "one of auto, float32, bfloat16", "\"" + dtype + "\"");
+    fail_option("compute_dtype", "one of auto, float32, bfloat16", "\"" + dtype + "\"");
   }
   validate_expressions(options.frozen);
-}
-
-std::string to_json(const Options& options) {
-  Json json;
-  for_each_option(options, [&](const char* name, const auto& value) { write(json[name], value); });
-  return json.dump();
-}
-
-Options options_from_json(std::string_view json) {
-  const Json parsed = Json::parse(json, nullptr, false);
-  if (!parsed.is_object()) fail("$", "a JSON object", std::string(json.substr(0, 60)));
-  Options options;
-  read_object(parsed, "", [&](auto&& visit) { for_each_option(options, visit); });
-  validate(options);
-  return options;
 }
 
 double learning_rate_at(const Options& options, int64_t step) noexcept {

@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "train/divergence.hpp"
+
 namespace qat::train {
 namespace {
 
@@ -23,30 +25,11 @@ at::Tensor scaled(const at::Tensor& logits, at::ScalarType compute, double tempe
   return temperature == 1 ? wide : wide / temperature;
 }
 
-/// sum_v p_v (log p_v - log q_v) of each row, where 0 log 0 is 0.
-at::Tensor divergence(const at::Tensor& log_p, const at::Tensor& p, const at::Tensor& log_q) {
-  const at::Tensor kl = (log_p - log_q).mul_(p).sum(1);
-  if (!kl.isnan().any().item<bool>()) return kl;
-  // The teacher may rule a token out: its term is 0 * -inf. Other NaN stay.
-  return (log_p - log_q).masked_fill_(log_p.isneginf(), 0).mul_(p).sum(1);
-}
-
-/// Adds kl * t^2/N * KL of each row to `loss` and kl * t/N * (q - p) to `gradient` (when defined).
-void add_kl(const RowLoss& rule, const at::Tensor& log_q, const at::Tensor& teacher, const at::Tensor& loss,
-            const at::Tensor& gradient) {
-  const double t = rule.objective.temperature, scale = rule.objective.kl * t / rule.positions;
-  const at::Tensor log_p = log_probabilities(teacher, rule.compute, t);
-  const at::Tensor p = log_p.exp();
-  if (gradient.defined()) gradient.add_(log_q.exp().sub_(p), scale);
-  loss.add_(divergence(log_p, p, log_q), scale * t);
-}
-
-/// The same over the outcomes "token ids[0]", ..., "token ids[k - 1]", "another token", from logits float
-/// [n, V]. The rest's probability is a sum over the rest, never 1 minus a sum.
-void add_top_kl(const RowLoss& rule, const at::Tensor& logits, const RowTeacher& teacher,
-                const at::Tensor& loss, const at::Tensor& gradient) {
-  const double t = rule.objective.temperature, scale = rule.objective.kl * t / rule.positions;
-  const at::Tensor z = scaled(logits, rule.compute, t);
+/// The teacher's terms over the outcomes "token ids[0]", ..., "token ids[k - 1]", "another token", from
+/// logits float[n, V]. The rest's probability is a sum over the rest, never 1 minus a sum.
+void add_top(const RowLoss& rule, const at::Tensor& logits, const RowTeacher& teacher, const at::Tensor& loss,
+             const at::Tensor& gradient) {
+  const at::Tensor z = scaled(logits, rule.compute, rule.objective.temperature);
   const at::Tensor top = z.gather(1, teacher.ids);
   const at::Tensor rest = z.scatter(1, teacher.ids, -std::numeric_limits<double>::infinity());
   const at::Tensor rest_sum = at::logsumexp(rest, 1, /*keepdim=*/true);
@@ -54,10 +37,10 @@ void add_top_kl(const RowLoss& rule, const at::Tensor& logits, const RowTeacher&
   const at::Tensor log_q = at::cat({top, rest_sum}, 1).sub_(sum);
   // Stored numbers are rounded: make them probabilities again.
   const at::Tensor log_p = at::_log_softmax(teacher.log_p.to(rule.compute), 1, false);
-  const at::Tensor p = log_p.exp();
-  loss.add_(divergence(log_p, p, log_q), scale * t);
+  at::Tensor outcome;  // the gradient by the outcomes' logits
+  if (gradient.defined()) outcome = at::zeros(log_q.sizes(), log_q.options());
+  add_divergences(rule.objective, rule.share(), log_p, log_q, loss, outcome);
   if (!gradient.defined()) return;
-  const at::Tensor outcome = (log_q.exp() - p).mul_(scale);
   const int64_t k = teacher.ids.size(1);
   gradient.add_((rest - rest_sum).exp_().mul_(outcome.slice(1, k)));  // exp(-inf) = 0 at the k tokens
   gradient.scatter_add_(1, teacher.ids, outcome.slice(1, 0, k));
@@ -80,11 +63,12 @@ void solve_block(const RowLoss& rule, const at::Tensor& student, const RowTeache
   at::Tensor sum;  // of the terms' gradients
   if (gradient.defined()) sum = at::zeros(student.sizes(), student.options().dtype(rule.compute));
   at::Tensor log_q;
-  if (objective.kl > 0 && teacher.ids.defined()) {
-    add_top_kl(rule, student, teacher, loss, sum);
-  } else if (objective.kl > 0) {
+  if (objective.needs_teacher() && teacher.ids.defined()) {
+    add_top(rule, student, teacher, loss, sum);
+  } else if (objective.needs_teacher()) {
     log_q = log_probabilities(student, rule.compute, objective.temperature);
-    add_kl(rule, log_q, teacher.logits, loss, sum);
+    const at::Tensor log_p = log_probabilities(teacher.logits, rule.compute, objective.temperature);
+    add_divergences(objective, rule.share(), log_p, log_q, loss, sum);
   }
   if (objective.ce > 0) {
     if (!log_q.defined() || objective.temperature != 1) log_q = log_probabilities(student, rule.compute, 1);
@@ -95,6 +79,23 @@ void solve_block(const RowLoss& rule, const at::Tensor& student, const RowTeache
 
 at::Tensor cut(const at::Tensor& tensor, int64_t first, int64_t last) {
   return tensor.defined() ? tensor.slice(0, first, last) : tensor;
+}
+
+/// Calls work(first, last) for blocks of rows of a [rows, columns] tensor that stay in a core's cache.
+template <class Work>
+void for_blocks(const at::Tensor& matrix, const Work& work) {
+  const int64_t rows = matrix.size(0);
+  if (!matrix.is_cpu()) {
+    work(0, rows);
+    return;
+  }
+  const int64_t height = std::clamp<int64_t>(kBlockLogits / matrix.size(1), 1, rows);
+  at::parallel_for(0, (rows + height - 1) / height, 1, [&](int64_t begin, int64_t end) {
+    const c10::NoGradGuard no_grad;  // thread-local, and this may be a worker thread
+    for (int64_t block = begin; block < end; ++block) {
+      work(block * height, std::min((block + 1) * height, rows));
+    }
+  });
 }
 
 }  // namespace
@@ -109,23 +110,21 @@ at::Tensor log_probabilities(const at::Tensor& logits, at::ScalarType compute, d
 
 void RowLoss::operator()(const at::Tensor& student, const RowTeacher& teacher, const at::Tensor& target,
                          const at::Tensor& loss, const at::Tensor& gradient) const {
-  const int64_t rows = student.size(0);
-  const int64_t height =
-      student.is_cpu() ? std::clamp<int64_t>(kBlockLogits / student.size(1), 1, rows) : rows;
-  const auto work = [&](int64_t begin, int64_t end) {
-    const c10::NoGradGuard no_grad;  // thread-local, and this may be a worker thread
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * height, last = std::min(first + height, rows);
-      solve_block(*this, cut(student, first, last), teacher.slice(first, last), cut(target, first, last),
-                  cut(loss, first, last), cut(gradient, first, last));
-    }
-  };
-  const int64_t blocks = (rows + height - 1) / height;
-  if (student.is_cpu()) {
-    at::parallel_for(0, blocks, 1, work);
-  } else {
-    work(0, blocks);
-  }
+  const c10::NoGradGuard no_grad;
+  for_blocks(student, [&](int64_t first, int64_t last) {
+    solve_block(*this, cut(student, first, last), teacher.slice(first, last), cut(target, first, last),
+                cut(loss, first, last), cut(gradient, first, last));
+  });
+}
+
+double confidence(const at::Tensor& logits, const at::Tensor& target, at::ScalarType compute) {
+  const c10::NoGradGuard no_grad;
+  const at::Tensor each = at::zeros({logits.size(0)}, logits.options().dtype(at::kDouble));
+  for_blocks(logits, [&](int64_t first, int64_t last) {
+    const at::Tensor log_p = log_probabilities(cut(logits, first, last), compute, 1);
+    cut(each, first, last).copy_(log_p.gather(1, cut(target, first, last).unsqueeze(1)).squeeze(1).exp_());
+  });
+  return each.sum().item<double>();
 }
 
 }  // namespace qat::train

@@ -35,7 +35,7 @@ void check_cache(const TeacherCache& cache, const TokenData& data, const Options
     if (!ok) throw ArgumentError("Trainer: teacher cache: expected " + expected + ", got " + got);
   };
   const CacheKey& key = cache.key();
-  check(options.objective.kl > 0, "objective.kl above 0", "0, which needs no teacher");
+  check(options.objective.needs_teacher(), "an objective that compares with a teacher", "none");
   check(key.text == data.fingerprint(), "answers to this text", "another's");
   check(key.length == options.sequence_length,
         "windows of " + std::to_string(options.sequence_length) + " tokens", std::to_string(key.length));
@@ -118,8 +118,8 @@ Trainer::Impl::Impl(PreparedModel& prepared, LanguageModel student_model, Langua
   data.batch(0, 1, options.sequence_length, 0);  // the text holds a sequence
   if (cache) {
     check_cache(*cache, data, options);
-  } else if (options.objective.kl > 0) {
-    require_callable(teacher, "teacher", "objective.kl is above 0");
+  } else if (options.objective.needs_teacher()) {
+    require_callable(teacher, "teacher", "the objective compares with one");
   }
   compute = compute_dtype(options.compute_dtype, device);
   options.compute_dtype =
@@ -152,7 +152,7 @@ std::vector<StateTensor> Trainer::Impl::state() const {
 }
 
 TeacherAnswer Trainer::Impl::teach(const std::vector<int64_t>& windows, const at::Tensor& tokens) const {
-  if (options.objective.kl == 0) return {};
+  if (!options.objective.needs_teacher()) return {};
   const c10::NoGradGuard no_grad;
   const ComputeScope scope(compute, device);
   if (cache) {
@@ -175,9 +175,8 @@ at::Tensor Trainer::Impl::loss_of(const std::vector<int64_t>& windows, const Obj
 
 /// Leaves the mean gradient of the step's micro-batches in the parameters and returns the mean loss.
 double Trainer::Impl::accumulate_gradients(int64_t at_step) {
-  Objective share = options.objective;  // of one micro-batch
-  share.kl /= static_cast<double>(options.accumulate);
-  share.ce /= static_cast<double>(options.accumulate);
+  // Of one micro-batch.
+  const Objective share = options.objective.times(1 / static_cast<double>(options.accumulate));
   double total = 0;
   for (int64_t micro = 0; micro < options.accumulate; ++micro) {
     const int64_t index = (at_step - 1) * options.accumulate + micro;

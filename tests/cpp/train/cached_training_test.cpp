@@ -181,7 +181,8 @@ TEST_CASE("a trainer refuses a cache for something else") {
   REQUIRE_THAT(refusal([](Options& o) { o.seed = 1; }), Catch::Contains("the answer to window"));
   REQUIRE_THAT(refusal([](Options& o) { o.sequence_length = 9; }), Catch::Contains("windows of 9 tokens"));
   REQUIRE_THAT(refusal([](Options& o) { o.objective.temperature = 2; }), Catch::Contains("temperature"));
-  REQUIRE_THAT(refusal([](Options& o) { o.objective = {0, 1, 1}; }), Catch::Contains("objective.kl"));
+  REQUIRE_THAT(refusal([](Options& o) { o.objective = {0, 1, 1}; }),
+               Catch::Contains("compares with a teacher"));
   REQUIRE_THAT(refusal([](Options&) {}, TokenData::from_tensor(tiny_tokens(401), kTinyVocabulary)),
                Catch::Contains("this text"));
 }

@@ -3,7 +3,6 @@
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/log_softmax.h>
-#include <ATen/ops/nll_loss.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/zeros.h>
@@ -15,6 +14,7 @@
 
 #include "catch.hpp"
 #include "qat/core/error.hpp"
+#include "train/plain_objective.hpp"
 
 namespace {
 
@@ -43,10 +43,10 @@ at::Tensor composed(const at::Tensor& student, const at::Tensor& teacher, const 
   const double t = objective.temperature;
   const at::Tensor z = student.slice(1, 0, -1).reshape({-1, student.size(2)});
   const at::Tensor y = teacher.slice(1, 0, -1).reshape({-1, student.size(2)});
-  const at::Tensor log_p = at::log_softmax(y / t, -1), log_q = at::log_softmax(z / t, -1);
-  const at::Tensor kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean() * t * t;
-  const at::Tensor ce = at::nll_loss(at::log_softmax(z, -1), tokens.slice(1, 1).reshape({-1}));
-  return objective.kl * kl + objective.ce * ce;
+  const at::Tensor target = tokens.slice(1, 1).reshape({-1});
+  const at::Tensor certainty = at::log_softmax(y, -1).gather(1, target.unsqueeze(1)).exp().mean();
+  return plain_objective(objective, at::log_softmax(y / t, -1), at::log_softmax(z / t, -1),
+                         at::log_softmax(z, -1), target, certainty.item<double>());
 }
 
 at::Tensor gradient(const at::Tensor& loss, const at::Tensor& input) {
@@ -60,10 +60,9 @@ double worst(const at::Tensor& a, const at::Tensor& b) {
 }  // namespace
 
 TEST_CASE("the objective and its gradient equal autograd through the definition, in float64") {
-  const Objective objectives[] = {{1, 0, 1},   {0, 1, 1},       {0.7, 0.3, 1},
-                                  {1, 0, 2.5}, {0.4, 0.6, 0.5}, {0, 2, 3}};
-  for (const Objective& objective : objectives) {
-    CAPTURE(objective.kl, objective.ce, objective.temperature);
+  for (const Objective& objective : all_objectives()) {
+    CAPTURE(objective.kl, objective.ce, objective.temperature, objective.reverse_kl, objective.jsd,
+            objective.cakld);
     const Case made = make_case(at::kDouble);
     const at::Tensor ours = made.student.clone().requires_grad_(),
                      theirs = made.student.clone().requires_grad_();
@@ -107,10 +106,40 @@ TEST_CASE("the upstream gradient scales, and no gradient is computed when none i
 
 TEST_CASE("equal models have no divergence and no gradient") {
   const Case made = make_case(at::kFloat);
+  for (const Objective& objective : {Objective{}, Objective{0, 0, 1, 1}, Objective{0, 0, 1, 0, 0, 0.5, 1}}) {
+    const at::Tensor student = made.teacher.clone().requires_grad_();
+    const at::Tensor loss = objective_loss(student, made.teacher, made.tokens, objective);
+    REQUIRE(loss.item<double>() == 0);
+    REQUIRE(gradient(loss, student).abs().max().item<double>() == 0);
+  }
   const at::Tensor student = made.teacher.clone().requires_grad_();
-  const at::Tensor loss = objective_loss(student, made.teacher, made.tokens, {});
-  REQUIRE(loss.item<double>() == 0);
-  REQUIRE(gradient(loss, student).abs().max().item<double>() == 0);
+  const at::Tensor loss = objective_loss(student, made.teacher, made.tokens, {0, 0, 1, 0, 1, 0.3});
+  // The mix of two equal float32 logarithms rounds.
+  REQUIRE(std::abs(loss.item<double>()) < 1e-6);
+  REQUIRE(gradient(loss, student).abs().max().item<double>() < 1e-6);
+}
+
+TEST_CASE("a token that the student rules out adds nothing to the divergences from it") {
+  const double infinity = std::numeric_limits<double>::infinity();
+  const at::Tensor tokens = at::zeros({1, 2}, at::kLong);
+  const at::Tensor teacher = at::zeros({1, 2, 3}, at::kDouble);
+  at::Tensor logits = at::zeros({1, 2, 3}, at::kDouble);
+  logits.select(2, 2).fill_(-infinity);
+  const double third = 1.0 / 3;
+  for (const double alpha : {0.0, 0.4}) {
+    const at::Tensor student = logits.clone().requires_grad_();
+    const Objective objective = alpha == 0 ? Objective{0, 0, 1, 1} : Objective{0, 0, 1, 0, 1, alpha};
+    const double m = alpha * third + (1 - alpha) * 0.5;  // of the two tokens that are left
+    const double divergence = alpha == 0 ? std::log(1.5)
+                                         : alpha * third * (2 * std::log(third / m) - std::log(alpha)) +
+                                               (1 - alpha) * std::log(0.5 / m);
+    const at::Tensor loss = objective_loss(student, teacher, tokens, objective);
+    REQUIRE(loss.item<double>() == Approx(divergence).epsilon(1e-14));
+    REQUIRE(gradient(loss, student).isfinite().all().item<bool>());
+  }
+  // What the teacher rules out and the student does not is infinitely wrong.
+  const at::Tensor student = teacher.clone().requires_grad_();
+  REQUIRE(std::isinf(objective_loss(student, logits, tokens, {0, 0, 1, 1}).item<double>()));
 }
 
 TEST_CASE("a token that the teacher rules out adds nothing") {
@@ -133,7 +162,11 @@ TEST_CASE("NaN logits give a NaN loss, not a hidden one") {
   REQUIRE(std::isnan(objective_loss(student, made.teacher, made.tokens, {}).item<double>()));
   at::Tensor teacher = made.teacher.clone();
   teacher[1][0][0] = std::numeric_limits<double>::quiet_NaN();
-  REQUIRE(std::isnan(objective_loss(made.student, teacher, made.tokens, {}).item<double>()));
+  for (const Objective& objective :
+       {Objective{}, Objective{0, 0, 1, 1}, Objective{0, 0, 1, 0, 1}, Objective{0, 0, 1, 0, 0, 0.5, 1}}) {
+    REQUIRE(std::isnan(objective_loss(student, made.teacher, made.tokens, objective).item<double>()));
+    REQUIRE(std::isnan(objective_loss(made.student, teacher, made.tokens, objective).item<double>()));
+  }
 }
 
 TEST_CASE("the objective names bad arguments and refuses a double backward") {

@@ -30,7 +30,7 @@ TEST_CASE("options survive JSON, and what is left out keeps its default") {
   Options options;
   options.steps = 7;
   options.learning_rate = 3.0e-5;
-  options.objective = {0.25, 0.75, 2};
+  options.objective = {0.25, 0.75, 2, 0.5, 0.1, 0.85, 0.2, 0.3};
   options.compute_dtype = "float32";
   options.frozen = {"model\\.embed_tokens", "a|b"};
   options.seed = -5;
@@ -81,6 +81,12 @@ TEST_CASE("every option has a legal range") {
   REQUIRE_THAT(refusal([&](Options& o) { o.clip_norm = nan; }), Catch::Contains("clip_norm"));
   REQUIRE_THAT(refusal([](Options& o) { o.objective = {0, 0, 1}; }), Catch::Contains("objective"));
   REQUIRE_THAT(refusal([](Options& o) { o.objective.kl = -1; }), Catch::Contains("objective.kl"));
+  REQUIRE_THAT(refusal([](Options& o) { o.objective.reverse_kl = -1; }), Catch::Contains("reverse_kl"));
+  REQUIRE_THAT(refusal([&](Options& o) { o.objective.jsd = nan; }), Catch::Contains("objective.jsd"));
+  REQUIRE_THAT(refusal([](Options& o) { o.objective.jsd_alpha = 1; }), Catch::Contains("jsd_alpha"));
+  REQUIRE_THAT(refusal([](Options& o) { o.objective.cakld = -0.1; }), Catch::Contains("objective.cakld"));
+  REQUIRE_THAT(refusal([](Options& o) { o.objective.cakld_beta = -0.5; }), Catch::Contains("cakld_beta"));
+  REQUIRE(refusal([](Options& o) { o.objective = {0, 0, 1, 0, 1}; }) == "accepted");
   REQUIRE_THAT(refusal([](Options& o) { o.objective.temperature = 0; }),
                Catch::Contains("objective.temperature"));
   REQUIRE_THAT(refusal([](Options& o) { o.compute_dtype = "half"; }),

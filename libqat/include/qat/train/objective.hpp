@@ -11,14 +11,33 @@
 
 namespace qat::train {
 
-/// Weights of the loss terms; the loss is their sum. Both are means over predicted tokens, in nats.
+/// Weights of the loss terms; the loss is their sum. All are means over predicted tokens, in nats. With p the
+/// teacher's and q the student's distribution at `temperature`, a divergence is multiplied with
+/// temperature^2.
 struct Objective {
-  double kl = 1.0;  ///< KL(teacher || student) at `temperature`, times temperature^2; needs a teacher
-  double ce = 0.0;  ///< cross-entropy with the next token
+  double kl = 1.0;  ///< KL(p || q)
+  double ce = 0.0;  ///< cross-entropy with the next token, at temperature 1
   double temperature = 1.0;
+  double reverse_kl = 0.0;  ///< KL(q || p)
+  /// a KL(p || m) + (1 - a) KL(q || m), m = a p + (1 - a) q. (Agarwal et al. 2023, arXiv:2306.13649)
+  double jsd = 0.0;
+  double jsd_alpha = 0.5;  ///< a, between 0 and 1
+  /// b KL(q || p) + (1 - b) KL(p || q). (CAKLD; Du et al. 2024, arXiv:2402.10631)
+  double cakld = 0.0;
+  /// b, in [0, 1]; -1 takes the mean probability that the teacher gives, at temperature 1, to the next tokens
+  /// of the micro-batch: it imitates where the teacher is unsure, and seeks its modes where it is sure.
+  double cakld_beta = -1.0;
+
+  /// Whether a term compares with a teacher.
+  bool needs_teacher() const noexcept { return kl > 0 || reverse_kl > 0 || jsd > 0 || cakld > 0; }
+  /// Whether b has to be taken from the teacher's answer.
+  bool needs_confidence() const noexcept { return cakld > 0 && cakld_beta < 0; }
+  /// The same with all weights multiplied.
+  Objective times(double factor) const noexcept;
 };
 
-/// A teacher's answer to one micro-batch, constant, in one of three forms; none when objective.kl is 0.
+/// A teacher's answer to one micro-batch, constant, in one of three forms; none when the objective
+/// needs no teacher.
 struct TeacherAnswer {
   TeacherAnswer() = default;
   /// float[B, T, V] of any width.
@@ -38,12 +57,16 @@ struct TeacherAnswer {
 };
 
 /// The loss of one micro-batch as a scalar, float32 (float64 for float64 logits). With t the temperature,
-/// N = B (T - 1) predicted positions, p and q the softmax of teacher and student logits z:
-///     kl * t^2/N * sum_v p(z_p/t) log(p(z_p/t) / q(z_q/t))  +  ce * 1/N * -log q(z_q)[next token]
-///     dL/dz_q = kl * t/N * (q(z_q/t) - p(z_p/t))  +  ce * 1/N * (q(z_q) - onehot(next token))
-/// With top k outcomes and the rest r, the sum runs over k + 1 outcomes, where q_r = sum of q over all other
-/// tokens; the gradient at such a token v is kl * t/N * q_v (1 - p_r/q_r). By the log-sum inequality this
-/// loss is at most the full one.
+/// N = B (T - 1) predicted positions, p and q the softmax of teacher and student logits z / t:
+///     kl * t^2/N * sum_v p log(p/q)  +  ce * 1/N * -log softmax(z)[next token]  +  ...
+///     dL/dz = kl * t/N * (q - p)  +  ce * 1/N * (softmax(z) - onehot(next token))
+///           + reverse_kl * t/N * q (log(q/p) - KL(q||p))  +  jsd * (1 - a) t/N * q (log(q/m) - KL(q||m))
+/// and CAKLD is a mix of the two KL, b a constant. 0 log 0 is 0; where p is 0 and q is not, reverse_kl is
+/// infinite.
+/// With top k outcomes and the rest r, the sums run over k + 1 outcomes, where q_r = sum of q over all other
+/// tokens; the gradient at such a token v is q_v / q_r times that of the rest. By the data-processing
+/// inequality this loss is at most the full one. ArgumentError when b is wanted from such an answer, which
+/// need not know the next token.
 /// student: float[B, T, V] of any width, its gradient in its dtype; the last position predicts nothing.
 /// tokens: int64[B, T], T >= 2.
 /// The gradient is formed in the forward pass, block of rows by block of rows, so the peak beyond the logits

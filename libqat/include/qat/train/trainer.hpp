@@ -51,14 +51,14 @@ class Trainer {
  public:
   /// `model` must outlive the trainer. `student`: called inside `model.quantized()`; in halves (see
   /// `in_halves`) its logits never exist in full, see `head_loss`. `teacher`: the float model, or null when
-  /// objective.kl is 0. Both are called under autocast when the compute dtype is bfloat16. `run_folder`:
-  /// created if missing; "" keeps everything in memory. ArgumentError for bad options, a missing teacher,
-  /// latents that are not float32, a `frozen` expression that matches nothing or is malformed, and text
-  /// shorter than one sequence.
+  /// the objective needs none. Both are called under autocast when the compute dtype is bfloat16.
+  /// `run_folder`: created if missing; "" keeps everything in memory. ArgumentError for bad options, a
+  /// missing teacher, latents that are not float32, a `frozen` expression that matches nothing or is
+  /// malformed, and text shorter than one sequence.
   Trainer(PreparedModel& model, LanguageModel student, LanguageModel teacher, TokenData data, Options options,
           std::string run_folder);
   /// The same with a teacher's answers from disk. ArgumentError when they are for other windows, text or
-  /// temperature than the options ask for, and when objective.kl is 0.
+  /// temperature than the options ask for, and when the objective needs no teacher.
   Trainer(PreparedModel& model, LanguageModel student, TeacherCache teacher, TokenData data, Options options,
           std::string run_folder);
   ~Trainer();
