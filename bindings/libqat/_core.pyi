@@ -51,6 +51,7 @@ __all__: list[str] = [
     "freeze_tensors",
     "ggml_pack",
     "ggml_unpack",
+    "gptq_tensor",
     "grid_choose",
     "grid_decode",
     "grid_encode",
@@ -84,6 +85,7 @@ __all__: list[str] = [
     "score_intervals",
     "share_removed",
     "verify",
+    "weighted_search",
     "write_tokens",
 ]
 
@@ -1075,6 +1077,28 @@ def ggml_unpack(
     The reverse of `ggml_pack`: (codes, stored).
     """
 
+def gptq_tensor(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    grid: str,
+    *,
+    damping: float = 0.01,
+    act_order: bool = False,
+    static_scales: bool = False,
+    block: typing.SupportsIndex = 128,
+    scale: str = "weighted",
+    tensor: str = "",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Rounds a matrix so that its layer errs least on its own inputs (GPTQ, arXiv:2210.17323).
+
+    weight: float32[R, ...] of N weights a row; hessian: float32 or float64[N, N], E[x x^T] of the layer's inputs.
+    Returns (latent, scales): encoding `latent`, float32 in the weight's shape, with `scales`, float32[R, G, P], gives
+    the method's codes. scale: "reference", "search" or "weighted" (by the hessian's diagonal). act_order: columns
+    by falling diagonal; whole blocks of a grid with block scales, unless static_scales takes those from the weights
+    as they were. NumericError for a hessian that is not positive definite with that damping.
+    """
+
 def grid_choose(
     name: str, w: numpy.typing.NDArray[numpy.float32], scale: str = "reference"
 ) -> numpy.typing.NDArray[numpy.float32]:
@@ -1415,6 +1439,13 @@ def verify(path: os.PathLike | str | bytes, checkpoint: QuantizedCheckpoint) -> 
 
     Returns:
         A list of `Difference`; empty when the file holds exactly the checkpoint's numbers.
+    """
+
+def weighted_search(
+    weight: torch.Tensor, importance: torch.Tensor, grid: str, *, tensor: str = ""
+) -> torch.Tensor:
+    """
+    Scales float32[R, G, P] of least squared error, each weight counted by its column's importance[N].
     """
 
 def write_tokens(

@@ -14,6 +14,7 @@ void bind_io(pybind11::module_& module);
 void bind_export(pybind11::module_& module);
 void bind_models(pybind11::module_& module);
 void bind_prepare(pybind11::module_& module);
+void bind_ptq(pybind11::module_& module);
 void bind_eval(pybind11::module_& module);
 void bind_bootstrap(pybind11::module_& module);
 void bind_choices(pybind11::module_& module);

@@ -20,6 +20,7 @@ ALLOWED = {
     "checkpoint": {"core", "ops", "io", "grid"},
     "eval": {"core", "ops"},
     "prepare": {"core", "policy", "io", "ops", "quantizer", "nn", "checkpoint", "grid"},
+    "ptq": {"core", "grid", "ops", "quantizer", "prepare"},
     "train": {"core", "grid", "ops", "quantizer", "prepare", "eval", "io", "checkpoint", "policy"},
     "export": {"core", "arch", "grid", "ops", "checkpoint", "io"},
     "models": {"core", "arch", "grid", "ops", "quantizer", "nn", "checkpoint", "io", "export"},

@@ -19,6 +19,8 @@
 #include "qat/prepare/batch_norm.hpp"
 #include "qat/prepare/prepare.hpp"
 #include "qat/prepare/state.hpp"
+#include "qat/ptq/gptq.hpp"
+#include "qat/ptq/weighted_search.hpp"
 #include "qat/quantizer/quantizer.hpp"
 #include "qat/train/cache_check.hpp"
 #include "qat/train/teacher_cache.hpp"
