@@ -37,6 +37,38 @@ void print(bool first, const std::string& what, double bytes, double seconds) {
               what.c_str(), seconds, bytes / seconds * 1e-9);
 }
 
+/// What a training step does with held scales: both outputs, and the gradients by each estimator.
+void bench_training(const Matrix& m, const qat::grid::Grid& grid, const std::string& label, const float* w,
+                    float* out, uint16_t* half) {
+  if (grid.info().is_float) return;
+  const int64_t scales = grid.blocks(m.columns) * grid.params();
+  std::vector<float> s(static_cast<size_t>(m.rows * scales));
+  std::vector<float> grad_s(s.size());
+  const auto seconds = [&](auto one) {
+    return fastest_seconds(m.repeats, [&] {
+      for (int64_t r = 0; r < m.rows; ++r) {
+        if (one(r * m.columns, r * scales) != qat::grid::Status::kOk) std::abort();
+      }
+    });
+  };
+  seconds([&](int64_t at, int64_t of) { return grid.choose(w + at, m.columns, s.data() + of); });
+  const auto count = static_cast<double>(m.rows * m.columns);
+  print(false, label + " held", count * 8, seconds([&](int64_t at, int64_t of) {
+          return grid.fake_quantize_with(w + at, m.columns, s.data() + of, out + at);
+        }));
+  print(false, label + " held bf16", count * 6, seconds([&](int64_t at, int64_t of) {
+          return grid.fake_quantize_bf16_with(w + at, m.columns, s.data() + of, half + at);
+        }));
+  using enum qat::EstimatorKind;
+  for (const qat::EstimatorKind kind : {kSte, kClippedSte, kTrustMask, kStableQat}) {
+    print(false, label + " backward " + std::string(qat::to_string(kind)), count * 12,
+          seconds([&](int64_t at, int64_t of) {
+            return grid.backward(w + at, m.columns, s.data() + of, w + at, kind, out + at,
+                                 grad_s.data() + of);
+          }));
+  }
+}
+
 /// Both outputs of one grid over the matrix w.
 void bench_grid(const Matrix& m, const qat::grid::Grid& grid, const std::string& label, const float* w,
                 float* out, uint16_t* half) {
@@ -69,6 +101,7 @@ void bench(const Matrix& m) {
     const std::string label(name);
     bench_grid(m, qat::grid::find(name), label, w.data(), out.data(), half.data());
     bench_grid(m, qat::grid::reference(name), label + " scalar", w.data(), out.data(), half.data());
+    bench_training(m, qat::grid::find(name), label, w.data(), out.data(), half.data());
   }
 }
 

@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
 #include <tuple>
 
@@ -67,6 +68,11 @@ void check_scales(const char* function, const Rows& rows, const Floats& scales) 
          "scales [" + std::to_string(rows.rows) + ", " + std::to_string(rows.blocks) + ", " +
              std::to_string(rows.params) + "]",
          shape_text(scales));
+}
+
+void check_like(const char* function, const Floats& w, const Floats& g) {
+  if (g.ndim() == 2 && g.shape(0) == w.shape(0) && g.shape(1) == w.shape(1)) return;
+  refuse(function, "gradients like the weights, " + shape_text(w), shape_text(g));
 }
 
 Floats make_scales(const Rows& rows) {
@@ -235,6 +241,55 @@ Halves fake_quantize_bf16(const std::string& name, const Floats& w, bool referen
   return w_hat;
 }
 
+Floats fake_quantize_with(const std::string& name, const Floats& w, const Floats& s, bool reference) {
+  Rows rows = rows_of("fake_quantize_with", name, w);
+  check_scales("fake_quantize_with", rows, s);
+  const grid::Grid& grid = reference ? grid::reference(name) : rows.grid;
+  Floats w_hat = make_matrix<Floats>(rows.rows, rows.n);
+  const float* in = w.data();
+  const float* scales = s.data();
+  float* out = w_hat.mutable_data();
+  for_rows("fake_quantize_with", rows, [&](int64_t r) {
+    return grid.fake_quantize_with(in + r * rows.n, rows.n, scales + r * rows.scales(), out + r * rows.n);
+  });
+  return w_hat;
+}
+
+std::tuple<Floats, Floats> backward(const std::string& name, const Floats& w, const Floats& s,
+                                    const Floats& g, const std::string& estimator) {
+  const EstimatorKind kind = estimator_kind(estimator);
+  const Rows rows = rows_of("backward", name, w);
+  check_scales("backward", rows, s);
+  check_like("backward", w, g);
+  Floats grad_w = make_matrix<Floats>(rows.rows, rows.n);
+  Floats grad_s = make_scales(rows);
+  const float* weights = w.data();
+  const float* scales = s.data();
+  const float* in = g.data();
+  float* of_w = grad_w.mutable_data();
+  float* of_s = grad_s.mutable_data();
+  for_rows("backward", rows, [&](int64_t r) {
+    return rows.grid.backward(weights + r * rows.n, rows.n, scales + r * rows.scales(), in + r * rows.n, kind,
+                              of_w + r * rows.n, of_s + r * rows.scales());
+  });
+  return {grad_w, grad_s};
+}
+
+Floats choose_backward(const std::string& name, const Floats& w, const Floats& grad_s) {
+  const Rows rows = rows_of("choose_backward", name, w);
+  check_scales("choose_backward", rows, grad_s);
+  Floats grad_w = make_matrix<Floats>(rows.rows, rows.n);
+  const float* weights = w.data();
+  const float* scales = grad_s.data();
+  float* out = grad_w.mutable_data();
+  std::fill_n(out, grad_w.size(), 0.0F);
+  for_rows("choose_backward", rows, [&](int64_t r) {
+    return rows.grid.choose_backward(weights + r * rows.n, rows.n, scales + r * rows.scales(),
+                                     out + r * rows.n);
+  });
+  return grad_w;
+}
+
 const grid::GgmlType& block_type(const char* function, const std::string& name) {
   const grid::GgmlType* type = grid::ggml_type_of_grid(grid::find(name).info().name);
   if (type == nullptr || type->pack == nullptr) refuse(function, "a grid of ggml blocks", "\"" + name + "\"");
@@ -311,6 +366,17 @@ void bind_grid(py::module_& module) {
   module.def("grid_fake_quantize_bf16", &fake_quantize_bf16, arg("name"), arg("w").noconvert(),
              arg("reference") = false, arg("scale") = "reference",
              "w float32[rows, n] -> bfloat16 bits uint16[rows, n].");
+  module.def("grid_fake_quantize_with", &fake_quantize_with, arg("name"), arg("w").noconvert(),
+             arg("s").noconvert(), arg("reference") = false,
+             "The same with unstored scales s float32[rows, n / B, P] that the caller holds.");
+  module.def("grid_backward", &backward, arg("name"), arg("w").noconvert(), arg("s").noconvert(),
+             arg("g").noconvert(), arg("estimator"),
+             "(grad_w float32[rows, n], grad_s float32[rows, n / B, P]) of grid_fake_quantize_with, from "
+             "g = dL/dw_hat.");
+  module.def("grid_choose_backward", &choose_backward, arg("name"), arg("w").noconvert(),
+             arg("grad_s").noconvert(),
+             "grad_w float32[rows, n] of grid_choose, from grad_s float32[rows, n / B, P]; UnsupportedError "
+             "where the rule is a search or rounds.");
   module.def("ggml_pack", &ggml_pack, arg("name"), arg("codes").noconvert(), arg("stored").noconvert(),
              "codes int8[rows, n], stored float32[rows, n / B, P] -> ggml blocks uint8[rows, bytes].");
   module.def("ggml_unpack", &ggml_unpack, arg("name"), arg("bytes").noconvert(),

@@ -92,45 +92,6 @@ int Grid::params() const noexcept {
   return total;
 }
 
-Status Grid::fake_quantize_with(const float* w, int64_t n, const float* s, float* w_hat) const {
-  if (!all_finite(w, n)) return Status::kNotFinite;
-  std::vector<float> stored(blocks(n) * params());
-  const Status status = store(s, n, stored.data());
-  if (status != Status::kOk) return status;
-  std::vector<int8_t> codes(n);
-  encode(w, n, s, codes.data());
-  decode(codes.data(), n, stored.data(), w_hat);
-  return Status::kOk;
-}
-
-Status Grid::fake_quantize_bf16_with(const float* w, int64_t n, const float* s, uint16_t* w_hat) const {
-  std::vector<float> values(n);
-  const Status status = fake_quantize_with(w, n, s, values.data());
-  if (status != Status::kOk) return status;
-  for (int64_t i = 0; i < n; ++i) w_hat[i] = bf16_bits(values[i]);
-  return Status::kOk;
-}
-
-Status Grid::backward(const float* w, int64_t n, const float* s, const float* g, EstimatorKind kind,
-                      float* grad_w, float* grad_s) const {
-  if (grad_s != nullptr || (kind != EstimatorKind::kSte && kind != EstimatorKind::kClippedSte)) {
-    throw UnsupportedError("grid: " + std::string(info().name) +
-                           ": expected estimator ste or clipped_ste, got " + std::string(to_string(kind)) +
-                           (grad_s != nullptr ? " with learned scales" : ""));
-  }
-  if (!all_finite(w, n)) return Status::kNotFinite;
-  if (grad_w == nullptr) return Status::kOk;
-  std::vector<uint8_t> inside(n, 1);
-  if (kind == EstimatorKind::kClippedSte) in_range(w, n, s, inside.data());
-  for (int64_t i = 0; i < n; ++i) grad_w[i] = inside[i] != 0 ? g[i] : 0.0F;
-  return Status::kOk;
-}
-
-Status Grid::choose_backward(const float*, int64_t, const float*, float*) const {
-  throw UnsupportedError("grid: " + std::string(info().name) +
-                         ": expected a grid whose scale rule has a gradient, got none");
-}
-
 const Grid& find(std::string_view name) {
   return *pair_of(name).fast;
 }

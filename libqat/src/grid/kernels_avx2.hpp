@@ -40,7 +40,24 @@ extern const std::array<RowKernels, 3> kAvx2Symmetric;
 extern const std::array<RowKernels, 3> kAvx2Asymmetric;
 extern const std::array<RowKernels, 3> kAvx2Mlx;
 
-/// The same of the K-quants.
+/// The kernels with held scales, and their gradients.
+struct HeldKernels {
+  HeldKernel<float> f32;
+  HeldKernel<uint16_t> bf16;
+  BackwardKernel backward;
+};
+
+struct NamedHeld {
+  std::string_view grid;
+  HeldKernels kernels;
+};
+
+extern const std::array<NamedHeld, 11> kAvx2Held;
+extern const HeldKernels kAvx2SymmetricHeld;
+extern const HeldKernels kAvx2AsymmetricHeld;
+extern const HeldKernels kAvx2MlxHeld;
+
+/// All of the K-quants.
 extern const std::array<NamedKernels, 5> kAvx2KQuants;
 
 }  // namespace qat::grid

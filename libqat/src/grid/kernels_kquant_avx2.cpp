@@ -7,6 +7,7 @@
 #include "grid/avx2.hpp"
 #include "grid/kernels_avx2.hpp"
 #include "grid/lanes_avx2.hpp"
+#include "qat/grid/gradient.hpp"
 #include "qat/grid/q2_k.hpp"
 #include "qat/grid/q3_k.hpp"
 #include "qat/grid/q4_k.hpp"
@@ -95,13 +96,38 @@ Status kquant_row(const void*, const float* w, int64_t n, Out* out) {
   return Status::kOk;
 }
 
+template <class Codec, class Kernel, class Out>
+Status held_row(const void*, const float* w, int64_t n, const float* s, Out* out) {
+  Seen seen;
+  seen.largest = largest_lanes(w, n);
+  if (seen.status() == Status::kNotFinite) return Status::kNotFinite;
+  Status worst = Status::kOk;
+  for (int64_t i = 0; i < n; i += kSuperBlock, s += Codec::kParams) {
+    float stored[Codec::kParams];
+    worst = worse(worst, Codec::store(s, stored));
+    if (worst == Status::kOk) Kernel::quantize(w + i, s, stored, out + i);
+  }
+  return worst;
+}
+
+template <class Codec>
+Status backward(const void*, const float* w, int64_t n, const float* s, const float* g, EstimatorKind kind,
+                float* grad_w, float* grad_s) {
+  Seen seen;
+  seen.largest = largest_lanes(w, n);
+  if (seen.status() == Status::kNotFinite) return Status::kNotFinite;
+  return backward_row<Eight>(Codec{}, kSuperBlock, Codec::kParams, kind, n, s, {w, g, grad_w, 0.0F}, grad_s,
+                             [](const Codec&, const float* of, float* to) { return Codec::store(of, to); });
+}
+
 template <class Codec, class Kernel>
 constexpr NamedKernels blocks() {
   return {Codec::kInfo.name,
           {kquant_row<Codec, Kernel, ScaleRule::kReference, float>,
            kquant_row<Codec, Kernel, ScaleRule::kReference, uint16_t>,
            kquant_row<Codec, Kernel, ScaleRule::kSearch, float>,
-           kquant_row<Codec, Kernel, ScaleRule::kSearch, uint16_t>}};
+           kquant_row<Codec, Kernel, ScaleRule::kSearch, uint16_t>, held_row<Codec, Kernel, float>,
+           held_row<Codec, Kernel, uint16_t>, backward<Codec>}};
 }
 
 template <class Codec>

@@ -1,11 +1,13 @@
 #pragma once
 
-// 8 K floats side by side for the searches of kquant_search.hpp. Only sources compiled for AVX2 may include
-// this; everything is forced inline (see avx2.hpp).
+// 8 K floats side by side, for formulas as lanes.hpp describes them. Only sources compiled for AVX2 may
+// include this; everything is forced inline (see avx2.hpp).
 
 #include <immintrin.h>
 
+#include "grid/avx2.hpp"
 #include "qat/grid/device.hpp"
+#include "qat/grid/lanes.hpp"
 
 namespace qat::grid {
 
@@ -47,6 +49,9 @@ struct Lanes {
     return mask;
   }
 
+  friend QAT_HD void load_lanes(const float* from, Lanes* lanes) {
+    for (int k = 0; k < K; ++k) lanes->v[k] = _mm256_loadu_ps(from + 8 * k);
+  }
   /// Lane j: from[j * step].
   friend QAT_HD void gather_lanes(const float* from, int step, Lanes* lanes) {
     const __m256i first = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -74,6 +79,8 @@ struct Lanes {
   }
   friend QAT_HD LaneMask<K> operator<(const Lanes& a, const Lanes& b) { return compare<_CMP_LT_OQ>(a, b); }
   friend QAT_HD LaneMask<K> operator>(const Lanes& a, const Lanes& b) { return compare<_CMP_GT_OQ>(a, b); }
+  friend QAT_HD LaneMask<K> operator<=(const Lanes& a, const Lanes& b) { return compare<_CMP_LE_OQ>(a, b); }
+  friend QAT_HD LaneMask<K> operator>=(const Lanes& a, const Lanes& b) { return compare<_CMP_GE_OQ>(a, b); }
   friend QAT_HD LaneMask<K> operator==(const Lanes& a, const Lanes& b) { return compare<_CMP_EQ_OQ>(a, b); }
   friend QAT_HD LaneMask<K> operator!=(const Lanes& a, const Lanes& b) { return compare<_CMP_NEQ_UQ>(a, b); }
 
@@ -94,6 +101,22 @@ struct Lanes {
   }
   friend QAT_HD Lanes square_root(const Lanes& a) {
     return each(a, a, [](__m256 x, __m256) { return _mm256_sqrt_ps(x); });
+  }
+  friend QAT_HD Lanes truncated(const Lanes& a) {
+    return each(a, a, [](__m256 x, __m256) { return _mm256_cvtepi32_ps(_mm256_cvttps_epi32(x)); });
+  }
+  friend QAT_HD Lanes nearest_even(const Lanes& a) {
+    return each(a, a, [](__m256 x, __m256) { return _mm256_cvtepi32_ps(_mm256_cvtps_epi32(x)); });
+  }
+  friend QAT_HD Lanes nearest_away(const Lanes& a) {
+    return each(a, a, [](__m256 x, __m256) { return round_half_away8(x); });
+  }
+  /// Finite values only.
+  friend QAT_HD Lanes round_value(DType dtype, const Lanes& a) {
+    if (dtype == DType::kF32) return a;
+    return each(a, a, [=](__m256 x, __m256) {
+      return dtype == DType::kF16 ? round_value8<DType::kF16>(x) : round_value8<DType::kBF16>(x);
+    });
   }
   friend QAT_HD Lanes ggml_code(const Lanes& a, int low, int high) {
     const __m256i least = _mm256_set1_epi32(low + 0x400000);

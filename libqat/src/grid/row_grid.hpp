@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <array>
+#include <string>
 #include <utility>
 
 #include "grid/row_kernels.hpp"
+#include "qat/core/error.hpp"
 #include "qat/grid/bf16.hpp"
 #include "qat/grid/device.hpp"
+#include "qat/grid/gradient.hpp"
 #include "qat/grid/grid.hpp"
 
 namespace qat::grid {
@@ -23,6 +26,13 @@ concept BlockCodec = requires(const Codec& codec, const float* w, float* s, int8
 template <class Codec>
 concept SearchingCodec =
     requires(const Codec& codec, const float* w, float* s) { codec.search(w, int64_t{}, s); };
+
+/// A codec whose rule has a gradient.
+template <class Codec>
+concept DifferentiableCodec =
+    requires(const Codec& codec, const float* w, const float* grad_s, float* grad_w) {
+      codec.choose_backward(w, int64_t{}, grad_s, grad_w);
+    };
 
 /// A codec whose constants are known when it is made, not when it is compiled.
 template <class Codec>
@@ -110,6 +120,46 @@ class RowGrid final : public Grid {
     return quantize_row(w, n, rule, [w_hat](int64_t i, float value) { w_hat[i] = bf16_bits(value); });
   }
 
+  Status fake_quantize_with(const float* w, int64_t n, const float* s, float* w_hat) const override {
+    if (kernels_.f32_held != nullptr) return kernels_.f32_held(&codec_, w, n, s, w_hat);
+    return quantize_with(w, n, s, [w_hat](int64_t i, float value) { w_hat[i] = value; });
+  }
+
+  Status fake_quantize_bf16_with(const float* w, int64_t n, const float* s, uint16_t* w_hat) const override {
+    if (kernels_.bf16_held != nullptr) return kernels_.bf16_held(&codec_, w, n, s, w_hat);
+    return quantize_with(w, n, s, [w_hat](int64_t i, float value) { w_hat[i] = bf16_bits(value); });
+  }
+
+  Status backward(const float* w, int64_t n, const float* s, const float* g, EstimatorKind kind,
+                  float* grad_w, float* grad_s) const override {
+    if (kind == EstimatorKind::kSte && grad_s == nullptr) {
+      if (!all_finite(w, n)) return Status::kNotFinite;
+      if (grad_w != nullptr && grad_w != g) std::copy_n(g, n, grad_w);
+      return Status::kOk;
+    }
+    if (kernels_.backward != nullptr) return kernels_.backward(&codec_, w, n, s, g, kind, grad_w, grad_s);
+    if (!all_finite(w, n)) return Status::kNotFinite;
+    return backward_row<float>(
+        codec_, block(n), params(), kind, n, s, {w, g, grad_w, 0.0F}, grad_s,
+        [](const Codec& codec, const float* of, float* to) { return codec.store(of, to); });
+  }
+
+  bool rule_has_gradient() const noexcept override { return DifferentiableCodec<Codec>; }
+
+  Status choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) const override {
+    if constexpr (DifferentiableCodec<Codec>) {
+      if (!all_finite(w, n)) return Status::kNotFinite;
+      const int64_t step = block(n);
+      for (int64_t b = 0; b < blocks(n); ++b) {
+        codec_.choose_backward(w + b * step, step, grad_s + b * params(), grad_w + b * step);
+      }
+      return Status::kOk;
+    } else {
+      throw UnsupportedError("grid: " + std::string(info().name) +
+                             ": expected a grid whose scale rule has a gradient, got none");
+    }
+  }
+
  private:
   template <class Function>
   Status each_block(const float* w, int64_t n, float* s, const Function& function) const {
@@ -160,6 +210,21 @@ class RowGrid final : public Grid {
   }
 
   template <class Put>
+  Status quantize_with(const float* w, int64_t n, const float* s, Put put) const {
+    if (!all_finite(w, n)) return Status::kNotFinite;
+    const int64_t step = block(n);
+    const int count = params();
+    std::array<float, kMaxParams> stored;
+    Status worst = Status::kOk;
+    for (int64_t b = 0; b < blocks(n); ++b) {
+      worst = worse(worst, codec_.store(s + b * count, stored.data()));
+      if (worst != Status::kOk) continue;
+      quantize_block(w + b * step, step, s + b * count, stored.data(), b * step, put);
+    }
+    return worst;
+  }
+
+  template <class Put>
   void quantize_block(const float* w, int64_t step, const float* s, const float* stored, int64_t first,
                       Put put) const {
     if constexpr (BlockCodec<Codec>) {
@@ -207,6 +272,25 @@ class FloatGrid final : public Grid {
       w_hat[i] = bf16_bits(value);
       return is_finite(bf16_value(w_hat[i]));
     });
+  }
+
+  Status fake_quantize_with(const float* w, int64_t n, const float*, float* w_hat) const override {
+    return fake_quantize(w, n, w_hat, ScaleRule::kReference);
+  }
+  Status fake_quantize_bf16_with(const float* w, int64_t n, const float*, uint16_t* w_hat) const override {
+    return fake_quantize_bf16(w, n, w_hat, ScaleRule::kReference);
+  }
+
+  Status backward(const float* w, int64_t n, const float*, const float* g, EstimatorKind, float* grad_w,
+                  float*) const override {
+    if (!all_finite(w, n)) return Status::kNotFinite;
+    if (grad_w != nullptr && grad_w != g) std::copy_n(g, n, grad_w);
+    return Status::kOk;
+  }
+
+  bool rule_has_gradient() const noexcept override { return true; }
+  Status choose_backward(const float* w, int64_t n, const float*, float*) const override {
+    return all_finite(w, n) ? Status::kOk : Status::kNotFinite;
   }
 
  private:

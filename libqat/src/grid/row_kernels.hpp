@@ -1,7 +1,6 @@
 #pragma once
 
-// Vectorised replacements of `Grid::fake_quantize` and `fake_quantize_bf16`, equal to the scalar ones bit for
-// bit.
+// Vectorised replacements of the functions of `Grid` that train, equal to the scalar ones bit for bit.
 
 #include <string_view>
 
@@ -13,12 +12,22 @@ namespace qat::grid {
 template <class Out>
 using RowKernel = Status (*)(const void* codec, const float* w, int64_t n, Out* w_hat);
 
+/// With scales that the caller holds.
+template <class Out>
+using HeldKernel = Status (*)(const void* codec, const float* w, int64_t n, const float* s, Out* w_hat);
+
+using BackwardKernel = Status (*)(const void* codec, const float* w, int64_t n, const float* s,
+                                  const float* g, EstimatorKind kind, float* grad_w, float* grad_s);
+
 /// Null members mean: use the scalar functions.
 struct RowKernels {
   RowKernel<float> f32 = nullptr;
   RowKernel<uint16_t> bf16 = nullptr;
   RowKernel<float> f32_search = nullptr;
   RowKernel<uint16_t> bf16_search = nullptr;
+  HeldKernel<float> f32_held = nullptr;
+  HeldKernel<uint16_t> bf16_held = nullptr;
+  BackwardKernel backward = nullptr;
 };
 
 /// The fastest kernels of that grid that this CPU can run.

@@ -25,8 +25,15 @@ void add_search(RowKernels& kernels, const SearchKernels& search) {
   kernels.bf16_search = search.bf16;
 }
 
-RowKernels with_search(RowKernels kernels, const SearchKernels& search) {
+void add_held(RowKernels& kernels, const HeldKernels& held) {
+  kernels.f32_held = held.f32;
+  kernels.bf16_held = held.bf16;
+  kernels.backward = held.backward;
+}
+
+RowKernels joined(RowKernels kernels, const SearchKernels& search, const HeldKernels& held) {
   add_search(kernels, search);
+  add_held(kernels, held);
   return kernels;
 }
 
@@ -47,22 +54,25 @@ RowKernels row_kernels(std::string_view grid) noexcept {
   for (const NamedSearch& named : kAvx2LineSearches) {
     if (named.grid == grid) add_search(kernels, named.kernels);
   }
+  for (const NamedHeld& named : kAvx2Held) {
+    if (named.grid == grid) add_held(kernels, named.kernels);
+  }
   return kernels;
 }
 
 RowKernels row_kernels(const IntSymmetric& codec) noexcept {
   if (!has_avx2()) return {};
-  return with_search(kAvx2Symmetric[index_of(codec.dequant)], kAvx2IntegerSearch);
+  return joined(kAvx2Symmetric[index_of(codec.dequant)], kAvx2IntegerSearch, kAvx2SymmetricHeld);
 }
 
 RowKernels row_kernels(const IntAsymmetric& codec) noexcept {
   if (!has_avx2()) return {};
-  return with_search(kAvx2Asymmetric[index_of(codec.dequant)], kAvx2AsymmetricSearch);
+  return joined(kAvx2Asymmetric[index_of(codec.dequant)], kAvx2AsymmetricSearch, kAvx2AsymmetricHeld);
 }
 
 RowKernels row_kernels(const MlxAffine& codec) noexcept {
   if (!has_avx2()) return {};
-  return with_search(kAvx2Mlx[index_of(codec.dtype)], kAvx2MlxSearch);
+  return joined(kAvx2Mlx[index_of(codec.dtype)], kAvx2MlxSearch, kAvx2MlxHeld);
 }
 
 }  // namespace qat::grid

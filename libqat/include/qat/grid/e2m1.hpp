@@ -4,6 +4,7 @@
 // 0 to 15. (OCP Microscaling Formats v1.0, section 5.3.3; ggml/src/ggml-quants.c `best_index_mxfp4`)
 
 #include "qat/grid/device.hpp"
+#include "qat/grid/lanes.hpp"
 #include "qat/grid/search.hpp"
 
 namespace qat::grid {
@@ -29,6 +30,23 @@ QAT_HD int e2m1_code(float w, float scale) {
                    (size > 2.5F * scale ? 1 : 0) + (size > 3.5F * scale ? 1 : 0) +
                    (size > 5.0F * scale ? 1 : 0);
   return w < 0.0F && code != 0 ? code + 8 : code;
+}
+
+/// `e2m1_value(e2m1_code(w, scale))`. F: float or lanes of floats (lanes.hpp).
+template <class F>
+QAT_HD F e2m1_level(F w, F scale) {
+  struct Border {
+    float at;
+    float step;
+  };
+  constexpr Border kBorders[] = {{0.25F, 0.5F}, {0.75F, 0.5F}, {1.25F, 0.5F}, {1.75F, 0.5F},
+                                 {2.5F, 1.0F},  {3.5F, 1.0F},  {5.0F, 2.0F}};
+  const F size = magnitude(w);
+  F level = 0.0F;
+  for (const Border& border : kBorders) {
+    level = level + select(size > F(border.at) * scale, F(border.step), F(0.0F));
+  }
+  return select((w < F(0.0F)) & (level > F(0.0F)), -level, level);
 }
 
 /// The best of several scales of a block: the one whose decoded weights have the least squared error, of

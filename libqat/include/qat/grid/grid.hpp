@@ -102,7 +102,8 @@ class Grid {
   }
   /// What the file holds of s. What it holds is stored as itself, bit for bit, so that `store` also tells
   /// whether parameters from a file are legal. s, stored: float32[n / B, P]; may alias. kOverflow when out of
-  /// range, kNotFinite for a NaN.
+  /// range, kNotFinite for a NaN. Integer parameters (zero points, sub-scales) are rounded half to even and
+  /// clamped, so that they can be learned.
   virtual Status store(const float* s, int64_t n, float* stored) const = 0;
   /// The consumer's rounding. w: float32[n], s: the unstored scales -> codes: int8[n], all legal.
   virtual void encode(const float* w, int64_t n, const float* s, int8_t* codes) const = 0;
@@ -123,25 +124,36 @@ class Grid {
                                     ScaleRule rule = ScaleRule::kReference) const = 0;
 
   // The same with scales that the caller holds, float32[n / B, P] as `choose` gives them, of any sign where
-  // the decoder allows it. Integer grids only. kNotFinite also for a NaN among the scales.
+  // the decoder allows it (elsewhere `store` takes what is negative for the least scale). kNotFinite also for
+  // a NaN among the scales, kOverflow where one is infinite or too large. Float grids, which have no scales,
+  // round as they do and let every gradient pass.
 
-  /// store, encode and decode in one pass, equal to the three calls bit for bit.
-  virtual Status fake_quantize_with(const float* w, int64_t n, const float* s, float* w_hat) const;
+  /// store, encode and decode in one pass, equal to the three calls bit for bit. w and w_hat may alias.
+  virtual Status fake_quantize_with(const float* w, int64_t n, const float* s, float* w_hat) const = 0;
   /// See `fake_quantize_bf16`.
-  virtual Status fake_quantize_bf16_with(const float* w, int64_t n, const float* s, uint16_t* w_hat) const;
+  virtual Status fake_quantize_bf16_with(const float* w, int64_t n, const float* s,
+                                         uint16_t* w_hat) const = 0;
   /// dL/dw and dL/ds from g = dL/dw_hat, for w_hat = fake_quantize_with(w, s), the storing of s passed
-  /// straight through. With e = (w_hat - w) / step:
-  ///   grad_w[i] = g[i] * (the estimator's factor of w[i], see EstimatorKind)
-  ///   grad_s of a scale that multiplies codes q:  sum of g[i] * (inside ? e : q) over its weights (LSQ);
-  ///   of an additive offset:                      sum of g[i] * (inside ? 0 : 1) with its sign (LSQ+);
+  /// straight through (its rounding, its clamping, and the rounding of products to a compute type). With
+  /// level = what the stored scale s' is multiplied with (a code, a code less its zero point, a value of
+  /// e2m1), position = the weight's place among the levels before rounding, and e = level - position:
+  ///   grad_w[i] = g[i] * (the estimator's factor of w[i], see EstimatorKind; e in steps between levels)
+  ///   grad_s of a scale:     sum of g[i] * (inside ? e : level) over its weights (LSQ); q1_0: * level always
+  ///   of an additive offset: sum of g[i] * (inside ? 0 : 1) (LSQ+); of a zero point: that times -s'
   ///   of the two levels of a K-quant: the same by the chain rule through their product.
-  /// kReference's and kSearch's gradients of w are those for the scales that the rule gives. grad_w:
-  /// float32[n], may alias g; grad_s: float32[n / B, P]; either may be null.
+  /// Inside is as in `in_range`. A scale of 0 has no gradient: all its weights are at position and level 0.
+  /// kReference's and kSearch's gradients of w are those for the scales that the rule gives. Fast and scalar
+  /// path agree bit for bit. grad_w: float32[n], may alias g; grad_s: float32[n / B, P]; either may be null.
+  /// s: not read by kSte where grad_s is null. On an error the outputs are unspecified.
   virtual Status backward(const float* w, int64_t n, const float* s, const float* g, EstimatorKind kind,
-                          float* grad_w, float* grad_s) const;
+                          float* grad_w, float* grad_s) const = 0;
+  /// Whether `choose_backward` is defined: the scale rules of the K-quants are searches, those of mxfp4 and
+  /// nvfp4 round.
+  virtual bool rule_has_gradient() const noexcept = 0;
   /// kDifferentiated: grad_w[i] += sum over the row's scales of grad_s * ds/dw[i], s = choose(w): the terms
-  /// of the weights that determine a scale (the block's largest, or its least and largest).
-  virtual Status choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) const;
+  /// of the weights that determine a scale (the block's largest, or its least and largest; the first of
+  /// equals). Throws UnsupportedError where `rule_has_gradient()` is false.
+  virtual Status choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) const = 0;
 };
 
 /// The grid of that name: one of `names()`, or `NAME[@SCALE_GRID][:DEQUANT_DTYPE]` where `name_options(NAME)`

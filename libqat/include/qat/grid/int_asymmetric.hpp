@@ -9,6 +9,7 @@
 // lifecycle/forward.py quantize and dequantize)
 
 #include "qat/grid/rounding.hpp"
+#include "qat/grid/rule_gradient.hpp"
 #include "qat/grid/search_line.hpp"
 
 namespace qat::grid {
@@ -24,6 +25,10 @@ struct IntAsymmetric {
   float high;        ///< greatest code and zero point
 
   const Info& info() const { return *grid; }
+
+  /// How far outside the codes a position may lie that counts as inside: half a step, and more than float32
+  /// rounds away at a position of 256.
+  static constexpr float kHalf = 0.5F + 0x1p-12F;
 
   /// The rule, from the ends of a block. An all-zero block has the zero point 0.
   QAT_HD void scales_of(float least, float greatest, float* s) const {
@@ -43,6 +48,21 @@ struct IntAsymmetric {
       greatest = w[i] > greatest ? w[i] : greatest;
     }
     scales_of(least, greatest, s);
+  }
+
+  /// With s = (to - from) / steps and z = low - from / s, the rounding of z passed straight through. A scale
+  /// that is a constant of the rule has no gradient.
+  QAT_HD void choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) const {
+    const EndPlaces ends = places_of_ends(w, n);
+    const float from = w[ends.least] < 0.0F ? w[ends.least] : 0.0F;
+    const float to = w[ends.greatest] > 0.0F ? w[ends.greatest] : 0.0F;
+    const float steps = high - low;
+    const float scale = (to - from) / steps;
+    if (round_scale(scale_grid, scale) == 0.0F) return;
+    const float of_zero = grad_s[1] / scale;                             // dL/d(z s)
+    const float widen = (grad_s[0] + of_zero * (from / scale)) / steps;  // dL/d(to - from), for the same from
+    if (to > 0.0F) grad_w[ends.greatest] += widen;
+    if (from < 0.0F) grad_w[ends.least] -= widen + of_zero;
   }
 
   QAT_HD void search(const float* w, int64_t n, float* s) const { search_scale_and_offset(*this, w, n, s); }
@@ -90,7 +110,6 @@ struct IntAsymmetric {
   /// The zero point is rounded, so an end of the rule's own block may lie half a step outside the codes; as
   /// its nearest code is the last one, it counts as inside.
   QAT_HD bool in_range(float w, const Encoder& e) const {
-    constexpr float kHalf = 0.5F + 0x1p-12F;  // more than float32 rounds away at a position of 256
     const float position = w / e.unstored + e.zero;
     return position >= low - kHalf && position <= high + kHalf;
   }

@@ -14,6 +14,7 @@
 //   uniform_quantize)
 
 #include "qat/grid/rounding.hpp"
+#include "qat/grid/rule_gradient.hpp"
 #include "qat/grid/search.hpp"
 
 namespace qat::grid {
@@ -39,6 +40,13 @@ struct IntSymmetric {
   }
 
   QAT_HD void choose(const float* w, int64_t n, float* s) const { s[0] = scale_of(absolute_maximum(w, n)); }
+
+  /// A scale that is a constant of the rule has no gradient.
+  QAT_HD void choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) const {
+    const float largest = absolute_maximum(w, n);
+    if (largest <= least || round_scale(scale_grid, largest / divisor) == 0.0F) return;
+    add_largest_gradient(w, n, divisor, grad_s[0], grad_w);
+  }
 
   QAT_HD void search(const float* w, int64_t n, float* s) const {
     search_scale(*this, w, n, s, negative ? Signs::kBoth : Signs::kPositive);

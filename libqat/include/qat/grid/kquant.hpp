@@ -27,13 +27,11 @@ QAT_HD Status worse(Status a, Status b) {
   return a == Status::kNotFinite || b == Status::kOk ? a : b;
 }
 
-/// An integer parameter: s rounded half to even; kOverflow, and held at the border, outside [low, high].
+/// An integer parameter: s rounded half to even and held in [low, high]; kOverflow for an infinity.
 QAT_HD Status store_integer(float s, int low, int high, float* stored) {
-  const int value =
-      round_half_even(clamp(s, static_cast<float>(low) - 1.0F, static_cast<float>(high) + 1.0F));
-  *stored = static_cast<float>(value < low ? low : value > high ? high : value);
+  *stored = static_cast<float>(round_half_even(clamp(s, static_cast<float>(low), static_cast<float>(high))));
   if (s != s) return Status::kNotFinite;
-  return value < low || value > high ? Status::kOverflow : Status::kOk;
+  return is_finite(s) ? Status::kOk : Status::kOverflow;
 }
 
 /// Codes as the searches leave them, to the type of `Grid::encode`.

@@ -26,19 +26,6 @@ inline constexpr double kLeastGain = 0x1p-16;
 /// Sub-blocks of a block, at most.
 inline constexpr int kMaxSubBlocks = 16;
 
-/// Sub-blocks that one F holds.
-template <class F>
-inline constexpr int kLanes = static_cast<int>(sizeof(F) / sizeof(float));
-
-/// One element per lane, `step` apart, from memory.
-QAT_HD void gather_lanes(const float* from, int, float* lanes) {
-  *lanes = *from;
-}
-/// Every lane to memory, side by side.
-QAT_HD void put_lanes(float lanes, float* to) {
-  *to = lanes;
-}
-
 /// Element i of each sub-block that an F holds -> x[i].
 template <int kWeights, class F>
 QAT_HD void load_sub_blocks(const float* w, F* x) {

@@ -5,34 +5,11 @@
 // sub-block in their order, as in the C code, so every F gives the same bits.
 // (ggml/src/ggml-quants.c: make_qkx2_quants, make_qx_quants, make_q3_quants)
 //
-// An F has + - * /, comparisons whose results have & and fit `select`, and the functions below.
+// An F has + - * /, comparisons whose results have & and fit `select`, and the functions of lanes.hpp.
 
-#include <math.h>
-
-#include "qat/grid/device.hpp"
+#include "qat/grid/lanes.hpp"
 
 namespace qat::grid {
-
-/// `yes` where it holds, else `no`: for one lane what the vectorised twin does for each.
-QAT_HD float select(bool which, float yes, float no) {
-  return which ? yes : no;
-}
-/// b unless a is less.
-QAT_HD float lesser(float a, float b) {
-  return a < b ? a : b;
-}
-/// b unless a is greater.
-QAT_HD float greater(float a, float b) {
-  return a > b ? a : b;
-}
-/// Correctly rounded.
-QAT_HD float square_root(float value) {
-  return sqrtf(value);
-}
-/// Whether it holds in every lane.
-QAT_HD bool everywhere(bool condition) {
-  return condition;
-}
 
 /// ggml's `nearest_int`, held in [low, high]: ties to even up to 2^22, and by the same bits as in ggml
 /// beyond: an infinity counts as -2^22 and the NaN of 0 * infinity as 0.

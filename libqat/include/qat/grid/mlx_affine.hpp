@@ -11,6 +11,7 @@
 // (mlx/backend/cpu/quantized.cpp, mlx/ops.cpp affine_dequantize)
 
 #include "qat/grid/rounding.hpp"
+#include "qat/grid/rule_gradient.hpp"
 #include "qat/grid/search_line.hpp"
 
 namespace qat::grid {
@@ -52,6 +53,16 @@ struct MlxAffine {
       greatest = w[i] > greatest ? w[i] : greatest;
     }
     scales_of(least, greatest, s);
+  }
+
+  /// scale = edge / level and bias = edge, with the level held; where it is 0 both are constants of the rule.
+  QAT_HD void choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) const {
+    const EndPlaces ends = places_of_ends(w, n);
+    float s[2];
+    scales_of(w[ends.least], w[ends.greatest], s);
+    if (s[1] == 0.0F) return;
+    const int64_t edge = s[1] == w[ends.least] ? ends.least : ends.greatest;
+    grad_w[edge] += grad_s[0] * (s[0] / s[1]) + grad_s[1];
   }
 
   QAT_HD void search(const float* w, int64_t n, float* s) const { search_scale_and_offset(*this, w, n, s); }

@@ -9,6 +9,7 @@
 #include "qat/grid/f16.hpp"
 #include "qat/grid/ggml_block.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/grid/rule_gradient.hpp"
 #include "qat/grid/search_line.hpp"
 
 namespace qat::grid {
@@ -31,6 +32,13 @@ struct OffsetBlock {
     }
     s[0] = (greatest - least) / static_cast<float>(kCodeMax);
     s[1] = least;
+  }
+
+  static QAT_HD void choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) {
+    const EndPlaces ends = places_of_ends(w, n);
+    const float step = grad_s[0] / static_cast<float>(kCodeMax);
+    grad_w[ends.greatest] += step;
+    grad_w[ends.least] += grad_s[1] - step;
   }
 
   static QAT_HD void search(const float* w, int64_t n, float* s) {

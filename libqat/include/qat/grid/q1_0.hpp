@@ -8,6 +8,7 @@
 #include "qat/grid/f16.hpp"
 #include "qat/grid/ggml_block.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/grid/rule_gradient.hpp"
 
 namespace qat::grid {
 
@@ -20,6 +21,10 @@ struct Q1_0 {
     float sum = 0.0F;
     for (int64_t i = 0; i < n; ++i) sum += magnitude(w[i]);
     s[0] = sum / 128.0F;
+  }
+
+  static QAT_HD void choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) {
+    for (int64_t i = 0; i < n; ++i) grad_w[i] += grad_s[0] * sign_of(w[i]) / 128.0F;
   }
 
   static QAT_HD Status store(const float* s, float* stored) { return store_f16(s[0], stored); }

@@ -9,6 +9,7 @@
 #include "qat/grid/f16.hpp"
 #include "qat/grid/ggml_block.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/grid/rule_gradient.hpp"
 #include "qat/grid/search.hpp"
 
 namespace qat::grid {
@@ -19,6 +20,10 @@ struct Q2_0 {
   static constexpr Info kInfo{"q2_0", 2, 64, -1, 2, kFields, false, DType::kF32};
 
   static QAT_HD void choose(const float* w, int64_t n, float* s) { s[0] = absolute_maximum(w, n); }
+
+  static QAT_HD void choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) {
+    add_largest_gradient(w, n, 1.0F, grad_s[0], grad_w);
+  }
 
   static QAT_HD void search(const float* w, int64_t n, float* s) { search_scale(Q2_0{}, w, n, s); }
 

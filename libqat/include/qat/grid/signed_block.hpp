@@ -9,6 +9,7 @@
 #include "qat/grid/f16.hpp"
 #include "qat/grid/ggml_block.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/grid/rule_gradient.hpp"
 #include "qat/grid/search.hpp"
 
 namespace qat::grid {
@@ -24,6 +25,10 @@ struct SignedBlock {
 
   static QAT_HD void choose(const float* w, int64_t n, float* s) {
     s[0] = first_of_largest(w, n) / static_cast<float>(-kHalf);
+  }
+
+  static QAT_HD void choose_backward(const float* w, int64_t n, const float* grad_s, float* grad_w) {
+    grad_w[place_of_largest(w, n)] -= grad_s[0] / static_cast<float>(kHalf);
   }
 
   static QAT_HD void search(const float* w, int64_t n, float* s) { search_scale(SignedBlock{}, w, n, s); }
