@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HEADERS = ROOT / "libqat" / "include"
 
-# Names that say what they are (fields, accessors, constructors, operators), and the codecs: the head of their
-# file tells the format, and grid.hpp the functions that all of them have.
+# Names that say what they are (fields, accessors, constructors, operators), the codecs (the head of their file
+# tells the format, and grid.hpp the functions that all of them have) and their steps (the same of steps.hpp).
 NEED_NO_COMMENT = re.compile(
     r"\((variable|enumvalue)\) of|"
     r"\(\) (const )?noexcept \(function\)|"
@@ -28,7 +28,7 @@ NEED_NO_COMMENT = re.compile(
     r"Member (?P<name>\w+)\(.* of (class|struct) [\w:]+::(?P=name) |"
     r"(Compound|of struct|of class) qat::grid::"
     r"(T?Q\d_\w+|(Signed|Offset)Block|BF16|F16|F32|Int\w+|Mlx\w+|Mxfp4|Nvfp4|"
-    r"\w*KQuant(< .* >)?|\w+ScaleRule(< .* >)?) "
+    r"\w*KQuant(< .* >)?|\w+ScaleRule(< .* >)?|\w*Steps(< .* >)?|\w+Levels(< .* >)?) "
 )
 
 

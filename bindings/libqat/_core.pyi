@@ -52,11 +52,14 @@ __all__: list[str] = [
     "ggml_pack",
     "ggml_unpack",
     "gptq_tensor",
+    "grid_backward",
     "grid_choose",
+    "grid_choose_backward",
     "grid_decode",
     "grid_encode",
     "grid_fake_quantize",
     "grid_fake_quantize_bf16",
+    "grid_fake_quantize_with",
     "grid_in_range",
     "grid_info",
     "grid_names",
@@ -1099,11 +1102,29 @@ def gptq_tensor(
     as they were. NumericError for a hessian that is not positive definite with that damping.
     """
 
+def grid_backward(
+    name: str,
+    w: numpy.typing.NDArray[numpy.float32],
+    s: numpy.typing.NDArray[numpy.float32],
+    g: numpy.typing.NDArray[numpy.float32],
+    estimator: str,
+) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
+    """
+    (grad_w float32[rows, n], grad_s float32[rows, n / B, P]) of grid_fake_quantize_with, from g = dL/dw_hat.
+    """
+
 def grid_choose(
     name: str, w: numpy.typing.NDArray[numpy.float32], scale: str = "reference"
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     The consumer's scale rule, or a search. w float32[rows, n] -> s float32[rows, n / B, P].
+    """
+
+def grid_choose_backward(
+    name: str, w: numpy.typing.NDArray[numpy.float32], grad_s: numpy.typing.NDArray[numpy.float32]
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    grad_w float32[rows, n] of grid_choose, from grad_s float32[rows, n / B, P]; UnsupportedError where the rule is a search or rounds.
     """
 
 def grid_decode(
@@ -1132,6 +1153,16 @@ def grid_fake_quantize_bf16(
 ) -> numpy.typing.NDArray[numpy.uint16]:
     """
     w float32[rows, n] -> bfloat16 bits uint16[rows, n].
+    """
+
+def grid_fake_quantize_with(
+    name: str,
+    w: numpy.typing.NDArray[numpy.float32],
+    s: numpy.typing.NDArray[numpy.float32],
+    reference: bool = False,
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    The same with unstored scales s float32[rows, n / B, P] that the caller holds.
     """
 
 def grid_in_range(

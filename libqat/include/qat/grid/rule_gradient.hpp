@@ -30,6 +30,7 @@ struct EndPlaces {
   int64_t greatest;
 };
 
+/// Of n weights, at least one.
 QAT_HD EndPlaces places_of_ends(const float* w, int64_t n) {
   EndPlaces ends{0, 0};
   for (int64_t i = 1; i < n; ++i) {
