@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HEADERS = ROOT / "libqat" / "include"
 
-# Names that say what they are (fields, accessors, constructors, operators), the codecs (the head of their file
+# Names that say what they are (fields, accessors, constructors, operators), codecs (the head of their file
 # tells the format, and grid.hpp the functions that all of them have) and their steps (the same of steps.hpp).
 NEED_NO_COMMENT = re.compile(
     r"\((variable|enumvalue)\) of|"
