@@ -1162,7 +1162,7 @@ def grid_fake_quantize_with(
     reference: bool = False,
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
-    The same with unstored scales s float32[rows, n / B, P] that the caller holds.
+    grid_fake_quantize with unstored scales s float32[rows, n / B, P] that the caller holds.
     """
 
 def grid_in_range(

@@ -1,101 +1,15 @@
 #include "qat/grid/grid.hpp"
 
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <string>
 #include <tuple>
 
-#include "module.hpp"
-#include "qat/core/error.hpp"
+#include "grid_rows.hpp"
 #include "qat/grid/ggml.hpp"
-
-namespace py = pybind11;
 
 namespace qat::python {
 namespace {
-
-using Floats = py::array_t<float, py::array::c_style>;
-using Codes = py::array_t<int8_t, py::array::c_style>;
-using Bytes = py::array_t<uint8_t, py::array::c_style>;
-using Halves = py::array_t<uint16_t, py::array::c_style>;
-
-/// Rows of one call: `grid`, `rows` of `n` weights, and what one row has of scale parameters.
-struct Rows {
-  const grid::Grid& grid;
-  int64_t rows;
-  int64_t n;
-  int64_t blocks;
-  int64_t params;
-
-  int64_t scales() const { return blocks * params; }
-};
-
-[[noreturn]] void refuse(const char* function, const std::string& expected, const std::string& got) {
-  throw ArgumentError("grid." + std::string(function) + ": expected " + expected + ", got " + got);
-}
-
-std::string shape_text(const py::array& array) {
-  std::string text = "[";
-  for (py::ssize_t d = 0; d < array.ndim(); ++d) {
-    if (d > 0) text += ", ";
-    text += std::to_string(array.shape(d));
-  }
-  return text + "]";
-}
-
-Rows rows_of(const char* function, const std::string& name, int64_t rows, int64_t n) {
-  const grid::Grid& grid = grid::find(name);
-  if (!grid.divides(n)) {
-    refuse(function, "rows of a multiple of " + std::to_string(grid.block(n)) + " weights for " + name,
-           std::to_string(n));
-  }
-  return {grid, rows, n, grid.blocks(n), grid.params()};
-}
-
-Rows rows_of(const char* function, const std::string& name, const py::array& matrix) {
-  if (matrix.ndim() != 2) refuse(function, "a matrix [rows, n]", "shape " + shape_text(matrix));
-  return rows_of(function, name, matrix.shape(0), matrix.shape(1));
-}
-
-void check_scales(const char* function, const Rows& rows, const Floats& scales) {
-  if (scales.ndim() == 3 && scales.shape(0) == rows.rows && scales.shape(1) == rows.blocks &&
-      scales.shape(2) == rows.params) {
-    return;
-  }
-  refuse(function,
-         "scales [" + std::to_string(rows.rows) + ", " + std::to_string(rows.blocks) + ", " +
-             std::to_string(rows.params) + "]",
-         shape_text(scales));
-}
-
-void check_like(const char* function, const Floats& w, const Floats& g) {
-  if (g.ndim() == 2 && g.shape(0) == w.shape(0) && g.shape(1) == w.shape(1)) return;
-  refuse(function, "gradients like the weights, " + shape_text(w), shape_text(g));
-}
-
-Floats make_scales(const Rows& rows) {
-  return Floats(std::vector<py::ssize_t>{rows.rows, rows.blocks, rows.params});
-}
-
-template <class Array>
-Array make_matrix(int64_t rows, int64_t columns) {
-  return Array(std::vector<py::ssize_t>{rows, columns});
-}
-
-/// Calls one(row) for every row without the GIL; the first failing row is an error that names it.
-template <class One>
-void for_rows(const char* function, const Rows& rows, One one) {
-  const py::gil_scoped_release release;
-  for (int64_t r = 0; r < rows.rows; ++r) {
-    const grid::Status status = one(r);
-    if (status == grid::Status::kOk) continue;
-    throw NumericError("grid." + std::string(function) + ": row " + std::to_string(r) +
-                       ": expected values that " + std::string(rows.grid.info().name) +
-                       " can hold, got one that " + std::string(grid::to_string(status)));
-  }
-}
 
 py::dict grid_info(const std::string& name) {
   const grid::Info& info = grid::find(name).info();
@@ -241,55 +155,6 @@ Halves fake_quantize_bf16(const std::string& name, const Floats& w, bool referen
   return w_hat;
 }
 
-Floats fake_quantize_with(const std::string& name, const Floats& w, const Floats& s, bool reference) {
-  Rows rows = rows_of("fake_quantize_with", name, w);
-  check_scales("fake_quantize_with", rows, s);
-  const grid::Grid& grid = reference ? grid::reference(name) : rows.grid;
-  Floats w_hat = make_matrix<Floats>(rows.rows, rows.n);
-  const float* in = w.data();
-  const float* scales = s.data();
-  float* out = w_hat.mutable_data();
-  for_rows("fake_quantize_with", rows, [&](int64_t r) {
-    return grid.fake_quantize_with(in + r * rows.n, rows.n, scales + r * rows.scales(), out + r * rows.n);
-  });
-  return w_hat;
-}
-
-std::tuple<Floats, Floats> backward(const std::string& name, const Floats& w, const Floats& s,
-                                    const Floats& g, const std::string& estimator) {
-  const EstimatorKind kind = estimator_kind(estimator);
-  const Rows rows = rows_of("backward", name, w);
-  check_scales("backward", rows, s);
-  check_like("backward", w, g);
-  Floats grad_w = make_matrix<Floats>(rows.rows, rows.n);
-  Floats grad_s = make_scales(rows);
-  const float* weights = w.data();
-  const float* scales = s.data();
-  const float* in = g.data();
-  float* of_w = grad_w.mutable_data();
-  float* of_s = grad_s.mutable_data();
-  for_rows("backward", rows, [&](int64_t r) {
-    return rows.grid.backward(weights + r * rows.n, rows.n, scales + r * rows.scales(), in + r * rows.n, kind,
-                              of_w + r * rows.n, of_s + r * rows.scales());
-  });
-  return {grad_w, grad_s};
-}
-
-Floats choose_backward(const std::string& name, const Floats& w, const Floats& grad_s) {
-  const Rows rows = rows_of("choose_backward", name, w);
-  check_scales("choose_backward", rows, grad_s);
-  Floats grad_w = make_matrix<Floats>(rows.rows, rows.n);
-  const float* weights = w.data();
-  const float* scales = grad_s.data();
-  float* out = grad_w.mutable_data();
-  std::fill_n(out, grad_w.size(), 0.0F);
-  for_rows("choose_backward", rows, [&](int64_t r) {
-    return rows.grid.choose_backward(weights + r * rows.n, rows.n, scales + r * rows.scales(),
-                                     out + r * rows.n);
-  });
-  return grad_w;
-}
-
 const grid::GgmlType& block_type(const char* function, const std::string& name) {
   const grid::GgmlType* type = grid::ggml_type_of_grid(grid::find(name).info().name);
   if (type == nullptr || type->pack == nullptr) refuse(function, "a grid of ggml blocks", "\"" + name + "\"");
@@ -366,17 +231,6 @@ void bind_grid(py::module_& module) {
   module.def("grid_fake_quantize_bf16", &fake_quantize_bf16, arg("name"), arg("w").noconvert(),
              arg("reference") = false, arg("scale") = "reference",
              "w float32[rows, n] -> bfloat16 bits uint16[rows, n].");
-  module.def("grid_fake_quantize_with", &fake_quantize_with, arg("name"), arg("w").noconvert(),
-             arg("s").noconvert(), arg("reference") = false,
-             "The same with unstored scales s float32[rows, n / B, P] that the caller holds.");
-  module.def("grid_backward", &backward, arg("name"), arg("w").noconvert(), arg("s").noconvert(),
-             arg("g").noconvert(), arg("estimator"),
-             "(grad_w float32[rows, n], grad_s float32[rows, n / B, P]) of grid_fake_quantize_with, from "
-             "g = dL/dw_hat.");
-  module.def("grid_choose_backward", &choose_backward, arg("name"), arg("w").noconvert(),
-             arg("grad_s").noconvert(),
-             "grad_w float32[rows, n] of grid_choose, from grad_s float32[rows, n / B, P]; UnsupportedError "
-             "where the rule is a search or rounds.");
   module.def("ggml_pack", &ggml_pack, arg("name"), arg("codes").noconvert(), arg("stored").noconvert(),
              "codes int8[rows, n], stored float32[rows, n / B, P] -> ggml blocks uint8[rows, bytes].");
   module.def("ggml_unpack", &ggml_unpack, arg("name"), arg("bytes").noconvert(),

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = qat::version();
   qat::python::bind_errors(module);
   qat::python::bind_grid(module);
+  qat::python::bind_grid_training(module);
   qat::python::bind_io(module);
   qat::python::bind_policy(module);
   qat::python::bind_checkpoint(module);

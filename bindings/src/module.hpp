@@ -8,6 +8,7 @@ namespace qat::python {
 
 void bind_errors(pybind11::module_& module);
 void bind_grid(pybind11::module_& module);
+void bind_grid_training(pybind11::module_& module);
 void bind_policy(pybind11::module_& module);
 void bind_checkpoint(pybind11::module_& module);
 void bind_io(pybind11::module_& module);

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "grid/float_grid.hpp"
 #include "grid/integer_grids.hpp"
 #include "grid/row_grid.hpp"
 #include "qat/core/error.hpp"

@@ -4,7 +4,7 @@
 
 #include "grid/kernels_avx2.hpp"
 
-#include "grid/avx2.hpp"
+#include "grid/search_avx2.hpp"
 #include "qat/grid/mxfp4.hpp"
 #include "qat/grid/nvfp4.hpp"
 #include "qat/grid/offset_block.hpp"
@@ -95,21 +95,6 @@ struct MaximumKernel {
   }
 };
 
-/// `e2m1_value(e2m1_code(w, scale)) * stored` of each lane.
-QAT_HD __m256 through_e2m1(__m256 w, float scale, float stored) {
-  const __m256 sign = _mm256_set1_ps(-0.0F);
-  const __m256 size = _mm256_andnot_ps(sign, w);
-  __m256i code = _mm256_setzero_si256();
-  for (const float border : {0.25F, 0.75F, 1.25F, 1.75F, 2.5F, 3.5F, 5.0F}) {
-    const __m256 above = _mm256_cmp_ps(size, _mm256_set1_ps(border * scale), _CMP_GT_OQ);
-    code = _mm256_sub_epi32(code, _mm256_castps_si256(above));
-  }
-  const __m256 values = _mm256_setr_ps(0.0F, 0.5F, 1.0F, 1.5F, 2.0F, 3.0F, 4.0F, 6.0F);
-  const __m256 product = _mm256_mul_ps(_mm256_permutevar8x32_ps(values, code), _mm256_set1_ps(stored));
-  const __m256 nonzero = _mm256_castsi256_ps(_mm256_cmpgt_epi32(code, _mm256_setzero_si256()));
-  return _mm256_or_ps(product, _mm256_and_ps(_mm256_and_ps(w, sign), nonzero));
-}
-
 /// `BestScale` for a block of whole vectors.
 template <class Codec>
 struct WideBestScale {
@@ -124,17 +109,7 @@ struct WideBestScale {
   QAT_HD double error_of(float s) const {
     float stored;
     if (Codec::store(&s, &stored) != Status::kOk) return static_cast<double>(float_of(kInfinityBits));
-    const float divisor = Codec::encoder(&s).scale;
-    __m256 lanes = _mm256_setzero_ps();
-    for (int64_t i = 0; i < Codec::kInfo.block; i += 8) {
-      const __m256 value = _mm256_loadu_ps(w + i);
-      const __m256 off =
-          _mm256_mul_ps(_mm256_sub_ps(value, through_e2m1(value, divisor, stored)), _mm256_set1_ps(unit));
-      lanes = _mm256_add_ps(lanes, _mm256_mul_ps(off, off));
-    }
-    ErrorSum sum;
-    _mm256_storeu_ps(sum.lanes, lanes);
-    return static_cast<double>(sum.total());
+    return wide_error(Codec{}, w, Codec::kInfo.block, &s, &stored, unit);
   }
 
   QAT_HD void offer(float s) {
@@ -148,22 +123,32 @@ struct WideBestScale {
 /// mxfp4 and nvfp4.
 template <class Codec, ScaleRule kRule>
 struct E2M1Kernel {
-  template <class Out>
-  static QAT_HD void run(const float* w, Out* out, Seen& seen) {
-    const __m256i largest_bits = spread_max(largest_lanes(w, Codec::kInfo.block));
+  template <class Sink>
+  static QAT_HD void run(const float* w, int64_t i, Sink sink, Seen& seen) {
+    const __m256i largest_bits = spread_max(largest_lanes(w + i, Codec::kInfo.block));
     seen.largest = _mm256_max_epi32(seen.largest, largest_bits);
     const float largest = float_of(first_lane(largest_bits));
+    if (!is_finite(largest)) return;
     float s = Codec::scale_of(largest);
     if constexpr (kRule == ScaleRule::kSearch) {
-      s = search_e2m1<Codec, WideBestScale<Codec>>(w, Codec::kInfo.block, largest, s);
+      s = search_e2m1<Codec, WideBestScale<Codec>>(w + i, Codec::kInfo.block, largest, s);
     }
-    float stored;
-    seen.overflow |= Codec::store(&s, &stored) != Status::kOk;
-    const float divisor = Codec::encoder(&s).scale;
-    for (int64_t i = 0; i < Codec::kInfo.block; i += 8) {
-      put8(out + i, through_e2m1(_mm256_loadu_ps(w + i), divisor, stored));
-    }
+    sink.put(Codec{}, w, i, Codec::kInfo.block, &s, seen);
   }
+
+  template <class Sink>
+  static QAT_HD Status row(const float* w, int64_t n, Sink sink) {
+    Seen seen;
+    for (int64_t i = 0; i < n; i += Codec::kInfo.block) run(w, i, sink, seen);
+    return seen.status();
+  }
+
+  template <class Out>
+  static Status weights(const void*, const float* w, int64_t n, Out* out) {
+    return row(w, n, WeightSink<Out>{out});
+  }
+
+  static Status scales(const void*, const float* w, int64_t n, float* s) { return row(w, n, ScaleSink{s}); }
 };
 
 /// Runs a kernel on every block of a row.
@@ -176,8 +161,7 @@ Status block_row(const void*, const float* w, int64_t n, Out* out) {
 
 template <class Codec, class Kernel>
 constexpr NamedKernels blocks() {
-  return {Codec::kInfo.name,
-          {block_row<Codec, Kernel, float>, block_row<Codec, Kernel, uint16_t>, nullptr, nullptr}};
+  return {Codec::kInfo.name, {block_row<Codec, Kernel, float>, block_row<Codec, Kernel, uint16_t>}};
 }
 
 template <class Codec>
@@ -185,8 +169,8 @@ constexpr NamedKernels e2m1_blocks() {
   using Rule = E2M1Kernel<Codec, ScaleRule::kReference>;
   using Search = E2M1Kernel<Codec, ScaleRule::kSearch>;
   return {Codec::kInfo.name,
-          {block_row<Codec, Rule, float>, block_row<Codec, Rule, uint16_t>, block_row<Codec, Search, float>,
-           block_row<Codec, Search, uint16_t>}};
+          {Rule::template weights<float>, Rule::template weights<uint16_t>, Search::template weights<float>,
+           Search::template weights<uint16_t>, Rule::scales, Search::scales}};
 }
 
 }  // namespace

@@ -18,10 +18,12 @@ struct NamedKernels {
 extern const std::array<NamedKernels, 10> kAvx2Kernels;
 
 /// For `IntSymmetric`, `IntAsymmetric` and `MlxAffine`, by the type of products: float32, float16, bfloat16.
-/// The kernels with searched scales.
+/// The kernels with searched scales, and those that give scales alone.
 struct SearchKernels {
   RowKernel<float> f32;
   RowKernel<uint16_t> bf16;
+  ScalesKernel choose;
+  ScalesKernel search;
 };
 
 struct NamedSearch {

@@ -167,7 +167,7 @@ Status integer_row(const void* object, const float* w, int64_t n, Out* out) {
 
 template <class Kernel>
 constexpr RowKernels kernels() {
-  return {integer_row<Kernel, float>, integer_row<Kernel, uint16_t>, nullptr, nullptr};
+  return {integer_row<Kernel, float>, integer_row<Kernel, uint16_t>};
 }
 
 template <template <DType> class Kernel>

@@ -6,7 +6,7 @@
 
 #include "grid/avx2.hpp"
 #include "grid/kernels_avx2.hpp"
-#include "grid/lanes_avx2.hpp"
+#include "grid/steps_avx2.hpp"
 #include "qat/grid/gradient.hpp"
 #include "qat/grid/q2_k.hpp"
 #include "qat/grid/q3_k.hpp"
@@ -15,14 +15,6 @@
 
 namespace qat::grid {
 namespace {
-
-using Eight = Lanes<1>;
-
-QAT_HD Eight load(const float* w) {
-  Eight eight;
-  eight.v[0] = _mm256_loadu_ps(w);
-  return eight;
-}
 
 template <class Codec>
 struct AffineKernel {
@@ -40,7 +32,7 @@ struct AffineKernel {
     for (int i = 0; i < kSuperBlock; i += 8) {
       const typename Codec::Step step = Codec::step(stored, i / kWeights);
       const Eight code =
-          ggml_code((load(w + i) + step.minimum) / Eight(step.scale), 0, Codec::kInfo.code_max);
+          ggml_code((loaded(w + i) + step.minimum) / Eight(step.scale), 0, Codec::kInfo.code_max);
       put8(out + i, (step.scale * code - step.minimum).v[0]);
     }
   }
@@ -63,7 +55,7 @@ struct SymmetricKernel {
     for (int i = 0; i < kSuperBlock; i += 8) {
       const Eight step = Codec::step(stored, i / kWeights);
       put8(out + i,
-           (step * ggml_code(load(w + i) / step, Codec::kInfo.code_min, Codec::kInfo.code_max)).v[0]);
+           (step * ggml_code(loaded(w + i) / step, Codec::kInfo.code_min, Codec::kInfo.code_max)).v[0]);
     }
   }
 
@@ -92,6 +84,21 @@ Status kquant_row(const void*, const float* w, int64_t n, Out* out) {
     }
     if (Codec::store(s, stored) != Status::kOk) return Status::kOverflow;
     Kernel::quantize(w + i, s, stored, out + i);
+  }
+  return Status::kOk;
+}
+
+template <class Codec, class Kernel, ScaleRule kRule>
+Status scales_row(const void*, const float* w, int64_t n, float* s) {
+  Seen seen;
+  seen.largest = largest_lanes(w, n);
+  if (seen.status() == Status::kNotFinite) return Status::kNotFinite;
+  for (int64_t i = 0; i < n; i += kSuperBlock, s += Codec::kParams) {
+    if constexpr (kRule == ScaleRule::kSearch) {
+      Codec::template search_by<typename Kernel::F>(w + i, s);
+    } else {
+      Kernel::choose(w + i, s);
+    }
   }
   return Status::kOk;
 }
@@ -126,8 +133,9 @@ constexpr NamedKernels blocks() {
           {kquant_row<Codec, Kernel, ScaleRule::kReference, float>,
            kquant_row<Codec, Kernel, ScaleRule::kReference, uint16_t>,
            kquant_row<Codec, Kernel, ScaleRule::kSearch, float>,
-           kquant_row<Codec, Kernel, ScaleRule::kSearch, uint16_t>, held_row<Codec, Kernel, float>,
-           held_row<Codec, Kernel, uint16_t>, backward<Codec>}};
+           kquant_row<Codec, Kernel, ScaleRule::kSearch, uint16_t>,
+           scales_row<Codec, Kernel, ScaleRule::kReference>, scales_row<Codec, Kernel, ScaleRule::kSearch>,
+           held_row<Codec, Kernel, float>, held_row<Codec, Kernel, uint16_t>, backward<Codec>}};
 }
 
 template <class Codec>

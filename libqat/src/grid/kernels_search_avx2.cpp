@@ -17,96 +17,16 @@
 namespace qat::grid {
 namespace {
 
-/// A codec with scale s, on eight weights at a time: `quantize` decodes what it encodes. This one is for
-/// q8_0, q2_0, tq1_0 and tq2_0, whose ties go away from zero.
+/// Whether the largest weight's sign is that of its scale.
 template <class Codec>
-struct Wide {
-  __m256 inverse, shift, stored;
-
-  QAT_HD Wide(const Codec&, const float* s, const float* held) {
-    const auto e = Codec::encoder(s);
-    inverse = _mm256_set1_ps(e.inverse);
-    if constexpr (requires { e.shift; }) shift = _mm256_set1_ps(e.shift);
-    stored = _mm256_set1_ps(*held);
-  }
-
-  QAT_HD __m256 quantize(__m256 w) const {
-    __m256 place = _mm256_mul_ps(w, inverse);
-    if constexpr (requires(typename Codec::Encoder e) { e.shift; }) place = _mm256_add_ps(place, shift);
-    place =
-        clamp8(place, static_cast<float>(Codec::kInfo.code_min), static_cast<float>(Codec::kInfo.code_max));
-    return _mm256_mul_ps(round_half_away8(place), stored);
-  }
-};
-
-/// q4_0 and q5_0: codes shifted to begin at 0, and truncated.
-template <class Codec>
-struct ShiftedWide {
-  __m256 inverse, shift, stored;
-
-  QAT_HD ShiftedWide(const Codec&, const float* s, const float* held) {
-    const typename Codec::Encoder e = Codec::encoder(s);
-    inverse = _mm256_set1_ps(e.inverse);
-    shift = _mm256_set1_ps(e.shift);
-    stored = _mm256_set1_ps(*held);
-  }
-
-  QAT_HD __m256 quantize(__m256 w) const {
-    constexpr int kShift = -Codec::kInfo.code_min;
-    const __m256 place =
-        clamp8(_mm256_add_ps(_mm256_mul_ps(w, inverse), shift), 0.0F, static_cast<float>(2 * kShift - 1));
-    const __m256i code = _mm256_sub_epi32(_mm256_cvttps_epi32(place), _mm256_set1_epi32(kShift));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(code), stored);
-  }
-};
-
-template <>
-struct Wide<Q4_0> : ShiftedWide<Q4_0> {
-  using ShiftedWide::ShiftedWide;
-};
-template <>
-struct Wide<Q5_0> : ShiftedWide<Q5_0> {
-  using ShiftedWide::ShiftedWide;
-};
-
-template <>
-struct Wide<IntSymmetric> {
-  __m256 divisor, stored;
-  float low, high;
-  DType dequant;
-
-  QAT_HD Wide(const IntSymmetric& codec, const float* s, const float* held)
-      : divisor(_mm256_set1_ps(codec.encoder(s).divisor)),
-        stored(_mm256_set1_ps(*held)),
-        low(codec.low),
-        high(codec.high),
-        dequant(codec.dequant) {}
-
-  QAT_HD __m256 quantize(__m256 w) const {
-    const __m256i code = _mm256_cvtps_epi32(clamp8(_mm256_div_ps(w, divisor), low, high));
-    const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(code), stored);
-    if (dequant == DType::kF16) return round_value8<DType::kF16>(product);
-    return dequant == DType::kBF16 ? round_value8<DType::kBF16>(product) : product;
-  }
-};
-
-/// What a ggml file holds of a scale; Status as `store_f16`'s.
-template <class Codec>
-QAT_HD Status store_wide(const Codec&, const float* s, float* stored) {
-  *stored = through_f16(*s);
-  return is_finite(*stored) ? Status::kOk : Status::kOverflow;
-}
-
-QAT_HD Status store_wide(const IntSymmetric& codec, const float* s, float* stored) {
-  return codec.store(s, stored);
-}
+constexpr bool kSigned = std::is_same_v<Codec, Q4_0> || std::is_same_v<Codec, Q5_0>;
 
 /// choose, given the largest magnitude.
 template <class Codec>
 QAT_HD float choose_wide(const Codec& codec, const float* w, float largest) {
   if constexpr (requires { codec.scale_of(largest); }) {
     return codec.scale_of(largest);
-  } else if constexpr (std::is_base_of_v<ShiftedWide<Codec>, Wide<Codec>>) {
+  } else if constexpr (kSigned<Codec>) {
     const Block32 block = Block32::load(w);
     const int first = block.first_with(_mm256_set1_epi32(static_cast<int>(bits_of(largest))));
     return (w[first] + 0.0F) / static_cast<float>(Codec::kInfo.code_min);  // + 0: as in SignedKernel
@@ -281,8 +201,8 @@ QAT_HD float better_of(const Codec& codec, const float* w, int64_t n, float larg
   if (store_wide(codec, &suggested, &better) != Status::kOk) return chosen;
   if (store_wide(codec, &chosen, &kept) != Status::kOk) return better;
   const float unit = error_unit(largest);
-  const double error = wide_error<Wide<Codec>>(codec, w, n, &better, &better, unit);
-  return error < wide_error<Wide<Codec>>(codec, w, n, &chosen, &kept, unit) ? better : chosen;
+  const double error = wide_error(codec, w, n, &better, &better, unit);
+  return error < wide_error(codec, w, n, &chosen, &kept, unit) ? better : chosen;
 }
 
 /// The largest magnitude of a block, also noted in `seen`.
@@ -292,61 +212,85 @@ QAT_HD float largest_of(const float* w, int64_t n, Seen& seen) {
   return float_of(first_lane(lanes));
 }
 
-template <class Codec, class Out>
-QAT_HD void put_searched(const Codec& codec, const float* w, int64_t n, float largest, float suggested,
-                         Out* out, Seen& seen) {
+template <class Codec, class Sink>
+QAT_HD void put_searched(const Codec& codec, const float* w, int64_t i, int64_t n, float largest,
+                         float suggested, Sink sink, Seen& seen) {
   if (!is_finite(largest)) return;
-  const float s = better_of(codec, w, n, largest, suggested);
-  float stored;
-  seen.overflow |= store_wide(codec, &s, &stored) != Status::kOk;
-  put_block<Wide<Codec>>(codec, w, n, &s, &stored, out);
+  const float s = better_of(codec, w + i, n, largest, suggested);
+  sink.put(codec, w, i, n, &s, seen);
 }
 
-template <class Codec, class Out>
+template <class Codec, class Sink>
 QAT_HD void search_blocks(const Codec& codec, const SearchRange& range, int64_t block, const float* w,
-                          int64_t n, Out* out, Seen& seen) {
+                          int64_t n, Sink sink, Seen& seen) {
   int64_t i = 0;
   float largest[kGroup], suggested[kGroup];
   for (; block <= kSearchChunk && i + kGroup * block <= n; i += kGroup * block) {
     for (int k = 0; k < kGroup; ++k) largest[k] = largest_of(w + i + k * block, block, seen);
     suggest_for_blocks(range, w + i, block, largest, suggested);
     for (int k = 0; k < kGroup; ++k) {
-      const int64_t at = i + k * block;
-      put_searched(codec, w + at, block, largest[k], suggested[k], out + at, seen);
+      put_searched(codec, w, i + k * block, block, largest[k], suggested[k], sink, seen);
     }
   }
   for (; i < n; i += block) {
     const float most = largest_of(w + i, block, seen);
     const bool searched = is_finite(most) && most >= kLeastSearched;
     const float found = searched ? suggest_for_row(range, w + i, block, most) : 0.0F;
-    put_searched(codec, w + i, block, most, found, out + i, seen);
+    put_searched(codec, w, i, block, most, found, sink, seen);
   }
 }
 
-template <class Codec, class Out>
-Status search_row(const void*, const float* w, int64_t n, Out* out) {
+template <class Codec>
+QAT_HD SearchRange range_of(const Codec& codec) {
+  if constexpr (Constant<Codec>) {
+    return search_range(Codec::kInfo, Signs::kBoth);
+  } else {
+    return search_range(codec.info(), codec.negative ? Signs::kBoth : Signs::kPositive);
+  }
+}
+
+template <class Codec, class Sink>
+Status search_row(const void* object, const float* w, int64_t n, Sink sink) {
+  const Codec codec = codec_of<Codec>(object);
+  const int64_t block = block_of(codec, n);
   Seen seen;
-  search_blocks(Codec{}, search_range(Codec::kInfo, Signs::kBoth), Codec::kInfo.block, w, n, out, seen);
+  if (block == 32) {
+    search_blocks(codec, range_of(codec), 32, w, n, sink, seen);  // the most frequent one: its loops unroll
+  } else {
+    search_blocks(codec, range_of(codec), block, w, n, sink, seen);
+  }
   return seen.status();
 }
 
-template <class Out>
-Status integer_search_row(const void* codec, const float* w, int64_t n, Out* out) {
-  const auto& symmetric = *static_cast<const IntSymmetric*>(codec);
-  const SearchRange range =
-      search_range(symmetric.info(), symmetric.negative ? Signs::kBoth : Signs::kPositive);
+template <class Codec, class Out>
+Status search_weights(const void* codec, const float* w, int64_t n, Out* out) {
+  return search_row<Codec>(codec, w, n, WeightSink<Out>{out});
+}
+
+template <class Codec>
+Status search_scales(const void* codec, const float* w, int64_t n, float* s) {
+  return search_row<Codec>(codec, w, n, ScaleSink{s});
+}
+
+template <class Codec>
+Status choose_scales(const void* object, const float* w, int64_t n, float* s) {
+  const Codec codec = codec_of<Codec>(object);
+  const int64_t block = block_of(codec, n);
   Seen seen;
-  if (symmetric.block == 32) {
-    search_blocks(symmetric, range, 32, w, n, out, seen);  // the most frequent one: its loops unroll
-  } else {
-    search_blocks(symmetric, range, symmetric.block > 0 ? symmetric.block : n, w, n, out, seen);
+  for (int64_t i = 0; i < n; i += block, ++s) {
+    const float largest = largest_of(w + i, block, seen);
+    if (is_finite(largest)) *s = choose_wide(codec, w + i, largest);
   }
   return seen.status();
 }
 
 template <class Codec>
+constexpr SearchKernels kSearch{search_weights<Codec, float>, search_weights<Codec, uint16_t>,
+                                choose_scales<Codec>, search_scales<Codec>};
+
+template <class Codec>
 constexpr NamedSearch searched() {
-  return {Codec::kInfo.name, {search_row<Codec, float>, search_row<Codec, uint16_t>}};
+  return {Codec::kInfo.name, kSearch<Codec>};
 }
 
 }  // namespace
@@ -355,6 +299,6 @@ constinit const std::array<NamedSearch, 6> kAvx2Searches{{searched<Q4_0>(), sear
                                                           searched<Q8_0>(), searched<Q2_0>(),
                                                           searched<TQ1_0>(), searched<TQ2_0>()}};
 
-constinit const SearchKernels kAvx2IntegerSearch{integer_search_row<float>, integer_search_row<uint16_t>};
+constinit const SearchKernels kAvx2IntegerSearch = kSearch<IntSymmetric>;
 
 }  // namespace qat::grid

@@ -12,78 +12,6 @@
 namespace qat::grid {
 namespace {
 
-/// round_value of eight finite values.
-QAT_HD __m256 round_to(DType dtype, __m256 v) {
-  if (dtype == DType::kF16) return round_value8<DType::kF16>(v);
-  return dtype == DType::kBF16 ? round_value8<DType::kBF16>(v) : v;
-}
-
-/// A codec with its scales, on eight weights at a time. This one is for q4_1 and q5_1.
-template <class Codec>
-struct Wide {
-  __m256 inverse, minimum, scale, offset;
-
-  QAT_HD Wide(const Codec&, const float* s, const float* stored) {
-    const typename Codec::Encoder e = Codec::encoder(s);
-    inverse = _mm256_set1_ps(e.inverse);
-    minimum = _mm256_set1_ps(e.minimum);
-    scale = _mm256_set1_ps(stored[0]);
-    offset = _mm256_set1_ps(stored[1]);
-  }
-
-  QAT_HD __m256 quantize(__m256 w) const {
-    const __m256 place = _mm256_mul_ps(_mm256_sub_ps(w, minimum), inverse);
-    const __m256 inside =
-        clamp8(_mm256_add_ps(place, _mm256_set1_ps(0.5F)), 0.0F, static_cast<float>(Codec::kInfo.code_max));
-    const __m256 code = _mm256_cvtepi32_ps(_mm256_cvttps_epi32(inside));
-    return _mm256_add_ps(_mm256_mul_ps(code, scale), offset);
-  }
-};
-
-template <>
-struct Wide<MlxAffine> {
-  __m256 divisor, bias, scale, offset;
-  float levels;
-  DType dtype;
-
-  QAT_HD Wide(const MlxAffine& codec, const float* s, const float* stored)
-      : levels(codec.levels), dtype(codec.dtype) {
-    const MlxAffine::Encoder e = codec.encoder(s);
-    divisor = _mm256_set1_ps(e.scale);
-    bias = _mm256_set1_ps(e.bias);
-    scale = _mm256_set1_ps(stored[0]);
-    offset = _mm256_set1_ps(stored[1]);
-  }
-
-  QAT_HD __m256 quantize(__m256 w) const {
-    const __m256 place = clamp8(_mm256_div_ps(_mm256_sub_ps(w, bias), divisor), 0.0F, levels);
-    const __m256 level = _mm256_cvtepi32_ps(_mm256_cvtps_epi32(place));
-    return round_to(dtype, _mm256_add_ps(round_to(dtype, _mm256_mul_ps(level, scale)), offset));
-  }
-};
-
-template <>
-struct Wide<IntAsymmetric> {
-  __m256 divisor, zero, scale, stored_zero;
-  float low, high;
-  DType dequant;
-
-  QAT_HD Wide(const IntAsymmetric& codec, const float* s, const float* stored)
-      : low(codec.low), high(codec.high), dequant(codec.dequant) {
-    const IntAsymmetric::Encoder e = codec.encoder(s);
-    divisor = _mm256_set1_ps(e.divisor);
-    zero = _mm256_set1_ps(e.zero);
-    scale = _mm256_set1_ps(stored[0]);
-    stored_zero = _mm256_set1_ps(stored[1]);
-  }
-
-  QAT_HD __m256 quantize(__m256 w) const {
-    const __m256 place = clamp8(_mm256_add_ps(_mm256_div_ps(w, divisor), zero), low, high);
-    const __m256 code = _mm256_cvtepi32_ps(_mm256_cvtps_epi32(place));
-    return round_to(dequant, _mm256_mul_ps(_mm256_sub_ps(code, stored_zero), scale));
-  }
-};
-
 /// Least and greatest of n weights, and the largest magnitude, as bit patterns in every lane.
 struct Extent {
   float least;
@@ -108,13 +36,19 @@ QAT_HD Extent extent_of(const float* w, int64_t n) {
 
 /// choose, given the ends.
 template <class Codec>
-QAT_HD void choose_wide(const Codec& codec, const Extent& extent, float* s) {
+QAT_HD void choose_wide(const Codec& codec, const float* w, const Extent& extent, float* s) {
   if constexpr (requires { codec.scales_of(extent.least, extent.greatest, s); }) {
     codec.scales_of(extent.least, extent.greatest, s);
   } else {
     // + 0: as in the kernel with the reference's scales
     s[0] = (extent.greatest - extent.least + 0.0F) / static_cast<float>(Codec::kInfo.code_max);
     s[1] = extent.least;
+    // Of zeros the first one, whose sign the file keeps.
+    for (int64_t i = 0; s[1] == 0.0F; ++i) {
+      if (w[i] != 0.0F) continue;
+      s[1] = w[i];
+      break;
+    }
   }
 }
 
@@ -186,7 +120,7 @@ QAT_HD Line suggest_wide(int levels, const LineCode* codes, const float* w, int6
 template <class Codec>
 QAT_HD void search_wide(const Codec& codec, const LineCode* codes, const float* w, int64_t n,
                         const Extent& extent, float* s) {
-  choose_wide(codec, extent, s);
+  choose_wide(codec, w, extent, s);
   const LineUnit unit = line_unit(extent.least, extent.greatest);
   if (!(unit.half >= kLeastSearched)) return;
   const Info& info = info_of(codec);
@@ -195,44 +129,58 @@ QAT_HD void search_wide(const Codec& codec, const LineCode* codes, const float* 
   if (!stored_line(codec, line, better)) return;
   const bool legal = codec.store(s, kept) == Status::kOk;
   const float error_of = error_unit(float_of(first_lane(extent.largest)));
-  if (!legal || wide_error<Wide<Codec>>(codec, w, n, better, better, error_of) <
-                    wide_error<Wide<Codec>>(codec, w, n, s, kept, error_of)) {
+  if (!legal ||
+      wide_error(codec, w, n, better, better, error_of) < wide_error(codec, w, n, s, kept, error_of)) {
     s[0] = better[0];
     s[1] = better[1];
   }
 }
 
-template <class Codec, class Out>
-QAT_HD void search_blocks(const Codec& codec, int64_t block, const float* w, int64_t n, Out* out,
-                          Seen& seen) {
+template <class Codec, class Sink>
+Status search_row(const void* object, const float* w, int64_t n, Sink sink) {
+  const Codec codec = codec_of<Codec>(object);
+  const int64_t block = block_of(codec, n);
   const Info& info = info_of(codec);
   LineCode codes[kCandidates];
   for (int j = 0; j < kCandidates; ++j) codes[j] = line_code(info.code_max - info.code_min + 1, j);
+  Seen seen;
   for (int64_t i = 0; i < n; i += block) {
     const Extent extent = extent_of(w + i, block);
     seen.largest = _mm256_max_epi32(seen.largest, extent.largest);
     if (first_lane(extent.largest) >= kInfinityBits) continue;
-    float s[2], stored[2];
+    float s[2];
     search_wide(codec, codes, w + i, block, extent, s);
-    seen.overflow |= codec.store(s, stored) != Status::kOk;
-    put_block<Wide<Codec>>(codec, w + i, block, s, stored, out + i);
+    sink.put(codec, w, i, block, s, seen);
   }
+  return seen.status();
 }
 
 template <class Codec, class Out>
-Status search_row(const void* object, const float* w, int64_t n, Out* out) {
+Status search_weights(const void* codec, const float* w, int64_t n, Out* out) {
+  return search_row<Codec>(codec, w, n, WeightSink<Out>{out});
+}
+
+template <class Codec>
+Status search_scales(const void* codec, const float* w, int64_t n, float* s) {
+  return search_row<Codec>(codec, w, n, ScaleSink{s});
+}
+
+template <class Codec>
+Status choose_scales(const void* object, const float* w, int64_t n, float* s) {
+  const Codec codec = codec_of<Codec>(object);
+  const int64_t block = block_of(codec, n);
   Seen seen;
-  if constexpr (requires(const Codec& codec) { codec.info(); }) {
-    const auto& codec = *static_cast<const Codec*>(object);
-    search_blocks(codec, codec.block > 0 ? codec.block : n, w, n, out, seen);
-  } else {
-    search_blocks(Codec{}, Codec::kInfo.block, w, n, out, seen);
+  for (int64_t i = 0; i < n; i += block, s += 2) {
+    const Extent extent = extent_of(w + i, block);
+    seen.largest = _mm256_max_epi32(seen.largest, extent.largest);
+    if (first_lane(extent.largest) < kInfinityBits) choose_wide(codec, w + i, extent, s);
   }
   return seen.status();
 }
 
 template <class Codec>
-constexpr SearchKernels kSearch{search_row<Codec, float>, search_row<Codec, uint16_t>};
+constexpr SearchKernels kSearch{search_weights<Codec, float>, search_weights<Codec, uint16_t>,
+                                choose_scales<Codec>, search_scales<Codec>};
 
 }  // namespace
 

@@ -12,6 +12,9 @@ namespace qat::grid {
 template <class Out>
 using RowKernel = Status (*)(const void* codec, const float* w, int64_t n, Out* w_hat);
 
+/// The scales of a rule alone.
+using ScalesKernel = Status (*)(const void* codec, const float* w, int64_t n, float* s);
+
 /// With scales that the caller holds.
 template <class Out>
 using HeldKernel = Status (*)(const void* codec, const float* w, int64_t n, const float* s, Out* w_hat);
@@ -25,6 +28,8 @@ struct RowKernels {
   RowKernel<uint16_t> bf16 = nullptr;
   RowKernel<float> f32_search = nullptr;
   RowKernel<uint16_t> bf16_search = nullptr;
+  ScalesKernel choose = nullptr;
+  ScalesKernel search = nullptr;
   HeldKernel<float> f32_held = nullptr;
   HeldKernel<uint16_t> bf16_held = nullptr;
   BackwardKernel backward = nullptr;

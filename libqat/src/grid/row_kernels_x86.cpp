@@ -23,6 +23,8 @@ size_t index_of(DType dequant) {
 void add_search(RowKernels& kernels, const SearchKernels& search) {
   kernels.f32_search = search.f32;
   kernels.bf16_search = search.bf16;
+  kernels.choose = search.choose;
+  kernels.search = search.search;
 }
 
 void add_held(RowKernels& kernels, const HeldKernels& held) {

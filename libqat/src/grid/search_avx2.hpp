@@ -3,7 +3,7 @@
 // What the searches with AVX2 share: sums of integers, and the error of a block in the lanes of `ErrorSum`.
 // Only sources compiled for AVX2 and F16C may include this; everything is forced inline (see avx2.hpp).
 
-#include "grid/avx2.hpp"
+#include "grid/steps_avx2.hpp"
 #include "qat/grid/search.hpp"
 
 namespace qat::grid {
@@ -34,51 +34,35 @@ QAT_HD float total_of(__m256 lanes) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-/// decoded_error of at most kSearchChunk weights. Wide: the codec with its scales, on eight weights at a
-/// time.
-template <class Wide, class Codec>
-QAT_HD float chunk_error(const Codec& codec, const Wide& wide, const float* s, const float* stored,
-                         const float* w, int64_t n, float unit) {
+/// decoded_error of at most kSearchChunk weights, from the block's steps for eight weights and for one.
+template <class Wide, class Narrow>
+QAT_HD float chunk_error(const Wide& wide, const Narrow& narrow, const float* w, int64_t n, float unit) {
   __m256 lanes = _mm256_setzero_ps();
   const int64_t whole = n - n % 8;
   for (int64_t i = 0; i < whole; i += 8) {
-    const __m256 v = _mm256_loadu_ps(w + i);
-    const __m256 error = _mm256_mul_ps(_mm256_sub_ps(v, wide.quantize(v)), _mm256_set1_ps(unit));
+    const Eight v = loaded(w + i);
+    const __m256 error = _mm256_mul_ps((v - quantized(wide, v)).v[0], _mm256_set1_ps(unit));
     lanes = _mm256_add_ps(lanes, _mm256_mul_ps(error, error));
   }
   if (whole == n) return total_of(lanes);
   ErrorSum sum;
   _mm256_storeu_ps(sum.lanes, lanes);
-  const auto encoder = codec.encoder(s);
-  for (int64_t i = whole; i < n; ++i) {
-    sum.add(i, (w[i] - codec.decode(codec.encode(w[i], encoder), stored)) * unit);
-  }
+  for (int64_t i = whole; i < n; ++i) sum.add(i, (w[i] - quantized(narrow, w[i])) * unit);
   return sum.total();
 }
 
 /// decoded_error of scales s, whose stored values are given.
-template <class Wide, class Codec>
+template <class Codec>
 QAT_HD double wide_error(const Codec& codec, const float* w, int64_t n, const float* s, const float* stored,
                          float unit) {
-  const Wide wide(codec, s, stored);
+  const Steps<Codec, Eight> wide(codec, s, stored);
+  const Steps<Codec, float> narrow(codec, s, stored);
   double total = 0.0;
   for (int64_t first = 0; first < n; first += kSearchChunk) {
     const int64_t count = n - first < kSearchChunk ? n - first : kSearchChunk;
-    total += static_cast<double>(chunk_error(codec, wide, s, stored, w + first, count, unit));
+    total += static_cast<double>(chunk_error(wide, narrow, w + first, count, unit));
   }
   return total;
-}
-
-/// A block through its codec with scales s.
-template <class Wide, class Codec, class Out>
-QAT_HD void put_block(const Codec& codec, const float* w, int64_t n, const float* s, const float* stored,
-                      Out* out) {
-  const Wide wide(codec, s, stored);
-  const int64_t whole = n - n % 8;
-  for (int64_t i = 0; i < whole; i += 8) put8(out + i, wide.quantize(_mm256_loadu_ps(w + i)));
-  if (whole == n) return;
-  const auto encoder = codec.encoder(s);
-  for (int64_t i = whole; i < n; ++i) put1(out + i, codec.decode(codec.encode(w[i], encoder), stored));
 }
 
 }  // namespace qat::grid

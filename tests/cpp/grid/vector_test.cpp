@@ -16,6 +16,17 @@ bool same_bits(const auto& a, const auto& b) {
   return std::memcmp(a.data(), b.data(), a.size() * sizeof a[0]) == 0;
 }
 
+/// Empty when both paths find the same scales, else what differs.
+std::string scale_difference(const grid::Grid& fast, const grid::Grid& reference, const Row& w,
+                             qat::ScaleRule rule) {
+  const auto n = static_cast<int64_t>(w.size());
+  Row expected(static_cast<size_t>(fast.blocks(n) * fast.params()));
+  Row got(expected.size());
+  const grid::Status status = reference.scales(rule, w.data(), n, expected.data());
+  if (fast.scales(rule, w.data(), n, got.data()) != status) return "status of scales";
+  return status != grid::Status::kOk || same_bits(got, expected) ? "" : "scales";
+}
+
 /// Empty when both paths agree on this row, else what differs.
 std::string difference(const grid::Grid& fast, const grid::Grid& reference, const Row& w,
                        qat::ScaleRule rule) {
@@ -35,7 +46,7 @@ std::string difference(const grid::Grid& fast, const grid::Grid& reference, cons
     return "bf16 reference status";
   if (fast.fake_quantize_bf16(w.data(), n, got_bf16.data(), rule) != status) return "bf16 status";
   if (status == grid::Status::kOk && !same_bits(got_bf16, expected_bf16)) return "bfloat16";
-  return "";
+  return scale_difference(fast, reference, w, rule);
 }
 
 /// The same, with both scale rules.

@@ -40,6 +40,11 @@ QAT_HD float f16_value(uint16_t half) {
   return float_of(sign | ((exponent + 112U) << 23) | (fraction << 13));
 }
 
+/// A NaN outranks an overflow.
+QAT_HD Status worse(Status a, Status b) {
+  return a == Status::kNotFinite || b == Status::kOk ? a : b;
+}
+
 /// A scale parameter as an fp16 field holds it.
 QAT_HD Status store_f16(float s, float* stored) {
   *stored = f16_value(f16_bits(s));

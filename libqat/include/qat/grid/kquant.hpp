@@ -22,11 +22,6 @@ namespace qat::grid {
 /// Weights in a block of every K-quant (ggml's QK_K).
 inline constexpr int kSuperBlock = 256;
 
-/// A NaN outranks an overflow.
-QAT_HD Status worse(Status a, Status b) {
-  return a == Status::kNotFinite || b == Status::kOk ? a : b;
-}
-
 /// An integer parameter: s rounded half to even and held in [low, high]; kOverflow for an infinity.
 QAT_HD Status store_integer(float s, int low, int high, float* stored) {
   *stored = static_cast<float>(round_half_even(clamp(s, static_cast<float>(low), static_cast<float>(high))));
