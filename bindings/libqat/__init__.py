@@ -11,6 +11,7 @@ from ._core import (
     ChoiceScore,
     Decoder,
     Error,
+    Estimator,
     FileError,
     LoadedModel,
     NumericError,
@@ -62,6 +63,7 @@ from .evaluation import compare_choices, compare_metric, compare_text
 from .exporting import export
 from .grids import Grid, grids
 from .html_report import write_model_report, write_report
+from .optimizers import parameter_groups
 from .prepare import PreparedModel, freeze, prepare, unprepare
 from .report import Report
 from .tokenizer import load_tokenizer
@@ -74,6 +76,7 @@ __all__ = [
     "ChoiceScore",
     "Decoder",
     "Error",
+    "Estimator",
     "EvaluatedModel",
     "EvaluationTask",
     "FileError",
@@ -132,6 +135,7 @@ __all__ = [
     "open_model",
     "open_run",
     "ops",
+    "parameter_groups",
     "prepare",
     "read_choices",
     "removed",

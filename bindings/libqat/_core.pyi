@@ -21,6 +21,7 @@ __all__: list[str] = [
     "Decoder",
     "Difference",
     "Error",
+    "Estimator",
     "FileError",
     "LoadedModel",
     "NumericError",
@@ -107,6 +108,44 @@ class NumericError(Error, ArithmeticError):
 class UnsupportedError(Error, NotImplementedError):
     """Legal input that cannot be represented."""
 
+class Estimator:
+    """
+    How the gradient of one weight passes the rounding, and where its scales come from.
+    """
+
+    def __eq__(self, arg0: object) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __init__(self, kind: str = "ste", scale: str = "", scale_gradient: str = "lsq") -> None:
+        """
+        An estimator from the words of a policy; see docs/policy.md.
+
+        Args:
+            kind: "ste", "clipped_ste", "trust_mask", "stable_qat", or "lsq": clipped_ste with learned scales.
+            scale: "reference" (the default), "search", "differentiated" or "learned".
+            scale_gradient: "lsq", "tensor" or "plain": what the gradient of learned scales is multiplied with.
+
+        ArgumentError lists the legal names.
+        """
+
+    def __repr__(self) -> str: ...
+    @property
+    def kind(self) -> str:
+        """
+        'ste', 'clipped_ste', 'trust_mask' or 'stable_qat'.
+        """
+
+    @property
+    def scale(self) -> str:
+        """
+        'reference', 'search', 'differentiated' or 'learned'.
+        """
+
+    @property
+    def scale_gradient(self) -> str:
+        """
+        'lsq', 'tensor' or 'plain'.
+        """
+
 class Policy:
     """
     Which tensor goes to which grid: ordered rules, first match wins. See docs/policy.md.
@@ -153,6 +192,14 @@ class Policy:
     def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
     def __setstate__(self, arg0: str) -> None: ...
+    def estimators(
+        self,
+        tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsIndex]]],
+    ) -> list[Estimator]:
+        """
+        One Estimator per tensor, parallel to `resolve`: its rule's own, or the policy's.
+        """
+
     def resolve(
         self,
         tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsIndex]]],
@@ -173,15 +220,20 @@ class Policy:
         Canonical JSON: sorted keys, defaults left out. from_json(to_json()) is the same policy.
         """
 
+    def with_estimator(self, estimator: Estimator) -> Policy:
+        """
+        The same policy with that Estimator for every rule; rules lose their own.
+        """
+
     def with_scale(self, scale: str) -> Policy:
         """
-        The same policy with that scale rule: 'reference' or 'search'.
+        The same policy with that scale rule, in its rules' own estimators too.
         """
 
     @property
     def estimator(self) -> str:
         """
-        How gradients pass through the rounding: 'ste' or 'clipped_ste'.
+        How gradients pass through the rounding, where a rule does not say otherwise: see Estimator.
         """
 
     @property
@@ -193,7 +245,7 @@ class Policy:
     @property
     def scale(self) -> str:
         """
-        Where scales come from: 'reference', the consumer's own rule, or 'search', the least error.
+        Where scales come from, where a rule does not say otherwise: see Estimator.
         """
 
 class QuantizedTensor:
@@ -495,9 +547,19 @@ class PreparedDecoder:
         The QuantizedCheckpoint of the present latents. config: JSON in Hugging Face's spelling; tokenizer: a path, see QuantizedCheckpoint.
         """
 
+    def initialize_scales(self, scale: str = "search") -> None:
+        """
+        Sets all learned scales to those that a rule gives to the present latents, as `prepare` did.
+        """
+
     def report(self) -> typing.Any:
         """
         A `libqat.Report`: a TensorReport of each parameter; printable.
+        """
+
+    def scale_parameters(self) -> list[tuple[str, torch.Tensor]]:
+        """
+        (name, float32 [R, G, P]) of each learned scale, in model order: '<weight's key>_scales'.
         """
 
     def set_enabled(self, enabled: bool) -> None:
@@ -1052,6 +1114,8 @@ def freeze_tensors(
     grids: collections.abc.Mapping[str, str],
     *,
     scale: str = "reference",
+    scale_rules: collections.abc.Mapping[str, str] = {},
+    scales: collections.abc.Mapping[str, torch.Tensor] = {},
     config: str = "",
     tokenizer: str = "",
     policy: str = "",
@@ -1063,6 +1127,8 @@ def freeze_tensors(
         tensors: (state_dict key, tensor) pairs; a tensor given under several names is stored once, under the first.
         grids: key -> grid; tensors without one stay as they are. Latents on a grid are float32 [R, ...].
         scale: 'reference' or 'search', as in ops.quantize.
+        scale_rules: key -> the rule of that tensor, where it is another one.
+        scales: key -> its learned scales, where the rule is 'learned'.
         config, tokenizer, policy: see QuantizedCheckpoint.
     """
 
@@ -1373,10 +1439,15 @@ def removed(
     """
 
 def report_tensor(
-    name: str, kind: str, latent: torch.Tensor, grid: str, scale: str = "reference"
+    name: str,
+    kind: str,
+    latent: torch.Tensor,
+    grid: str,
+    scale: str = "reference",
+    scales: torch.Tensor | None = None,
 ) -> TensorReport:
     """
-    The TensorReport of one tensor; grid 'f32' keeps it.
+    The TensorReport of one tensor; grid 'f32' keeps it. scales: the learned ones, for the rule 'learned'.
     """
 
 def requantization_report(checkpoint: QuantizedCheckpoint, dtype: str = "float32") -> list[Requantization]:

@@ -2,7 +2,8 @@
 
 Each class is its torch.nn parent with another forward: the same parameters (the latents, float32), the same
 state_dict keys, the same pickling. What the weight carries is a `WeightQuantizer`, which is not part of the
-state_dict. Legend: I in and O out features, R rows (dimension 0 of a weight).
+state_dict. Learned scales are a further parameter, `weight_scales`, None where there are none. Legend: I in
+and O out features, R rows (dimension 0 of a weight), G blocks in a row, P scale parameters per block.
 """
 
 import warnings
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (PyTorch's own spelling)
+
+from . import _core
 
 _ops = torch.ops.libqat
 
@@ -25,13 +28,19 @@ class WeightQuantizer:
     grid: str
     """Name of a grid: "q4_0", "int4_channel", ..."""
     estimator: str = "ste"
-    """"ste" or "clipped_ste"."""
+    """"ste", "clipped_ste", "trust_mask" or "stable_qat"."""
     scale: str = "reference"
-    """"reference" or "search"."""
+    """"reference", "search", "differentiated" or "learned": the layer's `weight_scales`."""
     dtype: torch.dtype = torch.float32
     """The dtype the weight had before its latents were raised to float32: that of the layer's activations."""
     enabled: bool = True
     """False: forward uses the float latents."""
+    scale_gradient: str = "lsq"
+    """"lsq", "tensor" or "plain": what the gradient of learned scales is multiplied with."""
+    blend: float = 1.0
+    """b in [0, 1]: forward computes (1 - b) * (the float layer) + b * (the quantized layer)."""
+    training_grid: str = ""
+    """The grid that forward uses in place of `grid`, which ships; see PreparedModel.set_training_grid."""
 
     @property
     def label(self) -> str:
@@ -42,25 +51,59 @@ class WeightQuantizer:
         """
         return "" if torch.compiler.is_compiling() else self.tensor
 
-    def fake_quantize(self, weight: Tensor) -> Tensor:
-        """float32[R, ...] on the grid, or the latents themselves when disabled."""
-        if not self.enabled:
-            return weight
-        return _ops.fake_quantize(weight, self.grid, self.estimator, self.scale, self.label)
+    @property
+    def learned(self) -> bool:
+        """Whether the scales are a parameter of the layer: of the grid that forward uses."""
+        return self.scale == "learned" and bool(_core.grid_info(self.training_grid or self.grid)["fields"])
+
+    @property
+    def rules(self) -> tuple[str, str, str, str]:
+        """Grid, estimator, scale rule and label, as operators take them."""
+        return self.training_grid or self.grid, self.estimator, self.scale, self.label
+
+    def shipped(self, scales: Tensor | None) -> tuple[str, Tensor | None]:
+        """Scale rule and learned scales with which the weight is frozen; `scales`: the layer's own."""
+        # learned scales of another grid say nothing about this one's: back on it, they would start as here
+        if self.scale == "learned" and self.training_grid:
+            return "search", None
+        return self.scale, scales
+
+    def blended(self, as_float: Callable[[], Tensor], quantized: Callable[[], Tensor]) -> Tensor:
+        """What forward computes of the layer's two outputs."""
+        if not self.enabled or self.blend == 0:
+            return as_float()
+        return quantized() if self.blend == 1 else torch.lerp(as_float(), quantized(), self.blend)
+
+    def fake_quantize(self, weight: Tensor, scales: Tensor | None = None) -> Tensor:
+        """float32[R, ...] on the grid, or the latents themselves when disabled.
+
+        scales: the layer's `weight_scales`, float32 [R, G, P], where they are learned.
+        """
+        return self.blended(
+            lambda: weight, lambda: _ops.fake_quantize(weight, *self.rules, scales, self.scale_gradient)
+        )
 
 
 class _Quantized(nn.Module):
     """What the quantized layers have in common."""
 
     weight_quantizer: WeightQuantizer
+    weight_scales: nn.Parameter | None
+    """float32 [R, G, P], the unstored learned scales; None where a rule gives them."""
+
+    def fake_quantized(self) -> Tensor:
+        """The weight that forward multiplies with, float32 [R, ...], differentiable."""
+        return self.weight_quantizer.fake_quantize(self.weight, self.weight_scales)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Quantized":
-        """Moves the layer as `model.to(...)` asks, except that the latents stay float32.
+        """Moves the layer as `model.to(...)` asks, except that latents and learned scales stay float32.
 
         `model.half()` and the like then give what preparing a half-precision model gives: activations, biases
         and norms in that dtype. Latents rounded to it would no longer move at small learning rates.
         """
-        quantizer, latents = self.weight_quantizer, (self.weight, self.weight.grad)
+        quantizer = self.weight_quantizer
+        latents = [p for p in (self.weight, self.weight_scales) if p is not None]
+        latents += [p.grad for p in latents if p.grad is not None]
         # whether fn changes dtypes shows on a tensor of the dtype that the weight had before it was raised
         activations = fn(torch.empty(0, dtype=quantizer.dtype, device=self.weight.device)).dtype
 
@@ -84,16 +127,16 @@ class QuantizedLinear(_Quantized, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         quantizer = self.weight_quantizer
-        if not quantizer.enabled:
-            return F.linear(input, self.weight.to(input.dtype), self.bias)
-        return _ops.quantized_linear(
-            input,
-            self.weight,
-            self.bias,
-            quantizer.grid,
-            quantizer.estimator,
-            quantizer.scale,
-            quantizer.label,
+        return quantizer.blended(
+            lambda: F.linear(input, self.weight.to(input.dtype), self.bias),
+            lambda: _ops.quantized_linear(
+                input,
+                self.weight,
+                self.bias,
+                *quantizer.rules,
+                self.weight_scales,
+                quantizer.scale_gradient,
+            ),
         )
 
 
@@ -102,17 +145,17 @@ class QuantizedEmbedding(_Quantized, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         quantizer = self.weight_quantizer
-        if not quantizer.enabled:
-            return super().forward(input).to(quantizer.dtype)
         padding = -1 if self.padding_idx is None else self.padding_idx
-        rows = _ops.quantized_embedding(
-            input,
-            self.weight,
-            padding,
-            quantizer.grid,
-            quantizer.estimator,
-            quantizer.scale,
-            quantizer.label,
+        rows = quantizer.blended(
+            lambda: F.embedding(input, self.weight, self.padding_idx),
+            lambda: _ops.quantized_embedding(
+                input,
+                self.weight,
+                padding,
+                *quantizer.rules,
+                self.weight_scales,
+                quantizer.scale_gradient,
+            ),
         )
         return rows.to(quantizer.dtype)
 
@@ -121,8 +164,7 @@ class _QuantizedConv(_Quantized):
     """Convolution with w_hat; a row is everything after dimension 0 of the weight."""
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight_quantizer.fake_quantize(self.weight)
-        return self._conv_forward(input, weight.to(input.dtype), self.bias)
+        return self._conv_forward(input, self.fake_quantized().to(input.dtype), self.bias)
 
 
 class QuantizedConv1d(_QuantizedConv, nn.Conv1d):
@@ -145,11 +187,10 @@ class _QuantizedConvTranspose(_Quantized):
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
         )
-        weight = self.weight_quantizer.fake_quantize(self.weight)
         convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dimensions - 1]
         return convolve(
             input,
-            weight.to(input.dtype),
+            self.fake_quantized().to(input.dtype),
             self.bias,
             self.stride,
             self.padding,

@@ -7,8 +7,12 @@ Dimensions: R rows (dimension 0 of a weight), N weights in a row (everything aft
 in a row, P scale parameters per block, I in and O out features.
 
 `tensor` is the weight's name and appears in messages only. `estimator` says how the gradient passes the
-rounding: "ste" (identity) or "clipped_ste" (zero where the grid clips the weight). `scale` says where scales
-come from: "reference" (the consumer's own rule) or "search" (the least squared error of the weights).
+rounding: "ste" (identity), "clipped_ste" (zero where the grid clips the weight), "trust_mask" or
+"stable_qat". `scale` says where scales come from: "reference" (the consumer's own rule), "search" (the least
+squared error of the weights), "differentiated" (as "reference", and the gradient also passes through the
+rule) or "learned": then, and only then, `scales` holds them, float32 [R, G, P] ([1, 1, P] where the whole
+tensor shares them), as `choose_scales` gives them. Their gradient is multiplied with what `scale_gradient`
+says: "lsq", "tensor" or "plain". docs/numerics.md has the formulas.
 
 Errors: `libqat.ArgumentError` for shapes, dtypes, unknown grids and widths that the block does not divide;
 `libqat.NumericError`, naming tensor and row, for NaN, infinity or a scale beyond its stored type.
@@ -23,6 +27,7 @@ from torch import Tensor
 from . import _core  # noqa: F401  (registers the operators)
 
 __all__ = [
+    "choose_scales",
     "dequantize",
     "fake_quantize",
     "fake_quantize_activation",
@@ -33,14 +38,21 @@ __all__ = [
 
 
 def fake_quantize(
-    weight: Tensor, grid: str, estimator: str = "ste", scale: str = "reference", tensor: str = ""
+    weight: Tensor,
+    grid: str,
+    estimator: str = "ste",
+    scale: str = "reference",
+    tensor: str = "",
+    scales: Tensor | None = None,
+    scale_gradient: str = "lsq",
 ) -> Tensor:
     """The numbers that the deployed file will hold.
 
-    weight: float32 [R, ...] of any strides -> contiguous float32 of the same shape. The scale is a constant
-    to the gradient.
+    weight: float32 [R, ...] of any strides -> contiguous float32 of the same shape. Gradients reach the
+    weight and learned scales; scales of the other rules are constants, except that "differentiated" adds to
+    the weight's gradient what passes through the rule.
     """
-    return torch.ops.libqat.fake_quantize(weight, grid, estimator, scale, tensor)
+    return torch.ops.libqat.fake_quantize(weight, grid, estimator, scale, tensor, scales, scale_gradient)
 
 
 def quantized_linear(
@@ -51,14 +63,19 @@ def quantized_linear(
     estimator: str = "ste",
     scale: str = "reference",
     tensor: str = "",
+    scales: Tensor | None = None,
+    scale_gradient: str = "lsq",
 ) -> Tensor:
-    """`linear(input, fake_quantize(weight), bias)` that keeps only `input` and `weight` for backward.
+    """`linear(input, fake_quantize(weight), bias)` that keeps only its arguments for backward.
 
     input: [..., I] float32, bfloat16 or float16; weight: float32 [O, I], the latent; bias: [O] or None.
     Returns [..., O] in input's dtype (under autocast: in the autocast dtype); the quantized weight is rounded
-    once to that dtype. Gradients: input's in its dtype, weight's in float32, bias's in the bias's dtype.
+    once to that dtype. Gradients: input's in its dtype, weight's and scales' in float32, bias's in the bias's
+    dtype.
     """
-    return torch.ops.libqat.quantized_linear(input, weight, bias, grid, estimator, scale, tensor)
+    return torch.ops.libqat.quantized_linear(
+        input, weight, bias, grid, estimator, scale, tensor, scales, scale_gradient
+    )
 
 
 def quantized_embedding(
@@ -69,14 +86,19 @@ def quantized_embedding(
     estimator: str = "ste",
     scale: str = "reference",
     tensor: str = "",
+    scales: Tensor | None = None,
+    scale_gradient: str = "lsq",
 ) -> Tensor:
     """`embedding(indices, fake_quantize(weight))` that quantizes only the rows that the batch touches.
 
     indices: int64 [...]; weight: float32 [R, N], the latent. Returns float32 [..., N]. The gradient is dense
-    float32 [R, N]; rows equal to `padding_idx` (none when None or negative) receive none.
+    float32 [R, N], that of scales [R, G, P]; rows equal to `padding_idx` (none when None or negative) receive
+    none.
     """
     padding = -1 if padding_idx is None else padding_idx
-    return torch.ops.libqat.quantized_embedding(indices, weight, padding, grid, estimator, scale, tensor)
+    return torch.ops.libqat.quantized_embedding(
+        indices, weight, padding, grid, estimator, scale, tensor, scales, scale_gradient
+    )
 
 
 def fake_quantize_activation(
@@ -93,13 +115,24 @@ def fake_quantize_activation(
     return torch.ops.libqat.fake_quantize_activation(input, format, scale, tensor)
 
 
-def quantize(weight: Tensor, grid: str, scale: str = "reference", tensor: str = "") -> tuple[Tensor, Tensor]:
+def quantize(
+    weight: Tensor, grid: str, scale: str = "reference", tensor: str = "", scales: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The stored form: codes int8 [R, N] and scales float32 [R, G, P], without gradient.
 
     weight: float32 [R, ...]. Grids with codes only. `dequantize` of the result equals `fake_quantize` with
-    the same `scale` bit for bit.
+    the same `scale` and `scales` bit for bit.
     """
-    return torch.ops.libqat.quantize(weight, grid, scale, tensor)
+    return torch.ops.libqat.quantize(weight, grid, scale, tensor, scales)
+
+
+def choose_scales(weight: Tensor, grid: str, scale: str = "search", tensor: str = "") -> Tensor:
+    """Unstored scales float32 [R, G, P] by a rule, without gradient: a start for learned scales.
+
+    weight: float32 [R, ...]. Grids with codes only. `fake_quantize` with these as learned scales equals
+    `fake_quantize` with the rule bit for bit.
+    """
+    return torch.ops.libqat.choose_scales(weight, grid, scale, tensor)
 
 
 def dequantize(codes: Tensor, scales: Tensor, grid: str, tensor: str = "") -> Tensor:

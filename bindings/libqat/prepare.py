@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from . import _core
-from ._core import ArgumentError, Decoder, Policy, PreparedDecoder, QuantizedCheckpoint
+from ._core import ArgumentError, Decoder, Estimator, Policy, PreparedDecoder, QuantizedCheckpoint
 from .nn import FLOAT, QUANTIZED, WeightQuantizer
 from .report import Report, report_of
-from .slots import Slot, check_model, check_prepared, check_slots, check_whole, find_slots
+from .slots import Slot, check_model, check_prepared, check_slots, check_whole, find_slots, scale_names
 
 _MARK = "_libqat_policy"
 """Attribute of a prepared root module: the policy as canonical JSON."""
@@ -50,6 +50,38 @@ class PreparedModel:
     def quantizers(self) -> dict[str, WeightQuantizer]:
         """state_dict key -> what that weight carries."""
         return {slot.name: slot.layers[0][1].weight_quantizer for slot in self.slots}
+
+    def scale_parameters(self) -> dict[str, nn.Parameter]:
+        """state_dict key -> learned scales, float32 [R, G, P], in model order; tied ones once."""
+        layers = ((slot.name, slot.layers[0][1]) for slot in self.slots)
+        return {
+            f"{name}_scales": layer.weight_scales for name, layer in layers if layer.weight_scales is not None
+        }
+
+    @torch.no_grad()
+    def initialize_scales(self, scale: str = "search") -> None:
+        """Sets all learned scales to those that a rule gives to the present latents, as `prepare` did.
+
+        For after other weights were loaded into the model. scale: "search", "reference".
+        """
+        for slot in self.slots:
+            layer = slot.layers[0][1]
+            if layer.weight_scales is not None:
+                layer.weight_scales.copy_(_start(layer, scale))
+
+    def set_training_grid(self, grid: str) -> None:
+        """Lets forward use another grid than the one that ships, for training at more bits first; "" ends it.
+
+        `freeze` and `report` go on with the policy's grids. Learned scales are made anew, as other
+        parameters: they must then be given to the optimizer again. ArgumentError for an unknown grid.
+        """
+        if grid:
+            _core.grid_info(grid)
+        for slot in self.slots:
+            quantizer = slot.layers[0][1].weight_quantizer
+            former, quantizer.training_grid = quantizer.training_grid, "" if grid == quantizer.grid else grid
+            if quantizer.training_grid != former:
+                _register_scales(slot)
 
     def enabled(self, enabled: bool = True) -> "_Enabled":
         """Turns quantization on or off at once. As a context manager it puts the former state back.
@@ -116,11 +148,12 @@ def prepare(
         return PreparedModel(model)
     _check_unprepared(model)
     slots = find_slots(model)
-    grids = policy.resolve([(slot.name, slot.kind, slot.shape) for slot in slots])
-    chosen = [(slot, grid) for slot, grid in zip(slots, grids, strict=True) if grid != "f32"]
-    check_slots(model, [slot for slot, _ in chosen])
-    for slot, grid in chosen:
-        _attach(slot, grid, policy)
+    targets = [(slot.name, slot.kind, slot.shape) for slot in slots]
+    rules = zip(slots, policy.resolve(targets), policy.estimators(targets), strict=True)
+    chosen = [(slot, grid, estimator) for slot, grid, estimator in rules if grid != "f32"]
+    check_slots(model, [slot for slot, _, _ in chosen])
+    for slot, grid, estimator in chosen:
+        _attach(slot, grid, estimator)
     setattr(model, _MARK, policy.to_json())
     return PreparedModel(model)
 
@@ -134,25 +167,47 @@ def _check_unprepared(model: nn.Module) -> None:
             )
 
 
-def _attach(slot: Slot, grid: str, policy: Policy) -> None:
+def _attach(slot: Slot, grid: str, estimator: Estimator) -> None:
     weight = slot.layers[0][1].weight
-    quantizer = WeightQuantizer(slot.name, grid, policy.estimator, policy.scale, weight.dtype)
+    quantizer = WeightQuantizer(
+        slot.name,
+        grid,
+        estimator.kind,
+        estimator.scale,
+        weight.dtype,
+        scale_gradient=estimator.scale_gradient,
+    )
     weight.data = weight.data.float()
     for _, module in slot.layers:
         module.weight_quantizer = quantizer
         module.__class__ = QUANTIZED[type(module)]
+    _register_scales(slot)
+
+
+def _start(layer: nn.Module, scale: str) -> torch.Tensor:
+    quantizer = layer.weight_quantizer
+    return torch.ops.libqat.choose_scales(layer.weight.detach(), quantizer.rules[0], scale, quantizer.tensor)
+
+
+def _register_scales(slot: Slot) -> None:
+    """Gives the slot's layers one parameter of learned scales, or None where a rule gives them."""
+    layer = slot.layers[0][1]
+    scales = nn.Parameter(_start(layer, "search")) if layer.weight_quantizer.learned else None
+    for _, module in slot.layers:
+        module.register_parameter("weight_scales", scales)
 
 
 def unprepare(model: "nn.Module | PreparedModel") -> nn.Module:
     """The reverse of `prepare`: ordinary layers again, with the latents as their weights.
 
+    Learned scales are dropped.
     Latents that `prepare` raised to float32 return to their former dtype, rounded. Returns the model.
     """
     root = prepared_root(model)
     for module in root.modules():
         if type(module) in FLOAT:
             module.weight.data = module.weight.data.to(module.weight_quantizer.dtype)
-            del module.weight_quantizer
+            del module.weight_quantizer, module.weight_scales
             module.__class__ = FLOAT[type(module)]
     delattr(root, _MARK)
     return root
@@ -183,11 +238,15 @@ def freeze(
     if isinstance(model, PreparedDecoder):
         return model.freeze(config or "", os.fspath(tokenizer or ""))
     root = prepared_root(model)
-    check_prepared(root, PreparedModel(root).policy)
+    prepared = PreparedModel(root)
+    check_prepared(root, prepared.policy)
+    layers = {slot.name: slot.layers[0][1] for slot in prepared.slots}
+    rules = {name: layer.weight_quantizer.shipped(layer.weight_scales) for name, layer in layers.items()}
     return _core.freeze_tensors(
         _shipped(root),
-        {name: quantizer.grid for name, quantizer in PreparedModel(root).quantizers().items()},
-        scale=PreparedModel(root).policy.scale,
+        {name: layer.weight_quantizer.grid for name, layer in layers.items()},
+        scale_rules={name: rule for name, (rule, _) in rules.items()},
+        scales={name: scales for name, (_, scales) in rules.items() if scales is not None},
         config=_config_of(root) if config is None else config,
         tokenizer=_tokenizer_of(root) if tokenizer is None else os.fspath(tokenizer),
         policy=getattr(root, _MARK),
@@ -195,16 +254,17 @@ def freeze(
 
 
 def _shipped(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """The state_dict without the keys that a Hugging Face model ties by its configuration.
+    """The state_dict without learned scales and the keys that a Hugging Face model ties by its configuration.
 
     `save_pretrained` leaves those out in the same way; other tied keys become aliases of the first.
     """
     implied = getattr(model, "all_tied_weights_keys", {})
     state = model.state_dict(keep_vars=True)
+    scales = scale_names(model)
     return [
         (key, tensor.detach())
         for key, tensor in state.items()
-        if key not in implied or tensor is not state.get(implied[key])
+        if key not in scales and (key not in implied or tensor is not state.get(implied[key]))
     ]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from . import _core
 from ._core import TensorReport
-from .slots import Slot
+from .slots import Slot, scale_names
 
 
 class Report(list[TensorReport]):
@@ -57,11 +57,17 @@ class Report(list[TensorReport]):
 def report_of(model: nn.Module, slots: list[Slot]) -> Report:
     """Each parameter of the model once, in model order; those outside `slots` ship as they are."""
     by_name = {slot.name: slot for slot in slots}
+    scales = scale_names(model)
     rows = Report()
     for name, parameter in model.named_parameters():
         slot = by_name.get(name)
-        kind = slot.kind if slot else "other"
-        quantizer = slot.layers[0][1].weight_quantizer if slot else None
-        grid, scale = (quantizer.grid, quantizer.scale) if quantizer else ("f32", "reference")
-        rows.append(_core.report_tensor(name, kind, parameter.detach(), grid, scale))
+        if name in scales:
+            continue
+        if slot is None:
+            rows.append(_core.report_tensor(name, "other", parameter.detach(), "f32"))
+            continue
+        layer = slot.layers[0][1]
+        rule, learned = layer.weight_quantizer.shipped(layer.weight_scales)
+        grid = layer.weight_quantizer.grid
+        rows.append(_core.report_tensor(name, slot.kind, parameter.detach(), grid, rule, learned))
     return rows

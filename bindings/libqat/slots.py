@@ -38,6 +38,15 @@ def find_slots(model: nn.Module) -> list[Slot]:
     return slots
 
 
+def scale_names(model: nn.Module) -> set[str]:
+    """state_dict keys of learned scales, under every layer that uses them."""
+    return {
+        f"{name}.weight_scales" if name else "weight_scales"
+        for name, module in model.named_modules()
+        if type(module) in FLOAT
+    }
+
+
 _ADAPTERS = (
     "PEFT computes Q(W)x + BAx, which cannot be merged into Q(W), so the file would not hold what was trained"
 )

@@ -26,10 +26,20 @@ auto identity(const at::Tensor& tensor) {
 }
 
 QuantizedCheckpoint freeze(const std::vector<Named>& tensors, const std::map<std::string, std::string>& grids,
-                           const std::string& scale, const std::string& config, const std::string& tokenizer,
-                           const std::string& policy) {
+                           const std::string& scale, const std::map<std::string, std::string>& scale_rules,
+                           const std::map<std::string, at::Tensor>& scales, const std::string& config,
+                           const std::string& tokenizer, const std::string& policy) {
   const py::gil_scoped_release unlocked;
-  const ScaleRule rule = scale_rule(scale);
+  const auto latent_of = [&](const std::string& key, const at::Tensor& value) {
+    const auto grid = grids.find(key);
+    const auto rule = scale_rules.find(key);
+    const auto learned = scales.find(key);
+    return Latent{key,
+                  value,
+                  {grid == grids.end() ? "f32" : grid->second},
+                  scale_rule(rule == scale_rules.end() ? scale : rule->second),
+                  learned == scales.end() ? at::Tensor() : learned->second.detach()};
+  };
   std::vector<Latent> latents;
   std::map<std::string, std::string> aliases;
   std::map<decltype(identity({})), std::string> first_names;
@@ -39,8 +49,7 @@ QuantizedCheckpoint freeze(const std::vector<Named>& tensors, const std::map<std
       aliases[key] = place->second;
       continue;
     }
-    const auto grid = grids.find(key);
-    latents.push_back({key, value, {grid == grids.end() ? "f32" : grid->second}, rule});
+    latents.push_back(latent_of(key, value));
   }
   return freeze_tensors(latents, std::move(aliases), config, tokenizer, policy);
 }
@@ -99,14 +108,17 @@ void bind_checkpoint(py::module_& module) {
       .def_readonly("policy", &QuantizedCheckpoint::policy, "The policy as JSON, or ''.");
 
   module.def("freeze_tensors", &freeze, py::arg("tensors"), py::arg("grids"), py::kw_only(),
-             py::arg("scale") = "reference", py::arg("config") = "", py::arg("tokenizer") = "",
-             py::arg("policy") = "",
+             py::arg("scale") = "reference", py::arg("scale_rules") = std::map<std::string, std::string>{},
+             py::arg("scales") = std::map<std::string, at::Tensor>{}, py::arg("config") = "",
+             py::arg("tokenizer") = "", py::arg("policy") = "",
              R"(A checkpoint of latent tensors.
 
 Args:
     tensors: (state_dict key, tensor) pairs; a tensor given under several names is stored once, under the first.
     grids: key -> grid; tensors without one stay as they are. Latents on a grid are float32 [R, ...].
     scale: 'reference' or 'search', as in ops.quantize.
+    scale_rules: key -> the rule of that tensor, where it is another one.
+    scales: key -> its learned scales, where the rule is 'learned'.
     config, tokenizer, policy: see QuantizedCheckpoint.)");
   module.def("convert_tensor", &converted, py::arg("key"), py::arg("tensor"), py::arg("grid"), unlocked,
              R"(The same weights, bit for bit, on another grid: (tensor, "") or (None, the reason in words).

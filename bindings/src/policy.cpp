@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "module.hpp"
+#include "qat/core/error.hpp"
 
 namespace py = pybind11;
 
@@ -15,19 +16,73 @@ namespace {
 
 using Path = std::filesystem::path;
 
-std::vector<std::string> resolve(
-    const Policy& policy,
-    const std::vector<std::tuple<std::string, std::string, std::vector<int64_t>>>& tensors) {
+using Tensors = std::vector<std::tuple<std::string, std::string, std::vector<int64_t>>>;
+
+std::vector<Target> targets_of(const Tensors& tensors) {
   std::vector<Target> targets;
   for (const auto& [name, kind, shape] : tensors) targets.push_back({name, slot_kind(kind), shape});
+  return targets;
+}
+
+std::vector<std::string> resolve(const Policy& policy, const Tensors& tensors) {
   std::vector<std::string> grids;
-  for (const Scheme& scheme : policy.resolve(targets)) grids.push_back(scheme.weight);
+  for (const Scheme& scheme : policy.resolve(targets_of(tensors))) grids.push_back(scheme.weight);
   return grids;
+}
+
+Estimator estimator_of(const std::string& kind, const std::string& scale, const std::string& gradient) {
+  Estimator estimator{EstimatorKind::kSte, scale_rule(scale.empty() ? "reference" : scale),
+                      scale_gradient(gradient)};
+  if (kind == "lsq") {
+    if (!scale.empty() && estimator.scale != ScaleRule::kLearned) {
+      throw ArgumentError("estimator: lsq: expected the scale rule learned, or none, got \"" + scale + "\"");
+    }
+    return {EstimatorKind::kClippedSte, ScaleRule::kLearned, estimator.scale_gradient};
+  }
+  estimator.kind = estimator_kind(kind);
+  return estimator;
+}
+
+void bind_estimator(py::module_& module) {
+  py::class_<Estimator>(module, "Estimator",
+                        "How the gradient of one weight passes the rounding, and where its scales come from.")
+      .def(py::init(&estimator_of), py::arg("kind") = "ste", py::arg("scale") = "",
+           py::arg("scale_gradient") = "lsq",
+           R"(An estimator from the words of a policy; see docs/policy.md.
+
+Args:
+    kind: "ste", "clipped_ste", "trust_mask", "stable_qat", or "lsq": clipped_ste with learned scales.
+    scale: "reference" (the default), "search", "differentiated" or "learned".
+    scale_gradient: "lsq", "tensor" or "plain": what the gradient of learned scales is multiplied with.
+
+ArgumentError lists the legal names.)")
+      .def_property_readonly(
+          "kind", [](const Estimator& estimator) { return to_string(estimator.kind); },
+          "'ste', 'clipped_ste', 'trust_mask' or 'stable_qat'.")
+      .def_property_readonly(
+          "scale", [](const Estimator& estimator) { return to_string(estimator.scale); },
+          "'reference', 'search', 'differentiated' or 'learned'.")
+      .def_property_readonly(
+          "scale_gradient", [](const Estimator& estimator) { return to_string(estimator.scale_gradient); },
+          "'lsq', 'tensor' or 'plain'.")
+      .def(
+          "__eq__", [](const Estimator& one, const Estimator& two) { return one == two; }, py::is_operator())
+      .def("__hash__",
+           [](const Estimator& estimator) {
+             return py::hash(py::make_tuple(to_string(estimator.kind), to_string(estimator.scale),
+                                            to_string(estimator.scale_gradient)));
+           })
+      .def("__repr__", [](const Estimator& estimator) {
+        return "Estimator('" + std::string(to_string(estimator.kind)) + "', '" +
+               std::string(to_string(estimator.scale)) + "', '" +
+               std::string(to_string(estimator.scale_gradient)) + "')";
+      });
 }
 
 }  // namespace
 
 void bind_policy(py::module_& module) {
+  bind_estimator(module);
   py::class_<Policy>(module, "Policy",
                      "Which tensor goes to which grid: ordered rules, first match wins. See docs/policy.md.")
       .def_static("from_json", &Policy::from_json, py::arg("json"),
@@ -53,17 +108,24 @@ Args:
 
 ArgumentError for a rule that matches nothing and is not optional, and for a width that the grid's block does
 not divide, naming the tensor.)")
+      .def(
+          "estimators",
+          [](const Policy& policy, const Tensors& tensors) { return policy.estimators(targets_of(tensors)); },
+          py::arg("tensors"),
+          "One Estimator per tensor, parallel to `resolve`: its rule's own, or the policy's.")
       .def_property_readonly("name", &Policy::name, "Preset name or file path; '' when built from JSON.")
       .def_property_readonly(
           "estimator", [](const Policy& policy) { return to_string(policy.estimator().kind); },
-          "How gradients pass through the rounding: 'ste' or 'clipped_ste'.")
+          "How gradients pass through the rounding, where a rule does not say otherwise: see Estimator.")
       .def_property_readonly(
           "scale", [](const Policy& policy) { return to_string(policy.estimator().scale); },
-          "Where scales come from: 'reference', the consumer's own rule, or 'search', the least error.")
+          "Where scales come from, where a rule does not say otherwise: see Estimator.")
       .def(
           "with_scale",
           [](const Policy& policy, const std::string& scale) { return policy.with_scale(scale_rule(scale)); },
-          py::arg("scale"), "The same policy with that scale rule: 'reference' or 'search'.")
+          py::arg("scale"), "The same policy with that scale rule, in its rules' own estimators too.")
+      .def("with_estimator", &Policy::with_estimator, py::arg("estimator"),
+           "The same policy with that Estimator for every rule; rules lose their own.")
       .def(
           "__eq__", [](const Policy& one, const Policy& two) { return one.to_json() == two.to_json(); },
           py::is_operator())

@@ -57,11 +57,14 @@ void bind_report(py::module_& module) {
   module.def(
       "report_tensor",
       [](const std::string& name, const std::string& kind, const at::Tensor& latent, const std::string& grid,
-         const std::string& scale) {
-        return report_tensor(name, slot_kind(kind), latent, {grid}, scale_rule(scale));
+         const std::string& scale, const std::optional<at::Tensor>& scales) {
+        return report_tensor(name, slot_kind(kind), latent, {grid}, scale_rule(scale),
+                             scales.value_or(at::Tensor()));
       },
       py::arg("name"), py::arg("kind"), py::arg("latent"), py::arg("grid"), py::arg("scale") = "reference",
-      py::call_guard<py::gil_scoped_release>(), "The TensorReport of one tensor; grid 'f32' keeps it.");
+      py::arg("scales") = py::none(), py::call_guard<py::gil_scoped_release>(),
+      "The TensorReport of one tensor; grid 'f32' keeps it. scales: the learned ones, for the rule "
+      "'learned'.");
 }
 
 }  // namespace
@@ -95,6 +98,23 @@ void bind_prepare(py::module_& module) {
       .def(
           "set_enabled", [](PreparedDecoder& prepared, bool enabled) { prepared.model.set_enabled(enabled); },
           py::arg("enabled"), "Whether forward sees the quantized weights or the float latents.")
+      .def(
+          "scale_parameters",
+          [](const PreparedDecoder& prepared) {
+            std::vector<std::pair<std::string, at::Tensor>> scales;
+            for (const NamedTensor& scale : prepared.model.scale_parameters()) {
+              scales.emplace_back(scale.name, scale.value);
+            }
+            return scales;
+          },
+          "(name, float32 [R, G, P]) of each learned scale, in model order: '<weight's key>_scales'.")
+      .def(
+          "initialize_scales",
+          [](PreparedDecoder& prepared, const std::string& scale) {
+            prepared.model.initialize_scales(scale_rule(scale));
+          },
+          py::arg("scale") = "search", unlocked,
+          "Sets all learned scales to those that a rule gives to the present latents, as `prepare` did.")
       .def(
           "freeze",
           [](const PreparedDecoder& prepared, const std::string& config, const std::string& tokenizer) {

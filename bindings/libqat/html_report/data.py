@@ -113,9 +113,11 @@ def gather_model(
 
     model = prepared_root(prepared)
     quantizers = PreparedModel(model).quantizers()
+    learned = PreparedModel(model).scale_parameters()
     weights = [
-        _weight(name, parameter, quantizers.get(name), original)
+        _weight(name, parameter, quantizers.get(name), learned.get(f"{name}_scales"), original)
         for name, parameter in model.named_parameters()
+        if name not in learned
     ]
     rows, worst = _measure_all(weights, progress)
     policy = PreparedModel(model).policy
@@ -137,6 +139,7 @@ def _weight(
     name: str,
     parameter: nn.Parameter,
     quantizer: WeightQuantizer | None,
+    scales: nn.Parameter | None,
     original: Mapping[str, Tensor],
 ) -> Weight:
     if name not in original or original[name].shape != parameter.shape:
@@ -146,7 +149,8 @@ def _weight(
     grid = quantizer.grid if quantizer else "f32"
     if has_codes(grid):
         size = stored_bytes(grid, shape)
-        ship = partial(ops.quantize, latent.float(), grid, quantizer.scale, name)
+        rule, held = quantizer.shipped(None if scales is None else scales.detach().cpu())
+        ship = partial(ops.quantize, latent.float(), grid, rule, name, held)
     else:
         size, ship = latent.nbytes, lambda: latent
     return Weight(

@@ -30,9 +30,9 @@ at::Tensor float_weight(const at::Tensor& tensor) {
 }  // namespace
 
 QuantizedTensor quantize_tensor(const std::string& key, const at::Tensor& latent, const Scheme& scheme,
-                                ScaleRule scale) {
-  auto [codes, scales] = ops::quantize(latent.detach(), scheme.weight, scale, key);
-  return {scheme, latent.sizes().vec(), codes.cpu(), scales.cpu()};
+                                ScaleRule scale, const at::Tensor& scales) {
+  auto [codes, stored] = ops::quantize(latent.detach(), scheme.weight, scale, key, scales);
+  return {scheme, latent.sizes().vec(), codes.cpu(), stored.cpu()};
 }
 
 at::Tensor dequantize_tensor(const std::string& key, const QuantizedTensor& tensor) {
@@ -55,7 +55,8 @@ QuantizedCheckpoint freeze_tensors(const std::vector<Latent>& tensors,
     }
     if (!latent.value.defined()) subject.fail(key, "a tensor", "none");
     if (!grid::find(latent.scheme.weight).info().is_float) {
-      checkpoint.quantized[key] = quantize_tensor(key, latent.value, latent.scheme, latent.scale);
+      checkpoint.quantized[key] =
+          quantize_tensor(key, latent.value, latent.scheme, latent.scale, latent.scales);
     } else {
       checkpoint.floats[key] = latent.scheme == Scheme{} ? copied(latent.value) : rounded(latent);
     }

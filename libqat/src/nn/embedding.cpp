@@ -18,9 +18,7 @@ void EmbeddingImpl::reset() {
 
 std::shared_ptr<torch::nn::Module> EmbeddingImpl::clone(const std::optional<torch::Device>& device) const {
   auto copy = Cloneable::clone(device);
-  if (quantizer) {
-    std::static_pointer_cast<EmbeddingImpl>(copy)->quantizer = std::make_shared<Quantizer>(*quantizer);
-  }
+  if (quantizer) std::static_pointer_cast<EmbeddingImpl>(copy)->quantizer = quantizer->clone(device);
   return copy;
 }
 

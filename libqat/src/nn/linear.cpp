@@ -26,8 +26,7 @@ void LinearImpl::reset() {
 
 std::shared_ptr<torch::nn::Module> LinearImpl::clone(const std::optional<torch::Device>& device) const {
   auto copy = Cloneable::clone(device);
-  if (quantizer)
-    std::static_pointer_cast<LinearImpl>(copy)->quantizer = std::make_shared<Quantizer>(*quantizer);
+  if (quantizer) std::static_pointer_cast<LinearImpl>(copy)->quantizer = quantizer->clone(device);
   return copy;
 }
 

@@ -108,8 +108,8 @@ at::Tensor block_values(const at::Tensor& input, string_view tensor) {
   const at::Tensor x = input.to(at::kCPU, at::kFloat).contiguous();
   const at::Tensor x_hat = at::empty_like(x);
   const at::Tensor rows = x_hat.view({x.numel() / width, width});
-  quantize_rows({"fake_quantize_activation", tensor}, grid::find(kQ8_0), ScaleRule::kReference,
-                x.view(rows.sizes()), rows);
+  quantize_rows({"fake_quantize_activation", tensor}, grid::find(kQ8_0), Scales{}, x.view(rows.sizes()),
+                rows);
   return x_hat.to(input.options());
 }
 

@@ -48,6 +48,53 @@ const grid::Grid& check_matrix(const Subject& subject, const at::Tensor& weight,
   return check_weight(subject, weight, grid_name);
 }
 
+c10::SymInt block_count(const grid::Grid& grid, const c10::SymInt& n) {
+  return grid.info().block > 0 ? n / grid.info().block : c10::SymInt(1);
+}
+
+std::array<c10::SymInt, 3> scale_sizes(const grid::Grid& grid, const c10::SymInt& rows,
+                                       const c10::SymInt& n) {
+  const bool shared = grid.info().block == grid::kWholeTensor;
+  return {shared ? c10::SymInt(1) : rows, block_count(grid, n), grid.params()};
+}
+
+Scales check_scales(const Subject& subject, const grid::Grid& grid, const at::Tensor& weight,
+                    std::string_view scale, const std::optional<at::Tensor>& scales) {
+  const ScaleRule rule = scale_rule(scale);
+  if (rule == ScaleRule::kDifferentiated && !grid.rule_has_gradient()) {
+    throw UnsupportedError(to_string(subject) + ": expected a grid whose scale rule has a gradient, got " +
+                           std::string(grid.info().name));
+  }
+  const bool given = scales && scales->defined();
+  const bool expected = rule == ScaleRule::kLearned && grid.params() > 0;
+  if (given != expected) {
+    fail(subject, "scales exactly when the scale rule is learned and the grid has scales",
+         std::string(given ? "scales" : "none") + " with " + std::string(scale) + " on " +
+             std::string(grid.info().name));
+  }
+  if (!given) return {rule, {}};
+  const std::array<c10::SymInt, 3> sizes = scale_sizes(grid, weight.sym_size(0), row_size(weight));
+  if (scales->scalar_type() != at::kFloat || scales->sym_sizes() != c10::SymIntArrayRef(sizes) ||
+      scales->device() != weight.device()) {
+    std::ostringstream text;
+    text << "scales of float32" << c10::SymIntArrayRef(sizes) << " on " << weight.device();
+    fail(subject, text.str(), describe(*scales) + " on " + scales->device().str());
+  }
+  return {rule, *scales};
+}
+
+std::optional<at::Tensor> on_cpu(const std::optional<at::Tensor>& scales) {
+  return scales ? std::optional(scales->cpu()) : std::nullopt;
+}
+
+bool is_identity(std::string_view estimator, std::string_view scale) {
+  return estimator_kind(estimator) == EstimatorKind::kSte && scale_rule(scale) != ScaleRule::kDifferentiated;
+}
+
+bool is_identity(const Estimator& estimator, const grid::Grid& grid) {
+  return grid.info().is_float || is_identity(to_string(estimator.kind), to_string(estimator.scale));
+}
+
 void check_activation(const Subject& subject, const char* what, const at::Tensor& value,
                       const c10::SymInt& last, const at::Tensor& weight) {
   const at::ScalarType dtype = value.scalar_type();

@@ -4,41 +4,57 @@
 
 TORCH_LIBRARY(libqat, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+  // `scales`: the learned scales, given if and only if `scale` is 'learned'; `scale_gradient` is theirs.
   m.def(
-      "fake_quantize(Tensor weight, str grid, str estimator='ste', str scale='reference', str tensor='') -> "
-      "Tensor",
+      "fake_quantize(Tensor weight, str grid, str estimator='ste', str scale='reference', str tensor='', "
+      "Tensor? scales=None, str scale_gradient='lsq') -> Tensor",
       tags);
   m.def(
       "fake_quantize_backward(Tensor grad, Tensor weight, str grid, str estimator='ste', str "
-      "scale='reference', str tensor='') "
-      "-> Tensor",
+      "scale='reference', str tensor='', Tensor? scales=None) -> Tensor",
+      tags);
+  m.def(
+      "fake_quantize_backward_scales(Tensor grad, Tensor weight, Tensor scales, str grid, str "
+      "estimator='ste', str scale_gradient='lsq', str tensor='') -> (Tensor grad_weight, Tensor grad_scales)",
       tags);
   m.def(
       "quantized_linear(Tensor input, Tensor weight, Tensor? bias, str grid, str estimator='ste', "
-      "str scale='reference', str tensor='') -> Tensor",
+      "str scale='reference', str tensor='', Tensor? scales=None, str scale_gradient='lsq') -> Tensor",
       tags);
   // One operator per gradient: each is run only when it is needed, and none returns an undefined tensor,
-  // which meta kernels and compilers do not carry.
+  // which meta kernels and compilers do not carry. Those of weight and scales share a product.
   m.def(
       "quantized_linear_grad_input(Tensor grad_output, Tensor weight, str grid, str scale='reference', "
-      "str tensor='') -> Tensor",
+      "str tensor='', Tensor? scales=None) -> Tensor",
       tags);
   m.def(
       "quantized_linear_grad_weight(Tensor grad_output, Tensor input, Tensor weight, str grid, "
-      "str estimator='ste', str scale='reference', str tensor='') -> Tensor",
+      "str estimator='ste', str scale='reference', str tensor='', Tensor? scales=None) -> Tensor",
+      tags);
+  m.def(
+      "quantized_linear_grad_scales(Tensor grad_output, Tensor input, Tensor weight, Tensor scales, str "
+      "grid, "
+      "str estimator='ste', str scale_gradient='lsq', str tensor='') -> (Tensor grad_weight, Tensor "
+      "grad_scales)",
       tags);
   m.def(
       "quantized_embedding(Tensor indices, Tensor weight, int padding_idx, str grid, str estimator='ste', "
-      "str scale='reference', str tensor='') -> Tensor",
+      "str scale='reference', str tensor='', Tensor? scales=None, str scale_gradient='lsq') -> Tensor",
       tags);
   m.def(
       "quantized_embedding_backward(Tensor grad_output, Tensor indices, Tensor weight, int padding_idx, "
-      "str grid, str estimator='ste', str scale='reference', str tensor='') -> Tensor",
+      "str grid, str estimator='ste', str scale='reference', str tensor='', Tensor? scales=None) -> Tensor",
       tags);
   m.def(
-      "quantize(Tensor weight, str grid, str scale='reference', str tensor='') -> (Tensor codes, Tensor "
-      "scales)",
+      "quantized_embedding_backward_scales(Tensor grad_output, Tensor indices, Tensor weight, Tensor scales, "
+      "int padding_idx, str grid, str estimator='ste', str scale_gradient='lsq', str tensor='') -> (Tensor "
+      "grad_weight, Tensor grad_scales)",
       tags);
+  m.def(
+      "quantize(Tensor weight, str grid, str scale='reference', str tensor='', Tensor? scales=None) -> "
+      "(Tensor codes, Tensor scales)",
+      tags);
+  m.def("choose_scales(Tensor weight, str grid, str scale='search', str tensor='') -> Tensor", tags);
   m.def("fake_quantize_activation(Tensor input, str format, Tensor? scale=None, str tensor='') -> Tensor",
         tags);
   m.def("fake_quantize_activation_backward(Tensor grad, Tensor input, Tensor scale, str tensor='') -> Tensor",

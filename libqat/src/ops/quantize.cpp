@@ -10,13 +10,16 @@
 #include "ops/check.hpp"
 #include "ops/dispatch.hpp"
 #include "ops/rows.hpp"
+#include "qat/grid/device.hpp"
 
 namespace qat::ops {
 namespace {
 
 using std::string_view;
 using Stored = std::tuple<at::Tensor, at::Tensor>;
-using Quantize = Stored(const at::Tensor&, string_view, string_view, string_view);
+using OptionalTensor = std::optional<at::Tensor>;
+using Quantize = Stored(const at::Tensor&, string_view, string_view, string_view, const OptionalTensor&);
+using ChooseScales = at::Tensor(const at::Tensor&, string_view, string_view, string_view);
 using Dequantize = at::Tensor(const at::Tensor&, const at::Tensor&, string_view, string_view);
 
 c10::TypedOperatorHandle<Quantize> quantize_operator() {
@@ -29,67 +32,128 @@ c10::TypedOperatorHandle<Dequantize> dequantize_operator() {
   return op;
 }
 
+c10::TypedOperatorHandle<ChooseScales> choose_scales_operator() {
+  static const auto op = find_operator<ChooseScales>("libqat::choose_scales");
+  return op;
+}
+
 void check_has_codes(const Subject& subject, const grid::Grid& grid) {
   if (grid.info().is_float) fail(subject, "a grid with codes", std::string(grid.info().name));
 }
 
-/// G: grid blocks in a row of n weights, which the grid divides.
-c10::SymInt block_count(const grid::Grid& grid, const c10::SymInt& n) {
-  return grid.info().block > 0 ? n / grid.info().block : c10::SymInt(1);
+/// A weight to be stored; arguments have been checked.
+struct Source {
+  const grid::Grid& grid;
+  Scales scales;
+};
+
+Source check_quantize(const Subject& subject, const at::Tensor& weight, string_view grid, string_view scale,
+                      const OptionalTensor& scales) {
+  const grid::Grid& found = check_weight(subject, weight, grid);
+  check_has_codes(subject, found);
+  return {found, check_scales(subject, found, weight, scale, scales)};
 }
 
-/// [R, G, P] of the scales of codes [R, N]; [1, 1, P] where the whole tensor shares them.
-std::array<c10::SymInt, 3> scale_sizes(const grid::Grid& grid, const c10::SymInt& rows,
-                                       const c10::SymInt& n) {
-  const bool shared = grid.info().block == grid::kWholeTensor;
-  return {shared ? c10::SymInt(1) : rows, block_count(grid, n), grid.params()};
+/// Uninitialised float32[R, G, P].
+at::Tensor empty_scales(const grid::Grid& grid, const at::Tensor& weight) {
+  return at::empty_symint(scale_sizes(grid, weight.sym_size(0), row_size(weight)), weight.options());
 }
 
 /// Uninitialised codes int8[R, N] and their scales.
-Stored make_outputs(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor) {
-  scale_rule(scale);
-  const Subject subject{"quantize", tensor};
-  const grid::Grid& found = check_weight(subject, weight, grid);
-  check_has_codes(subject, found);
-  const c10::SymInt rows = weight.sym_size(0);
-  const c10::SymInt n = row_size(weight);
-  const std::array<c10::SymInt, 2> codes{rows, n};
-  const std::array<c10::SymInt, 3> scales = scale_sizes(found, rows, n);
-  return {at::empty_symint(codes, weight.options().dtype(at::kChar)),
-          at::empty_symint(scales, weight.options())};
+Stored empty_outputs(const grid::Grid& grid, const at::Tensor& weight) {
+  const std::array<c10::SymInt, 2> codes{weight.sym_size(0), row_size(weight)};
+  return {at::empty_symint(codes, weight.options().dtype(at::kChar)), empty_scales(grid, weight)};
 }
 
-Stored quantize_cpu(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor) {
-  const auto [codes, scales] = make_outputs(weight, grid, scale, tensor);
-  const ScaleRule rule = scale_rule(scale);
-  const grid::Grid& found = grid::find(grid);
+Stored quantize_meta(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor,
+                     const OptionalTensor& scales) {
+  return empty_outputs(check_quantize({"quantize", tensor}, weight, grid, scale, scales).grid, weight);
+}
+
+Stored quantize_cpu(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor,
+                    const OptionalTensor& held_scales) {
+  const Subject subject{"quantize", tensor};
+  const Source source = check_quantize(subject, weight, grid, scale, held_scales);
+  const grid::Grid& found = source.grid;
+  const auto [codes, scales] = empty_outputs(found, weight);
   const at::Tensor latent = weight.contiguous();
   const GridRows rows(found, latent);
   const int64_t n = rows.width();
+  const HeldRows held(found, source.scales, n);
   const int64_t row_scales = scales.size(1) * scales.size(2);
   const float* w = latent.const_data_ptr<float>();
   int8_t* code = codes.mutable_data_ptr<int8_t>();
   float* stored = scales.mutable_data_ptr<float>();
   const auto quantize_row = [&](int64_t row) {
+    const float* w_row = w + row * n;
     float* s = stored + row * row_scales;
-    const grid::Status status = found.scales(rule, w + row * n, n, s);
-    if (status != grid::Status::kOk) return status;
-    found.encode(w + row * n, n, s, code + row * n);
+    if (held.any()) {
+      if (!grid::all_finite(w_row, n)) return grid::Status::kNotFinite;
+      std::copy_n(held(row), row_scales, s);
+    } else if (const auto status = found.scales(source.scales.rule, w_row, n, s);
+               status != grid::Status::kOk) {
+      return status;
+    }
+    found.encode(w_row, n, s, code + row * n);
     return found.store(s, n, s);
   };
-  for_each_row({"quantize", tensor}, rows.count(), n, [&] { return quantize_row; }, rows);
+  for_each_row(subject, rows.count(), n, [&] { return quantize_row; }, rows);
   return {codes, scales};
 }
 
-Stored quantize_reference(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor) {
-  const auto [codes, scales] = quantize_operator().call(weight.cpu(), grid, scale, tensor);
+Stored quantize_reference(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor,
+                          const OptionalTensor& held) {
+  const auto [codes, scales] = quantize_operator().call(weight.cpu(), grid, scale, tensor, on_cpu(held));
   return {codes.to(weight.device()), scales.to(weight.device())};
 }
 
 /// Codes and stored scales are what ships: they are outside the graph.
-Stored quantize_autograd(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor) {
+Stored quantize_autograd(const at::Tensor& weight, string_view grid, string_view scale, string_view tensor,
+                         const OptionalTensor& scales) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return quantize_operator().call(weight, grid, scale, tensor);
+  return quantize_operator().call(weight, grid, scale, tensor, scales);
+}
+
+const grid::Grid& check_choose(const at::Tensor& weight, string_view grid, string_view scale,
+                               string_view tensor) {
+  const Subject subject{"choose_scales", tensor};
+  if (scale_rule(scale) == ScaleRule::kLearned) fail(subject, "a rule that gives scales", "\"learned\"");
+  return check_quantize(subject, weight, grid, scale, std::nullopt).grid;
+}
+
+at::Tensor choose_scales_meta(const at::Tensor& weight, string_view grid, string_view scale,
+                              string_view tensor) {
+  return empty_scales(check_choose(weight, grid, scale, tensor), weight);
+}
+
+at::Tensor choose_scales_cpu(const at::Tensor& weight, string_view grid, string_view scale,
+                             string_view tensor) {
+  const grid::Grid& found = check_choose(weight, grid, scale, tensor);
+  const ScaleRule rule = scale_rule(scale);
+  const at::Tensor scales = empty_scales(found, weight);
+  const at::Tensor latent = weight.contiguous();
+  const GridRows rows(found, latent);
+  const int64_t n = rows.width();
+  const int64_t row_scales = scales.size(1) * scales.size(2);
+  const float* w = latent.const_data_ptr<float>();
+  float* s = scales.mutable_data_ptr<float>();
+  const auto choose_row = [&](int64_t row) {
+    return found.scales(rule, w + row * n, n, s + row * row_scales);
+  };
+  for_each_row({"choose_scales", tensor}, rows.count(), n, [&] { return choose_row; }, rows);
+  return scales;
+}
+
+at::Tensor choose_scales_reference(const at::Tensor& weight, string_view grid, string_view scale,
+                                   string_view tensor) {
+  return choose_scales_operator().call(weight.cpu(), grid, scale, tensor).to(weight.device());
+}
+
+/// A start for learning is no function of the latent that is learned with it.
+at::Tensor choose_scales_autograd(const at::Tensor& weight, string_view grid, string_view scale,
+                                  string_view tensor) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return choose_scales_operator().call(weight, grid, scale, tensor);
 }
 
 const grid::Grid& check_stored(const Subject& subject, const at::Tensor& codes, const at::Tensor& scales,
@@ -163,21 +227,25 @@ at::Tensor dequantize_reference(const at::Tensor& codes, const at::Tensor& scale
 
 TORCH_LIBRARY_IMPL(libqat, CPU, m) {
   m.impl("quantize", quantize_cpu);
+  m.impl("choose_scales", choose_scales_cpu);
   m.impl("dequantize", dequantize_cpu);
 }
 
 TORCH_LIBRARY_IMPL(libqat, Meta, m) {
-  m.impl("quantize", make_outputs);
+  m.impl("quantize", quantize_meta);
+  m.impl("choose_scales", choose_scales_meta);
   m.impl("dequantize", dequantize_meta);
 }
 
 TORCH_LIBRARY_IMPL(libqat, CompositeExplicitAutograd, m) {
   m.impl("quantize", quantize_reference);
+  m.impl("choose_scales", choose_scales_reference);
   m.impl("dequantize", dequantize_reference);
 }
 
 TORCH_LIBRARY_IMPL(libqat, Autograd, m) {
   m.impl("quantize", quantize_autograd);
+  m.impl("choose_scales", choose_scales_autograd);
   m.impl("dequantize", torch::autograd::autogradNotImplementedFallback());
 }
 
@@ -187,8 +255,17 @@ void check_grid(string_view grid) {
   grid::find(grid);
 }
 
-Stored quantize(const at::Tensor& weight, string_view grid, ScaleRule scale, string_view tensor) {
-  return quantize_operator().call(weight, grid, to_string(scale), tensor);
+int64_t scale_params(string_view grid) {
+  return grid::find(grid).params();
+}
+
+Stored quantize(const at::Tensor& weight, string_view grid, ScaleRule scale, string_view tensor,
+                const at::Tensor& scales) {
+  return quantize_operator().call(weight, grid, to_string(scale), tensor, optional_tensor(scales));
+}
+
+at::Tensor choose_scales(const at::Tensor& weight, string_view grid, ScaleRule scale, string_view tensor) {
+  return choose_scales_operator().call(weight, grid, to_string(scale), tensor);
 }
 
 at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scales, string_view grid,

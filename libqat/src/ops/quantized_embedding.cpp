@@ -3,59 +3,50 @@
 #include <ATen/ops/_unique2.h>
 #include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <array>
 #include <vector>
 
 #include "ops/check.hpp"
-#include "ops/dispatch.hpp"
+#include "ops/embedding_operators.hpp"
 #include "ops/rows.hpp"
 #include "qat/ops/fake_quantize.hpp"
 
 namespace qat::ops {
 namespace {
 
-using std::string_view;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
+using namespace embedding;
 
-using Forward = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, string_view, string_view,
-                           string_view, string_view);
-using Backward = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, string_view,
-                            string_view, string_view, string_view);
+/// The checked arguments of an operator.
+struct Table {
+  const grid::Grid& grid;
+  Estimator estimator;
+  Scales scales;
 
-c10::TypedOperatorHandle<Forward> forward_operator() {
-  static const auto op = find_operator<Forward>("libqat::quantized_embedding");
-  return op;
-}
+  bool shares_scale() const { return grid.info().block == grid::kWholeTensor; }
+};
 
-c10::TypedOperatorHandle<Backward> backward_operator() {
-  static const auto op = find_operator<Backward>("libqat::quantized_embedding_backward");
-  return op;
-}
-
-const grid::Grid& check_lookup(const Subject& subject, const at::Tensor& indices, const at::Tensor& weight,
-                               int64_t padding_idx, string_view grid, string_view estimator,
-                               string_view scale) {
-  estimator_kind(estimator);
-  scale_rule(scale);
+Table check_lookup(const Subject& subject, const at::Tensor& indices, const at::Tensor& weight,
+                   int64_t padding_idx, string_view grid, string_view estimator, string_view scale,
+                   const OptionalTensor& scales, string_view gradient_rule) {
+  const Estimator rules{estimator_kind(estimator), scale_rule(scale), scale_gradient(gradient_rule)};
   const grid::Grid& found = check_matrix(subject, weight, grid);
   if (indices.scalar_type() != at::kLong) fail(subject, "indices of int64", describe(indices));
   if (weight.sym_size(0).sym_le(padding_idx).guard_bool(__FILE__, __LINE__)) {
     fail(subject, "padding_idx below the number of rows of " + describe(weight), std::to_string(padding_idx));
   }
-  return found;
+  return {found, rules, check_scales(subject, found, weight, scale, scales)};
 }
 
-void check_backward(const at::Tensor& grad_output, const at::Tensor& indices, const at::Tensor& weight,
-                    int64_t padding_idx, string_view grid, string_view estimator, string_view scale,
-                    string_view tensor) {
-  const Subject subject{"quantized_embedding_backward", tensor};
-  check_lookup(subject, indices, weight, padding_idx, grid, estimator, scale);
+Table check_backward(const Subject& subject, const at::Tensor& grad_output, const at::Tensor& indices,
+                     const at::Tensor& weight, int64_t padding_idx, string_view grid, string_view estimator,
+                     string_view scale, const OptionalTensor& scales, string_view gradient_rule) {
+  Table table =
+      check_lookup(subject, indices, weight, padding_idx, grid, estimator, scale, scales, gradient_rule);
   check_activation(subject, "grad_output", grad_output, weight.sym_size(1), weight);
+  return table;
 }
 
 /// The rows that a batch touches.
@@ -84,123 +75,130 @@ at::Tensor look_up(const at::Tensor& table, const at::Tensor& position) {
   return table.index_select(0, position.flatten()).view(sizes);
 }
 
-/// table[i] = w_hat[rows[i]] on a grid with one scale for the whole tensor, which all of `latent` decides.
-void quantize_with_shared_scale(const Subject& subject, const grid::Grid& grid, ScaleRule rule,
-                                const at::Tensor& latent, const at::Tensor& rows, const at::Tensor& table) {
+/// The scales that the rule gives to a grid with one for the whole tensor, which all of `latent` decides.
+at::Tensor shared_scale(const Subject& subject, const grid::Grid& grid, ScaleRule rule,
+                        const at::Tensor& latent) {
+  const at::Tensor s = at::empty({1, 1, grid.params()}, latent.options());
   const float* w = latent.const_data_ptr<float>();
-  std::array<float, grid::kMaxParams> s{};
-  std::array<float, grid::kMaxParams> stored{};
-  const auto choose = [&](int64_t) {
-    const grid::Status status = grid.scales(rule, w, latent.numel(), s.data());
-    return status == grid::Status::kOk ? grid.store(s.data(), latent.numel(), stored.data()) : status;
-  };
+  float* to = s.mutable_data_ptr<float>();
+  const auto choose = [&](int64_t) { return grid.scales(rule, w, latent.numel(), to); };
   for_each_row(subject, 1, latent.numel(), [&] { return choose; }, GridRows(grid, latent));
-  const int64_t n = latent.size(1);
-  const int64_t* from = rows.const_data_ptr<int64_t>();
-  float* w_hat = table.mutable_data_ptr<float>();
-  for_each_row(subject, table.size(0), n, [&] {
-    return [&, codes = std::vector<int8_t>(n)](int64_t i) mutable {
-      grid.encode(w + from[i] * n, n, s.data(), codes.data());
-      grid.decode(codes.data(), n, stored.data(), w_hat + i * n);
-      return grid::Status::kOk;
-    };
-  });
+  return s;
 }
 
 at::Tensor forward_cpu(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                       string_view grid, string_view estimator, string_view scale, string_view tensor) {
+                       string_view grid_name, string_view estimator, string_view scale, string_view tensor,
+                       const OptionalTensor& scales, string_view gradient_rule) {
   const Subject subject{"quantized_embedding", tensor};
-  const grid::Grid& found = check_lookup(subject, indices, weight, padding_idx, grid, estimator, scale);
-  const ScaleRule rule = scale_rule(scale);
+  const Table table =
+      check_lookup(subject, indices, weight, padding_idx, grid_name, estimator, scale, scales, gradient_rule);
+  const grid::Grid& grid = table.grid;
   const Touched touched = touched_rows(subject, indices, weight.size(0));
   const at::Tensor latent = weight.contiguous();
   const int64_t n = latent.size(1);
-  const at::Tensor table = at::empty({touched.rows.numel(), n}, latent.options());
-  if (found.info().block == grid::kWholeTensor) {
-    quantize_with_shared_scale(subject, found, rule, latent, touched.rows, table);
-    return look_up(table, touched.position);
+  Scales source = table.scales;
+  if (table.shares_scale() && !source.held.defined()) {
+    source.held = shared_scale(subject, grid, source.rule, latent);
   }
+  const HeldRows held(grid, source, n);
+  const at::Tensor values = at::empty({touched.rows.numel(), n}, latent.options());
   const float* w = latent.const_data_ptr<float>();
   const int64_t* rows = touched.rows.const_data_ptr<int64_t>();
-  float* w_hat = table.mutable_data_ptr<float>();
+  float* w_hat = values.mutable_data_ptr<float>();
   const auto quantize_row = [&](int64_t i) {
-    return found.fake_quantize(w + rows[i] * n, n, w_hat + i * n, rule);
+    const float* from = w + rows[i] * n;
+    if (!held.any()) return grid.fake_quantize(from, n, w_hat + i * n, source.rule);
+    return grid.fake_quantize_with(from, n, held(table.shares_scale() ? 0 : rows[i]), w_hat + i * n);
   };
   const auto number = [rows](int64_t i, grid::Status) { return rows[i]; };
-  for_each_row(subject, table.size(0), n, [&] { return quantize_row; }, number);
-  return look_up(table, touched.position);
+  for_each_row(subject, values.size(0), n, [&] { return quantize_row; }, number);
+  return look_up(values, touched.position);
 }
 
 at::Tensor forward_meta(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                        string_view grid, string_view estimator, string_view scale, string_view tensor) {
-  check_lookup({"quantized_embedding", tensor}, indices, weight, padding_idx, grid, estimator, scale);
+                        string_view grid, string_view estimator, string_view scale, string_view tensor,
+                        const OptionalTensor& scales, string_view gradient_rule) {
+  check_lookup({"quantized_embedding", tensor}, indices, weight, padding_idx, grid, estimator, scale, scales,
+               gradient_rule);
   c10::SymDimVector sizes(indices.sym_sizes().begin(), indices.sym_sizes().end());
   sizes.push_back(weight.sym_size(1));
   return at::empty_symint(sizes, weight.options());
 }
 
 at::Tensor forward_reference(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                             string_view grid, string_view estimator, string_view scale, string_view tensor) {
+                             string_view grid, string_view estimator, string_view scale, string_view tensor,
+                             const OptionalTensor& scales, string_view gradient_rule) {
   return forward_operator()
-      .call(indices.cpu(), weight.cpu(), padding_idx, grid, estimator, scale, tensor)
+      .call(indices.cpu(), weight.cpu(), padding_idx, grid, estimator, scale, tensor, on_cpu(scales),
+            gradient_rule)
       .to(weight.device());
+}
+
+/// The gradient of w_hat: that of a row's uses summed, float32[R, N].
+at::Tensor summed(const at::Tensor& grad_output, const at::Tensor& indices, const at::Tensor& weight,
+                  int64_t padding_idx) {
+  return at::embedding_dense_backward(grad_output.to(at::kFloat), indices, weight.size(0), padding_idx,
+                                      /*scale_grad_by_freq=*/false);
 }
 
 at::Tensor backward(const at::Tensor& grad_output, const at::Tensor& indices, const at::Tensor& weight,
                     int64_t padding_idx, string_view grid, string_view estimator, string_view scale,
-                    string_view tensor) {
-  check_backward(grad_output, indices, weight, padding_idx, grid, estimator, scale, tensor);
+                    string_view tensor, const OptionalTensor& scales) {
   const Subject subject{"quantized_embedding_backward", tensor};
+  const Table table = check_backward(subject, grad_output, indices, weight, padding_idx, grid, estimator,
+                                     scale, scales, to_string(ScaleGradient::kPlain));
   const at::Tensor rows = touched_rows(subject, indices, weight.size(0)).rows.to(weight.device());
-  at::Tensor grad = at::embedding_dense_backward(grad_output.to(at::kFloat), indices, weight.size(0),
-                                                 padding_idx, /*scale_grad_by_freq=*/false);
-  const EstimatorKind kind = estimator_kind(estimator);
-  if (kind == EstimatorKind::kSte || rows.numel() == 0) return grad;
-  if (grid::find(grid).info().block == grid::kWholeTensor) {
-    return fake_quantize_backward(grad, weight, grid, {kind, scale_rule(scale)}, tensor);
+  at::Tensor grad = summed(grad_output, indices, weight, padding_idx);
+  if (is_identity(table.estimator, table.grid) || rows.numel() == 0) return grad;
+  const at::Tensor& held = table.scales.held;
+  if (table.shares_scale()) return fake_quantize_backward(grad, weight, grid, table.estimator, tensor, held);
+  const at::Tensor passed =
+      fake_quantize_backward(grad.index_select(0, rows), weight.index_select(0, rows), grid, table.estimator,
+                             tensor, held.defined() ? held.index_select(0, rows) : held);
+  return grad.index_copy_(0, rows, passed);
+}
+
+/// As `backward`, and the gradient of the scales: rows that no index names get none.
+TwoTensors backward_scales(const at::Tensor& grad_output, const at::Tensor& indices, const at::Tensor& weight,
+                           const at::Tensor& scales, int64_t padding_idx, string_view grid,
+                           string_view estimator, string_view gradient_rule, string_view tensor) {
+  const Subject subject{"quantized_embedding_backward_scales", tensor};
+  const Table table = check_backward(subject, grad_output, indices, weight, padding_idx, grid, estimator,
+                                     "learned", scales, gradient_rule);
+  at::Tensor grad = summed(grad_output, indices, weight, padding_idx);
+  if (table.shares_scale()) {
+    return fake_quantize_backward_scales(grad, weight, scales, grid, table.estimator, tensor);
   }
-  const at::Tensor masked = fake_quantize_backward(grad.index_select(0, rows), weight.index_select(0, rows),
-                                                   grid, {kind, scale_rule(scale)}, tensor);
-  return grad.index_copy_(0, rows, masked);
+  const at::Tensor rows = touched_rows(subject, indices, weight.size(0)).rows.to(weight.device());
+  at::Tensor grad_scales = at::zeros(scales.sizes(), scales.options());
+  if (rows.numel() == 0) return {grad, grad_scales};
+  // The factor depends on the whole table, of which the operator below sees these rows only.
+  Estimator plain = table.estimator;
+  plain.scale_gradient = ScaleGradient::kPlain;
+  const auto [by_weight, by_scales] =
+      fake_quantize_backward_scales(grad.index_select(0, rows), weight.index_select(0, rows),
+                                    scales.index_select(0, rows), grid, plain, tensor);
+  const std::vector<float> factors = scale_factors(table.grid, table.estimator.scale_gradient, weight);
+  if (!factors.empty()) by_scales.mul_(at::tensor(factors).to(scales.device()));
+  return {grad.index_copy_(0, rows, by_weight), grad_scales.index_copy_(0, rows, by_scales)};
 }
 
 at::Tensor backward_meta(const at::Tensor& grad_output, const at::Tensor& indices, const at::Tensor& weight,
                          int64_t padding_idx, string_view grid, string_view estimator, string_view scale,
-                         string_view tensor) {
-  check_backward(grad_output, indices, weight, padding_idx, grid, estimator, scale, tensor);
+                         string_view tensor, const OptionalTensor& scales) {
+  check_backward({"quantized_embedding_backward", tensor}, grad_output, indices, weight, padding_idx, grid,
+                 estimator, scale, scales, to_string(ScaleGradient::kPlain));
   return at::empty_symint(weight.sym_sizes(), weight.options());
 }
 
-class QuantizedEmbedding : public torch::autograd::Function<QuantizedEmbedding> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& indices, const at::Tensor& weight,
-                            int64_t padding_idx, string_view grid, string_view estimator, string_view scale,
-                            string_view tensor) {
-    auto& data = context->saved_data;
-    data["padding_idx"] = padding_idx;
-    data["grid"] = std::string(grid);
-    data["estimator"] = std::string(estimator);
-    data["scale"] = std::string(scale);
-    data["tensor"] = std::string(tensor);
-    context->save_for_backward({indices, weight});
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return forward_operator().call(indices, weight, padding_idx, grid, estimator, scale, tensor);
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    auto& data = context->saved_data;
-    const auto saved = context->get_saved_variables();
-    variable_list result(7);
-    result[1] = backward_operator().call(grads[0], saved[0], saved[1], data["padding_idx"].toInt(),
-                                         data["grid"].toStringView(), data["estimator"].toStringView(),
-                                         data["scale"].toStringView(), data["tensor"].toStringView());
-    return result;
-  }
-};
-
-at::Tensor forward_autograd(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                            string_view grid, string_view estimator, string_view scale, string_view tensor) {
-  return QuantizedEmbedding::apply(indices, weight, padding_idx, grid, estimator, scale, tensor);
+TwoTensors backward_scales_meta(const at::Tensor& grad_output, const at::Tensor& indices,
+                                const at::Tensor& weight, const at::Tensor& scales, int64_t padding_idx,
+                                string_view grid, string_view estimator, string_view gradient_rule,
+                                string_view tensor) {
+  check_backward({"quantized_embedding_backward_scales", tensor}, grad_output, indices, weight, padding_idx,
+                 grid, estimator, "learned", scales, gradient_rule);
+  return {at::empty_symint(weight.sym_sizes(), weight.options()),
+          at::empty_symint(scales.sym_sizes(), scales.options())};
 }
 
 TORCH_LIBRARY_IMPL(libqat, CPU, m) {
@@ -210,31 +208,14 @@ TORCH_LIBRARY_IMPL(libqat, CPU, m) {
 TORCH_LIBRARY_IMPL(libqat, Meta, m) {
   m.impl("quantized_embedding", forward_meta);
   m.impl("quantized_embedding_backward", backward_meta);
+  m.impl("quantized_embedding_backward_scales", backward_scales_meta);
 }
 
 TORCH_LIBRARY_IMPL(libqat, CompositeExplicitAutograd, m) {
   m.impl("quantized_embedding", forward_reference);
   m.impl("quantized_embedding_backward", backward);
-}
-
-TORCH_LIBRARY_IMPL(libqat, Autograd, m) {
-  m.impl("quantized_embedding", forward_autograd);
-  m.impl("quantized_embedding_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("quantized_embedding_backward_scales", backward_scales);
 }
 
 }  // namespace
-
-at::Tensor quantized_embedding(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx,
-                               string_view grid, const Estimator& estimator, string_view tensor) {
-  return forward_operator().call(indices, weight, padding_idx, grid, to_string(estimator.kind),
-                                 to_string(estimator.scale), tensor);
-}
-
-at::Tensor quantized_embedding_backward(const at::Tensor& grad_output, const at::Tensor& indices,
-                                        const at::Tensor& weight, int64_t padding_idx, string_view grid,
-                                        const Estimator& estimator, string_view tensor) {
-  return backward_operator().call(grad_output, indices, weight, padding_idx, grid, to_string(estimator.kind),
-                                  to_string(estimator.scale), tensor);
-}
-
 }  // namespace qat::ops

@@ -4,15 +4,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/sum.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <numeric>
-
 #include "ops/check.hpp"
-#include "ops/dispatch.hpp"
+#include "ops/linear_operators.hpp"
 #include "ops/rows.hpp"
 #include "ops/scratch.hpp"
 #include "qat/ops/fake_quantize.hpp"
@@ -20,84 +15,65 @@
 namespace qat::ops {
 namespace {
 
-using std::string_view;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using OptionalTensor = std::optional<at::Tensor>;
+using namespace linear;
 
-using Forward = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, string_view,
-                           string_view, string_view, string_view);
-using GradInput = at::Tensor(const at::Tensor&, const at::Tensor&, string_view, string_view, string_view);
-using GradWeight = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, string_view,
-                              string_view, string_view, string_view);
+/// A latent on its way through the grid; arguments have been checked.
+struct Source {
+  const at::Tensor& weight;
+  const grid::Grid& grid;
+  Scales scales;
+};
 
-c10::TypedOperatorHandle<Forward> forward_operator() {
-  static const auto op = find_operator<Forward>("libqat::quantized_linear");
-  return op;
-}
-
-c10::TypedOperatorHandle<GradInput> grad_input_operator() {
-  static const auto op = find_operator<GradInput>("libqat::quantized_linear_grad_input");
-  return op;
-}
-
-c10::TypedOperatorHandle<GradWeight> grad_weight_operator() {
-  static const auto op = find_operator<GradWeight>("libqat::quantized_linear_grad_weight");
-  return op;
-}
-
-const grid::Grid& check_forward(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                                string_view grid, string_view estimator, string_view scale,
-                                string_view tensor) {
+Source check_forward(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                     string_view grid, string_view estimator, string_view scale, string_view tensor,
+                     const OptionalTensor& scales, string_view gradient_rule) {
   const Subject subject{"quantized_linear", tensor};
   estimator_kind(estimator);
-  scale_rule(scale);
+  scale_gradient(gradient_rule);
   const grid::Grid& found = check_matrix(subject, weight, grid);
   check_activation(subject, "input", input, weight.sym_size(1), weight);
   if (bias) {
     if (bias->dim() != 1) fail(subject, "bias of 1 dimension", describe(*bias));
     check_activation(subject, "bias", *bias, weight.sym_size(0), weight);
   }
-  return found;
+  return {weight, found, check_scales(subject, found, weight, scale, scales)};
 }
 
-const grid::Grid& check_grad_input(const at::Tensor& grad_output, const at::Tensor& weight, string_view grid,
-                                   string_view scale, string_view tensor) {
+Source check_grad_input(const at::Tensor& grad_output, const at::Tensor& weight, string_view grid,
+                        string_view scale, string_view tensor, const OptionalTensor& scales) {
   const Subject subject{"quantized_linear_grad_input", tensor};
-  scale_rule(scale);
   const grid::Grid& found = check_matrix(subject, weight, grid);
   check_activation(subject, "grad_output", grad_output, weight.sym_size(0), weight);
-  return found;
+  return {weight, found, check_scales(subject, found, weight, scale, scales)};
 }
 
-void check_grad_weight(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-                       string_view grid, string_view estimator, string_view scale, string_view tensor) {
-  const Subject subject{"quantized_linear_grad_weight", tensor};
+Source check_grad_weight(const Subject& subject, const at::Tensor& grad_output, const at::Tensor& input,
+                         const at::Tensor& weight, string_view grid, string_view estimator, string_view scale,
+                         const OptionalTensor& scales) {
   estimator_kind(estimator);
-  scale_rule(scale);
-  check_matrix(subject, weight, grid);
+  const grid::Grid& found = check_matrix(subject, weight, grid);
   check_activation(subject, "grad_output", grad_output, weight.sym_size(0), weight);
   check_activation(subject, "input", input, weight.sym_size(1), weight);
   if (grad_output.scalar_type() != input.scalar_type()) {
     fail(subject, "grad_output of input's dtype " + describe(input), describe(grad_output));
   }
+  return {weight, found, check_scales(subject, found, weight, scale, scales)};
 }
 
-/// w_hat[O, I] rounded to `dtype`, on the device of `weight`.
-using WeightSource = at::Tensor (*)(const at::Tensor& weight, const grid::Grid& grid, ScaleRule rule,
-                                    at::ScalarType dtype, const Subject& subject);
+/// w_hat[O, I] rounded to `dtype`, on the device of the latent.
+using MakeWeight = at::Tensor (*)(const Source& source, at::ScalarType dtype, const Subject& subject);
 
-at::Tensor scratch_weight(const at::Tensor& weight, const grid::Grid& grid, ScaleRule rule,
-                          at::ScalarType dtype, const Subject& subject) {
+at::Tensor scratch_weight(const Source& source, at::ScalarType dtype, const Subject& subject) {
   const at::ScalarType row_dtype = dtype == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
-  const at::Tensor w_hat = scratch(weight.sizes(), row_dtype);
-  quantize_rows(subject, grid, rule, weight.contiguous(), w_hat);
+  const at::Tensor w_hat = scratch(source.weight.sizes(), row_dtype);
+  quantize_rows(subject, source.grid, source.scales, source.weight.contiguous(), w_hat);
   return w_hat.to(dtype);  // w_hat itself, except for float16
 }
 
-at::Tensor reference_weight(const at::Tensor& weight, const grid::Grid& grid, ScaleRule rule,
-                            at::ScalarType dtype, const Subject& subject) {
-  return fake_quantize(weight, grid.info().name, {EstimatorKind::kSte, rule}, subject.tensor).to(dtype);
+at::Tensor reference_weight(const Source& source, at::ScalarType dtype, const Subject& subject) {
+  const Estimator estimator{EstimatorKind::kSte, source.scales.rule};
+  return fake_quantize(source.weight, source.grid.info().name, estimator, subject.tensor, source.scales.held)
+      .to(dtype);
 }
 
 /// [..., n] -> [T, n].
@@ -106,41 +82,63 @@ at::Tensor flatten_tokens(const at::Tensor& value) {
   return value.reshape({value.numel() / n, n});
 }
 
-// Matrix products inside a kernel must not be cast once more: backward may run under another autocast state
-// than forward did.
-using NoAutocast = c10::impl::ExcludeDispatchKeyGuard;
-
-template <WeightSource source>
+template <MakeWeight make>
 at::Tensor forward(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                   string_view grid, string_view estimator, string_view scale, string_view tensor) {
-  const grid::Grid& found = check_forward(input, weight, bias, grid, estimator, scale, tensor);
+                   string_view grid, string_view estimator, string_view scale, string_view tensor,
+                   const OptionalTensor& scales, string_view gradient_rule) {
+  const Source source =
+      check_forward(input, weight, bias, grid, estimator, scale, tensor, scales, gradient_rule);
   const NoAutocast guard(c10::autocast_dispatch_keyset);
   const at::ScalarType dtype = input.scalar_type();
-  const at::Tensor w_hat = source(weight, found, scale_rule(scale), dtype, {"quantized_linear", tensor});
+  const at::Tensor w_hat = make(source, dtype, {"quantized_linear", tensor});
   return at::linear(input, w_hat, bias ? OptionalTensor(bias->to(dtype)) : std::nullopt);
 }
 
-template <WeightSource source>
+template <MakeWeight make>
 at::Tensor grad_input(const at::Tensor& grad_output, const at::Tensor& weight, string_view grid,
-                      string_view scale, string_view tensor) {
-  const grid::Grid& found = check_grad_input(grad_output, weight, grid, scale, tensor);
+                      string_view scale, string_view tensor, const OptionalTensor& scales) {
+  const Source source = check_grad_input(grad_output, weight, grid, scale, tensor, scales);
   const NoAutocast guard(c10::autocast_dispatch_keyset);
-  const at::Tensor w_hat = source(weight, found, scale_rule(scale), grad_output.scalar_type(),
-                                  {"quantized_linear_grad_input", tensor});
+  const at::Tensor w_hat = make(source, grad_output.scalar_type(), {"quantized_linear_grad_input", tensor});
   std::vector<int64_t> sizes = grad_output.sizes().vec();
   sizes.back() = weight.size(1);
   return at::mm(flatten_tokens(grad_output), w_hat).view(sizes);
 }
 
-at::Tensor grad_weight(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-                       string_view grid, string_view estimator, string_view scale, string_view tensor) {
-  check_grad_weight(grad_output, input, weight, grid, estimator, scale, tensor);
+/// dL/dw_hat in float32.
+at::Tensor product(const at::Tensor& grad_output, const at::Tensor& input) {
   const NoAutocast guard(c10::autocast_dispatch_keyset);
-  const at::Tensor grad = at::mm(flatten_tokens(grad_output).t(), flatten_tokens(input)).to(at::kFloat);
-  const EstimatorKind kind = estimator_kind(estimator);
-  return kind == EstimatorKind::kSte
-             ? grad
-             : fake_quantize_backward(grad, weight, grid, {kind, scale_rule(scale)}, tensor);
+  return at::mm(flatten_tokens(grad_output).t(), flatten_tokens(input)).to(at::kFloat);
+}
+
+at::Tensor grad_weight(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                       string_view grid, string_view estimator, string_view scale, string_view tensor,
+                       const OptionalTensor& scales) {
+  const Subject subject{"quantized_linear_grad_weight", tensor};
+  const Source source =
+      check_grad_weight(subject, grad_output, input, weight, grid, estimator, scale, scales);
+  const Estimator rules{estimator_kind(estimator), source.scales.rule};
+  const at::Tensor grad = product(grad_output, input);
+  if (is_identity(rules, source.grid)) return grad;
+  if (!grad.is_cpu()) return fake_quantize_backward(grad, weight, grid, rules, tensor, source.scales.held);
+  // In place: a second matrix of gradients would double the peak of a large layer.
+  backward_rows(subject, source.grid, source.scales, rules.kind, grad, weight.contiguous(), grad);
+  return grad;
+}
+
+TwoTensors grad_scales(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                       const at::Tensor& scales, string_view grid, string_view estimator,
+                       string_view gradient_rule, string_view tensor) {
+  const Subject subject{"quantized_linear_grad_scales", tensor};
+  const Source source =
+      check_grad_weight(subject, grad_output, input, weight, grid, estimator, "learned", scales);
+  const Estimator rules{estimator_kind(estimator), ScaleRule::kLearned, scale_gradient(gradient_rule)};
+  const at::Tensor grad = product(grad_output, input);
+  if (!grad.is_cpu()) return fake_quantize_backward_scales(grad, weight, scales, grid, rules, tensor);
+  at::Tensor by_scales = at::empty(scales.sizes(), scales.options());
+  backward_rows(subject, source.grid, source.scales, rules.kind, grad, weight.contiguous(), grad, by_scales,
+                scale_factors(source.grid, rules.scale_gradient, weight));
+  return {grad, by_scales};
 }
 
 at::Tensor with_last_size(const at::Tensor& value, const c10::SymInt& last) {
@@ -150,79 +148,34 @@ at::Tensor with_last_size(const at::Tensor& value, const c10::SymInt& last) {
 }
 
 at::Tensor forward_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                        string_view grid, string_view estimator, string_view scale, string_view tensor) {
-  check_forward(input, weight, bias, grid, estimator, scale, tensor);
+                        string_view grid, string_view estimator, string_view scale, string_view tensor,
+                        const OptionalTensor& scales, string_view gradient_rule) {
+  check_forward(input, weight, bias, grid, estimator, scale, tensor, scales, gradient_rule);
   return with_last_size(input, weight.sym_size(0));
 }
 
 at::Tensor grad_input_meta(const at::Tensor& grad_output, const at::Tensor& weight, string_view grid,
-                           string_view scale, string_view tensor) {
-  check_grad_input(grad_output, weight, grid, scale, tensor);
+                           string_view scale, string_view tensor, const OptionalTensor& scales) {
+  check_grad_input(grad_output, weight, grid, scale, tensor, scales);
   return with_last_size(grad_output, weight.sym_size(1));
 }
 
 at::Tensor grad_weight_meta(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
-                            string_view grid, string_view estimator, string_view scale, string_view tensor) {
-  check_grad_weight(grad_output, input, weight, grid, estimator, scale, tensor);
+                            string_view grid, string_view estimator, string_view scale, string_view tensor,
+                            const OptionalTensor& scales) {
+  check_grad_weight({"quantized_linear_grad_weight", tensor}, grad_output, input, weight, grid, estimator,
+                    scale, scales);
   return at::empty_symint(weight.sym_sizes(), weight.options());
 }
 
-/// The sum over tokens, accumulated and returned in the bias's dtype.
-at::Tensor grad_bias(const at::Tensor& grad_output, at::ScalarType dtype) {
-  std::vector<int64_t> tokens(grad_output.dim() - 1);
-  std::iota(tokens.begin(), tokens.end(), 0);
-  return tokens.empty() ? grad_output.to(dtype) : at::sum(grad_output, tokens, false, dtype);
-}
-
-class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
-                            const OptionalTensor& bias, string_view grid, string_view estimator,
-                            string_view scale, string_view tensor) {
-    auto& data = context->saved_data;
-    data["grid"] = std::string(grid);
-    data["estimator"] = std::string(estimator);
-    data["scale"] = std::string(scale);
-    data["tensor"] = std::string(tensor);
-    if (bias) data["bias"] = static_cast<int64_t>(bias->scalar_type());
-    // The compute dtype travels with the saved input (autocast has already cast it) and with grad_output.
-    context->save_for_backward({input, weight});
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return forward_operator().call(input, weight, bias, grid, estimator, scale, tensor);
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    auto& data = context->saved_data;
-    const auto saved = context->get_saved_variables();
-    const string_view grid = data["grid"].toStringView();
-    const string_view scale = data["scale"].toStringView();
-    const string_view tensor = data["tensor"].toStringView();
-    variable_list result(7);
-    if (context->needs_input_grad(0))
-      result[0] = grad_input_operator().call(grads[0], saved[1], grid, scale, tensor);
-    if (context->needs_input_grad(1)) {
-      result[1] = grad_weight_operator().call(grads[0], saved[0], saved[1], grid,
-                                              data["estimator"].toStringView(), scale, tensor);
-    }
-    if (const auto bias = data.find("bias"); bias != data.end() && context->needs_input_grad(2)) {
-      result[2] = grad_bias(grads[0], static_cast<at::ScalarType>(bias->second.toInt()));
-    }
-    return result;
-  }
-};
-
-at::Tensor forward_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                            string_view grid, string_view estimator, string_view scale, string_view tensor) {
-  return QuantizedLinear::apply(input, weight, bias, grid, estimator, scale, tensor);
-}
-
-template <at::DeviceType device>
-at::Tensor forward_autocast(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                            string_view grid, string_view estimator, string_view scale, string_view tensor) {
-  const NoAutocast guard(c10::autocast_dispatch_keyset);
-  const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
-  return forward_operator().call(at::autocast::cached_cast(dtype, input, device), weight, bias, grid,
-                                 estimator, scale, tensor);
+TwoTensors grad_scales_meta(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                            const at::Tensor& scales, string_view grid, string_view estimator,
+                            string_view gradient_rule, string_view tensor) {
+  scale_gradient(gradient_rule);
+  check_grad_weight({"quantized_linear_grad_scales", tensor}, grad_output, input, weight, grid, estimator,
+                    "learned", scales);
+  return {at::empty_symint(weight.sym_sizes(), weight.options()),
+          at::empty_symint(scales.sym_sizes(), scales.options())};
 }
 
 TORCH_LIBRARY_IMPL(libqat, CPU, m) {
@@ -234,46 +187,15 @@ TORCH_LIBRARY_IMPL(libqat, Meta, m) {
   m.impl("quantized_linear", forward_meta);
   m.impl("quantized_linear_grad_input", grad_input_meta);
   m.impl("quantized_linear_grad_weight", grad_weight_meta);
+  m.impl("quantized_linear_grad_scales", grad_scales_meta);
 }
 
 TORCH_LIBRARY_IMPL(libqat, CompositeExplicitAutograd, m) {
   m.impl("quantized_linear", forward<reference_weight>);
   m.impl("quantized_linear_grad_input", grad_input<reference_weight>);
   m.impl("quantized_linear_grad_weight", grad_weight);
-}
-
-TORCH_LIBRARY_IMPL(libqat, Autograd, m) {
-  m.impl("quantized_linear", forward_autograd);
-  m.impl("quantized_linear_grad_input", torch::autograd::autogradNotImplementedFallback());
-  m.impl("quantized_linear_grad_weight", torch::autograd::autogradNotImplementedFallback());
-}
-
-TORCH_LIBRARY_IMPL(libqat, AutocastCPU, m) {
-  m.impl("quantized_linear", forward_autocast<at::kCPU>);
-}
-
-TORCH_LIBRARY_IMPL(libqat, AutocastCUDA, m) {
-  m.impl("quantized_linear", forward_autocast<at::kCUDA>);
+  m.impl("quantized_linear_grad_scales", grad_scales);
 }
 
 }  // namespace
-
-at::Tensor quantized_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                            string_view grid, const Estimator& estimator, string_view tensor) {
-  return forward_operator().call(input, weight, bias, grid, to_string(estimator.kind),
-                                 to_string(estimator.scale), tensor);
-}
-
-at::Tensor quantized_linear_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
-                                       string_view grid, ScaleRule scale, string_view tensor) {
-  return grad_input_operator().call(grad_output, weight, grid, to_string(scale), tensor);
-}
-
-at::Tensor quantized_linear_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
-                                        const at::Tensor& weight, string_view grid,
-                                        const Estimator& estimator, string_view tensor) {
-  return grad_weight_operator().call(grad_output, input, weight, grid, to_string(estimator.kind),
-                                     to_string(estimator.scale), tensor);
-}
-
 }  // namespace qat::ops

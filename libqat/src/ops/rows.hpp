@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "ops/check.hpp"
 #include "qat/grid/grid.hpp"
@@ -80,9 +81,36 @@ class GridRows {
   int64_t width_;
 };
 
-/// w_hat[r] = fake_quantize(w[r]) with the scales that `rule` gives. latent: contiguous float32[R, ...];
-/// w_hat: contiguous float32 or bfloat16 of as many elements.
-void quantize_rows(const Subject& subject, const grid::Grid& grid, ScaleRule rule, const at::Tensor& latent,
-                   const at::Tensor& w_hat);
+/// The held scales of each grid row; none when a rule gives them.
+class HeldRows {
+ public:
+  HeldRows(const grid::Grid& grid, const Scales& scales, int64_t width)
+      : held_(scales.held.defined() ? scales.held.contiguous() : at::Tensor()),
+        stride_(grid.blocks(width) * grid.params()) {}
+
+  bool any() const noexcept { return held_.defined(); }
+  const float* operator()(int64_t row) const { return held_.const_data_ptr<float>() + row * stride_; }
+
+ private:
+  at::Tensor held_;
+  int64_t stride_;
+};
+
+/// w_hat[r] = fake_quantize(w[r]) with these scales. latent: contiguous float32[R, ...]; w_hat: contiguous
+/// float32 or bfloat16 of as many elements.
+void quantize_rows(const Subject& subject, const grid::Grid& grid, const Scales& scales,
+                   const at::Tensor& latent, const at::Tensor& w_hat);
+
+/// dL/dw and dL/ds of all rows from `grad`, dL/dw_hat, as grid::Grid::backward defines them; kDifferentiated
+/// adds what reaches the weights through the scales. All contiguous float32; grad, latent, grad_weight:
+/// [R, ...]; grad_weight may be `grad` itself; grad_scales: [R, G, P] or undefined. The gradient of scales is
+/// multiplied with `factors`, float32[P], unless that is empty.
+void backward_rows(const Subject& subject, const grid::Grid& grid, const Scales& scales, EstimatorKind kind,
+                   const at::Tensor& grad, const at::Tensor& latent, const at::Tensor& grad_weight,
+                   const at::Tensor& grad_scales = {}, const std::vector<float>& factors = {});
+
+/// What ScaleGradient multiplies the gradient of each of the P scales of a block with; empty for 1. Where a
+/// block has several scales of a name, each is shared by as many of its weights. weight: [R, ...].
+std::vector<float> scale_factors(const grid::Grid& grid, ScaleGradient rule, const at::Tensor& weight);
 
 }  // namespace qat::ops

@@ -57,6 +57,14 @@ void check_width(const Target& target, const Scheme& scheme) {
                       std::to_string(width) + " (shape " + shape_text(target.shape) + ")");
 }
 
+void check_estimator(const Target& target, const Scheme& scheme, const Estimator& estimator) {
+  if (estimator.scale != ScaleRule::kDifferentiated) return;
+  if (grid::find(scheme.weight).rule_has_gradient()) return;
+  throw ArgumentError("policy: " + target.name +
+                      ": expected a grid whose scale rule has a gradient for the " +
+                      "scale rule differentiated, got " + scheme.weight);
+}
+
 /// "3 tensors (a, b, c)"; the first few names are enough to see what a rule should have matched.
 std::string listing(const std::vector<Target>& targets) {
   constexpr size_t kShown = 3;
@@ -94,7 +102,7 @@ std::vector<Matcher> compiled(const std::vector<Rule>& rules) {
   return matchers;
 }
 
-Scheme scheme_of(const Target& target, std::vector<Matcher>& matchers) {
+const Rule* rule_of(const Target& target, std::vector<Matcher>& matchers) {
   const std::string name = matched_name(target.name);
   Matcher* winner = nullptr;
   for (Matcher& matcher : matchers) {
@@ -106,9 +114,9 @@ Scheme scheme_of(const Target& target, std::vector<Matcher>& matchers) {
       matcher.loser_to = winner;
     }
   }
-  if (winner == nullptr) return {};
+  if (winner == nullptr) return nullptr;
   check_width(target, winner->rule->scheme);
-  return winner->rule->scheme;
+  return winner->rule;
 }
 
 void check_used(const std::vector<Matcher>& matchers, const std::vector<Target>& targets) {
@@ -170,13 +178,30 @@ std::vector<std::string_view> Policy::presets() {
   return names;
 }
 
-std::vector<Scheme> Policy::resolve(const std::vector<Target>& targets) const {
+std::vector<const Rule*> Policy::matches(const std::vector<Target>& targets) const {
   std::vector<Matcher> matchers = compiled(rules_);
-  std::vector<Scheme> schemes;
-  schemes.reserve(targets.size());
-  for (const Target& target : targets) schemes.push_back(scheme_of(target, matchers));
+  std::vector<const Rule*> rules;
+  rules.reserve(targets.size());
+  for (const Target& target : targets) rules.push_back(rule_of(target, matchers));
   check_used(matchers, targets);
+  return rules;
+}
+
+std::vector<Scheme> Policy::resolve(const std::vector<Target>& targets) const {
+  std::vector<Scheme> schemes;
+  for (const Rule* rule : matches(targets)) schemes.push_back(rule != nullptr ? rule->scheme : Scheme{});
   return schemes;
+}
+
+std::vector<Estimator> Policy::estimators(const std::vector<Target>& targets) const {
+  std::vector<Estimator> estimators;
+  const std::vector<const Rule*> rules = matches(targets);
+  for (size_t i = 0; i < targets.size(); ++i) {
+    const Rule* rule = rules[i];
+    estimators.push_back(rule != nullptr && rule->estimator ? *rule->estimator : estimator_);
+    if (rule != nullptr) check_estimator(targets[i], rule->scheme, estimators.back());
+  }
+  return estimators;
 }
 
 }  // namespace qat

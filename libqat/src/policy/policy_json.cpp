@@ -20,8 +20,13 @@ using Json = nlohmann::json;
 // std::regex recurses while it compiles, so an expression's length bounds the stack it can take.
 constexpr size_t kMaxMatchLength = 4096;
 
-constexpr std::array kEstimatorKinds{EstimatorKind::kSte, EstimatorKind::kClippedSte};
-constexpr std::array kScaleRules{ScaleRule::kReference, ScaleRule::kSearch};
+constexpr std::array kEstimatorKinds{EstimatorKind::kSte, EstimatorKind::kClippedSte,
+                                     EstimatorKind::kTrustMask, EstimatorKind::kStableQat};
+constexpr std::array kScaleRules{ScaleRule::kReference, ScaleRule::kSearch, ScaleRule::kDifferentiated,
+                                 ScaleRule::kLearned};
+constexpr std::array kScaleGradients{ScaleGradient::kLsq, ScaleGradient::kTensor, ScaleGradient::kPlain};
+/// Short for clipped_ste with learned scales.
+constexpr std::string_view kLsq = "lsq";
 constexpr std::array kSlotKinds{SlotKind::kLinear, SlotKind::kEmbedding, SlotKind::kConv, SlotKind::kOther};
 
 /// A value of the document together with its path ("rules[2].weight"), for messages.
@@ -125,8 +130,31 @@ std::string expression_of(const Node& node) {
   return match;
 }
 
+Estimator estimator_of(const Node& node) {
+  expect_object(node, {"kind", "scale", "scale_gradient"});
+  std::vector<std::string_view> kinds = spellings(kEstimatorKinds);
+  kinds.push_back(kLsq);
+  const std::string kind = one_of(required(node, "kind"), kinds);
+  Estimator estimator;
+  if (node.has("scale")) estimator.scale = scale_rule(one_of(node.at("scale"), spellings(kScaleRules)));
+  if (node.has("scale_gradient")) {
+    estimator.scale_gradient = scale_gradient(one_of(node.at("scale_gradient"), spellings(kScaleGradients)));
+  }
+  if (kind != kLsq) {
+    estimator.kind = estimator_kind(kind);
+    return estimator;
+  }
+  if (node.has("scale") && estimator.scale != ScaleRule::kLearned) {
+    node.at("scale").fail("\"learned\" for the kind lsq, or no such key",
+                          in_quotes(to_string(estimator.scale)));
+  }
+  estimator.kind = EstimatorKind::kClippedSte;
+  estimator.scale = ScaleRule::kLearned;
+  return estimator;
+}
+
 Rule rule_of(const Node& node) {
-  expect_object(node, {"match", "kind", "weight", "scale_grid", "dequant_dtype", "optional"});
+  expect_object(node, {"match", "kind", "weight", "scale_grid", "dequant_dtype", "optional", "estimator"});
   Rule rule;
   rule.match = expression_of(required(node, "match"));
   if (node.has("kind")) rule.kind = slot_kind(one_of(node.at("kind"), spellings(kSlotKinds)));
@@ -136,14 +164,19 @@ Rule rule_of(const Node& node) {
     if (!optional.json.is_boolean()) optional.fail("true or false", optional.json.type_name());
     rule.optional = optional.json.get<bool>();
   }
+  if (node.has("estimator")) rule.estimator = estimator_of(node.at("estimator"));
   return rule;
 }
 
-Estimator estimator_of(const Node& node) {
-  expect_object(node, {"kind", "scale"});
-  Estimator estimator{estimator_kind(one_of(required(node, "kind"), spellings(kEstimatorKinds)))};
-  if (node.has("scale")) estimator.scale = scale_rule(one_of(node.at("scale"), spellings(kScaleRules)));
-  return estimator;
+/// What differs from the defaults, and the kind.
+Json json_of(const Estimator& estimator) {
+  const Estimator defaults;
+  Json json = {{"kind", to_string(estimator.kind)}};
+  if (estimator.scale != defaults.scale) json["scale"] = to_string(estimator.scale);
+  if (estimator.scale_gradient != defaults.scale_gradient) {
+    json["scale_gradient"] = to_string(estimator.scale_gradient);
+  }
+  return json;
 }
 
 /// The parser's message without its error number, and in ASCII: it quotes the bytes it could not read.
@@ -197,6 +230,16 @@ Policy Policy::from_json(std::string_view json) {
 Policy Policy::with_scale(ScaleRule scale) const {
   Policy policy = *this;
   policy.estimator_.scale = scale;
+  for (Rule& rule : policy.rules_) {
+    if (rule.estimator) rule.estimator->scale = scale;
+  }
+  return policy;
+}
+
+Policy Policy::with_estimator(const Estimator& estimator) const {
+  Policy policy = *this;
+  policy.estimator_ = estimator;
+  for (Rule& rule : policy.rules_) rule.estimator.reset();
   return policy;
 }
 
@@ -206,10 +249,10 @@ std::string Policy::to_json() const {
     Json entry = {{"match", rule.match}, {"weight", rule.scheme.weight}};
     if (rule.kind) entry["kind"] = to_string(*rule.kind);
     if (rule.optional) entry["optional"] = true;
+    if (rule.estimator) entry["estimator"] = json_of(*rule.estimator);
     document["rules"].push_back(std::move(entry));
   }
-  if (estimator_ != Estimator{}) document["estimator"] = {{"kind", to_string(estimator_.kind)}};
-  if (estimator_.scale != ScaleRule::kReference) document["estimator"]["scale"] = to_string(estimator_.scale);
+  if (estimator_ != Estimator{}) document["estimator"] = json_of(estimator_);
   return document.dump();
 }
 

@@ -26,7 +26,20 @@ std::shared_ptr<Quantizer> quantizer_for(const Slot& slot, const Scheme& scheme,
   }
   // Refuses here, not in the first forward, what the layer cannot take; nothing changes.
   if (slot.set) slot.set(latent);
-  return std::make_shared<Quantizer>(slot.name, scheme, estimator);
+  auto quantizer = std::make_shared<Quantizer>(slot.name, scheme, estimator);
+  quantizer->initialize_scales(latent);
+  return quantizer;
+}
+
+/// What freezing and reports see: the scheme's grid, whatever forward uses at present.
+Latent shipped(const Slot& slot, const Quantizer* quantizer) {
+  if (quantizer == nullptr) return {slot.name, slot.get(), {}};
+  const ScaleRule rule = quantizer->estimator().scale;
+  // Learned scales of another grid say nothing about this one's: back on it, they would start as here.
+  if (rule == ScaleRule::kLearned && !quantizer->training_grid().empty()) {
+    return {slot.name, slot.get(), quantizer->scheme(), ScaleRule::kSearch};
+  }
+  return {slot.name, slot.get(), quantizer->scheme(), rule, quantizer->scales()};
 }
 
 }  // namespace
@@ -36,9 +49,11 @@ PreparedModel::PreparedModel(std::shared_ptr<torch::nn::Module> module, std::vec
     : module_(std::move(module)), slots_(detail::merged(std::move(slots))), policy_(policy) {
   if (!module_) throw ArgumentError("prepare: module: expected a module, got none");
   for (const Slot& slot : slots_) detail::expect_no_scope("prepare", slot);
-  const std::vector<Scheme> schemes = policy_.resolve(targets_of(slots_));
+  const std::vector<Target> targets = targets_of(slots_);
+  const std::vector<Scheme> schemes = policy_.resolve(targets);
+  const std::vector<Estimator> estimators = policy_.estimators(targets);
   for (size_t i = 0; i < slots_.size(); ++i) {
-    quantizers_.push_back(quantizer_for(slots_[i], schemes[i], policy_.estimator()));
+    quantizers_.push_back(quantizer_for(slots_[i], schemes[i], estimators[i]));
   }
   for (size_t i = 0; i < slots_.size(); ++i) {
     if (slots_[i].bind) slots_[i].bind(quantizers_[i]);
@@ -55,6 +70,22 @@ void PreparedModel::set_enabled(bool enabled) {
   }
 }
 
+std::vector<NamedTensor> PreparedModel::scale_parameters() const {
+  std::vector<NamedTensor> parameters;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (!quantizers_[i] || !quantizers_[i]->scales().defined()) continue;
+    parameters.push_back({slots_[i].name + "_scales", quantizers_[i]->scales()});
+  }
+  return parameters;
+}
+
+void PreparedModel::initialize_scales(ScaleRule from) {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    detail::expect_no_scope("initialize_scales", slots_[i]);
+    if (quantizers_[i]) quantizers_[i]->initialize_scales(slots_[i].get(), from);
+  }
+}
+
 std::vector<TensorReport> PreparedModel::report() const {
   std::unordered_map<const void*, size_t> slot_of;
   for (size_t i = 0; i < slots_.size(); ++i) {
@@ -64,9 +95,9 @@ std::vector<TensorReport> PreparedModel::report() const {
   std::vector<TensorReport> lines;
   std::unordered_set<const void*> seen;
   const auto add_slot = [&](size_t i) {
-    const Scheme scheme = quantizers_[i] ? quantizers_[i]->scheme() : Scheme{};
+    const Latent latent = shipped(slots_[i], quantizers_[i].get());
     lines.push_back(
-        report_tensor(slots_[i].name, slots_[i].kind, slots_[i].get(), scheme, policy_.estimator().scale));
+        report_tensor(latent.key, slots_[i].kind, latent.value, latent.scheme, latent.scale, latent.scales));
   };
   for (const auto& parameter : module_->named_parameters()) {
     const void* identity = parameter.value().unsafeGetTensorImpl();
@@ -99,9 +130,7 @@ QuantizedCheckpoint freeze(const PreparedModel& model, std::string config, std::
   for (size_t i = 0; i < model.slots().size(); ++i) {
     const Slot& slot = model.slots()[i];
     detail::expect_no_scope("freeze", slot);
-    const auto& quantizer = model.quantizers()[i];
-    tensors.push_back({slot.name, slot.get(), quantizer ? quantizer->scheme() : Scheme{},
-                       model.policy().estimator().scale});
+    tensors.push_back(shipped(slot, model.quantizers()[i].get()));
     keys[tensors.back().value.unsafeGetTensorImpl()] = slot.name;
     for (const std::string& alias : slot.aliases) aliases[alias] = slot.name;
   }

@@ -34,10 +34,11 @@ double rms(const at::Tensor& tensor) {
 }
 
 double relative_error(const at::Tensor& latent, const Scheme& scheme, ScaleRule scale,
-                      const std::string& name) {
+                      const at::Tensor& scales, const std::string& name) {
   const at::NoGradGuard no_grad;
   const double size = rms(latent);
-  const at::Tensor weight = ops::fake_quantize(latent, scheme.weight, {EstimatorKind::kSte, scale}, name);
+  const at::Tensor weight =
+      ops::fake_quantize(latent, scheme.weight, {EstimatorKind::kSte, scale}, name, scales);
   return size == 0.0 ? 0.0 : rms(weight.to(at::kDouble) - latent.to(at::kDouble)) / size;
 }
 
@@ -86,7 +87,7 @@ Cells totals_of(const std::vector<TensorReport>& report) {
 }  // namespace
 
 TensorReport report_tensor(const std::string& name, SlotKind kind, const at::Tensor& latent,
-                           const Scheme& scheme, ScaleRule scale) {
+                           const Scheme& scheme, ScaleRule scale, const at::Tensor& scales) {
   const int64_t weights = latent.numel();
   TensorReport line{name, kind, latent.sizes().vec(), scheme.weight, 0.0, 0, 0.0};
   if (scheme == Scheme{}) {
@@ -95,7 +96,7 @@ TensorReport report_tensor(const std::string& name, SlotKind kind, const at::Ten
   } else {
     const grid::Grid& grid = grid::find(scheme.weight);
     const int64_t rows = grid.info().is_float ? 1 : latent.size(0);
-    line.relative_error = relative_error(latent, scheme, scale, name);
+    line.relative_error = relative_error(latent, scheme, scale, scales, name);
     line.bytes = grid::tensor_bytes(grid, rows, weights / rows);
   }
   if (weights > 0)

@@ -1,10 +1,16 @@
 #include "qat/quantizer/quantizer.hpp"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/embedding.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/lerp.h>
 #include <ATen/ops/linear.h>
 
+#include <sstream>
 #include <utility>
 
+#include "qat/core/error.hpp"
 #include "qat/ops/ops.hpp"
 
 namespace qat {
@@ -20,35 +26,137 @@ at::Tensor float_embedding(const at::Tensor& indices, const at::Tensor& weight, 
 }
 
 Quantizer::Quantizer(std::string tensor, Scheme scheme, Estimator estimator)
-    : tensor_(std::move(tensor)), scheme_(std::move(scheme)), estimator_(estimator) {
-  ops::check_grid(scheme_.weight);
+    : tensor_(std::move(tensor)),
+      scheme_(std::move(scheme)),
+      estimator_(estimator),
+      params_(ops::scale_params(scheme_.weight)) {}
+
+std::shared_ptr<Quantizer> Quantizer::clone(const std::optional<at::Device>& device) const {
+  std::shared_ptr<Quantizer> copy(new Quantizer(*this));
+  copy->input_hook_ = nullptr;
+  if (!scales_.defined()) return copy;
+  const at::NoGradGuard no_grad;
+  copy->scales_ = scales_.detach().to(device.value_or(scales_.device()), at::kFloat, false, /*copy=*/true);
+  copy->scales_.set_requires_grad(scales_.requires_grad());
+  return copy;
+}
+
+template <class AsFloat, class Quantized>
+at::Tensor Quantizer::blended(const AsFloat& as_float, const Quantized& quantized) const {
+  if (!enabled_ || blend_ == 0.0) return as_float();
+  return blend_ == 1.0 ? quantized() : at::lerp(as_float(), quantized(), blend_);
 }
 
 at::Tensor Quantizer::fake_quantize(const at::Tensor& latent) const {
-  return enabled_ ? ops::fake_quantize(latent, scheme_.weight, estimator_, tensor_) : latent;
+  return blended([&] { return latent; },
+                 [&] { return ops::fake_quantize(latent, grid(), estimator_, tensor_, scales_); });
 }
 
 at::Tensor Quantizer::linear(const at::Tensor& input, const at::Tensor& latent,
                              const std::optional<at::Tensor>& bias) const {
-  if (!enabled_) return float_linear(input, latent, bias);
-  return ops::quantized_linear(input, latent, bias, scheme_.weight, estimator_, tensor_);
+  if (input_hook_) input_hook_(input);
+  return blended(
+      [&] { return float_linear(input, latent, bias); },
+      [&] { return ops::quantized_linear(input, latent, bias, grid(), estimator_, tensor_, scales_); });
 }
 
 at::Tensor Quantizer::embedding(const at::Tensor& indices, const at::Tensor& latent,
                                 int64_t padding_idx) const {
-  if (!enabled_) return float_embedding(indices, latent, padding_idx);
-  return ops::quantized_embedding(indices, latent, padding_idx, scheme_.weight, estimator_, tensor_);
+  return blended([&] { return float_embedding(indices, latent, padding_idx); },
+                 [&] {
+                   return ops::quantized_embedding(indices, latent, padding_idx, grid(), estimator_, tensor_,
+                                                   scales_);
+                 });
 }
 
 at::Tensor Quantizer::weight(const at::Tensor& latent, at::ScalarType dtype) const {
-  return enabled_ ? ops::quantized_weight(latent, dtype, scheme_.weight, estimator_.scale, tensor_)
+  return enabled_ ? ops::quantized_weight(latent, dtype, grid(), estimator_.scale, tensor_, scales_)
                   : latent.detach().to(dtype);
 }
 
-at::Tensor Quantizer::weight_backward(const at::Tensor& grad, const at::Tensor& latent) const {
+WeightGradients Quantizer::weight_backward(const at::Tensor& grad, const at::Tensor& latent) const {
+  if (!enabled_) return {grad, {}};
+  if (scales_.defined() && scales_.requires_grad()) {
+    auto [by_latent, by_scales] =
+        ops::fake_quantize_backward_scales(grad, latent, scales_.detach(), grid(), estimator_, tensor_);
+    return {std::move(by_latent), std::move(by_scales)};
+  }
   // The identity needs no copy of a large table.
-  if (!enabled_ || estimator_.kind == EstimatorKind::kSte) return grad;
-  return ops::fake_quantize_backward(grad, latent, scheme_.weight, estimator_, tensor_);
+  if (estimator_.kind == EstimatorKind::kSte && estimator_.scale != ScaleRule::kDifferentiated) {
+    return {grad, {}};
+  }
+  return {ops::fake_quantize_backward(grad, latent, grid(), estimator_, tensor_, scales_), {}};
+}
+
+std::tuple<at::Tensor, at::Tensor> Quantizer::quantize(const at::Tensor& latent) const {
+  return ops::quantize(latent, grid(), estimator_.scale, tensor_, scales_);
+}
+
+void Quantizer::set_scales(const at::Tensor& scales) {
+  const auto fail = [&](const std::string& expected, const std::string& got) {
+    throw ArgumentError("set_scales: " + tensor_ + ": expected " + expected + ", got " + got);
+  };
+  if (!learned()) {
+    fail("a quantizer with learned scales",
+         "scale rule " + std::string(to_string(estimator_.scale)) + " on " + grid());
+  }
+  std::ostringstream wanted, given;
+  if (scales_.defined()) {
+    wanted << "float32" << scales_.sizes();
+  } else {
+    wanted << "float32[R, G, " << params_ << "]";
+  }
+  given << (scales.defined() ? c10::toString(scales.scalar_type()) : "nothing");
+  if (scales.defined()) given << scales.sizes();
+  const bool fits = scales.defined() && scales.scalar_type() == at::kFloat && scales.dim() == 3 &&
+                    scales.size(2) == params_ && (!scales_.defined() || scales.sizes() == scales_.sizes());
+  if (!fits) fail(wanted.str(), given.str());
+  if (!at::isfinite(scales).all().item<bool>()) fail("finite scales", "NaN or an infinity");
+  const at::NoGradGuard no_grad;
+  if (scales_.defined()) {
+    scales_.copy_(scales);
+  } else {
+    scales_ = scales.detach().clone(at::MemoryFormat::Contiguous).set_requires_grad(true);
+  }
+}
+
+void Quantizer::initialize_scales(const at::Tensor& latent, ScaleRule from) {
+  if (!learned()) return;
+  const at::NoGradGuard no_grad;
+  const at::Tensor start = ops::choose_scales(latent.detach(), grid(), from, tensor_);
+  if (scales_.defined() && scales_.sizes() == start.sizes() && scales_.device() == start.device()) {
+    scales_.copy_(start);
+  } else {
+    const bool trained = !scales_.defined() || scales_.requires_grad();
+    scales_ = start.set_requires_grad(trained);
+  }
+}
+
+void Quantizer::set_blend(double blend) {
+  if (!(blend >= 0.0 && blend <= 1.0)) {
+    throw ArgumentError("set_blend: " + tensor_ + ": expected a blend in [0, 1], got " +
+                        std::to_string(blend));
+  }
+  blend_ = blend;
+}
+
+void Quantizer::set_training_grid(const std::string& name, const at::Tensor& latent) {
+  const std::string next = name == scheme_.weight ? "" : name;
+  if (next == training_grid_) return;
+  const int64_t params = ops::scale_params(next.empty() ? scheme_.weight : next);
+  const bool makes_scales = estimator_.scale == ScaleRule::kLearned && params > 0;
+  if (makes_scales && !latent.defined()) {
+    throw ArgumentError("set_training_grid: " + tensor_ +
+                        ": expected the latent, from which learned scales are made anew, got none");
+  }
+  Quantizer trial(tensor_, {next.empty() ? scheme_.weight : next}, estimator_);
+  if (makes_scales) trial.initialize_scales(latent);
+  if (scales_.defined() && trial.scales_.defined()) {
+    trial.scales_.set_requires_grad(scales_.requires_grad());
+  }
+  training_grid_ = next;
+  params_ = params;
+  scales_ = trial.scales_;
 }
 
 }  // namespace qat

@@ -23,7 +23,8 @@ double sum_of_squares(const at::Tensor& tensor) {
 CodeMonitor::CodeMonitor(std::vector<Weight> weights) : weights_(std::move(weights)) {
   const c10::NoGradGuard no_grad;
   for (const Weight& weight : weights_) {
-    codes_.push_back(std::get<0>(ops::quantize(weight.latent, weight.grid, weight.scale, weight.name)));
+    codes_.push_back(
+        std::get<0>(ops::quantize(weight.latent, weight.grid, weight.scale, weight.name, weight.scales)));
   }
 }
 
@@ -33,7 +34,8 @@ CodeMonitor::Measurement CodeMonitor::measure() {
   int64_t flips = 0, total = 0;
   for (std::size_t i = 0; i < weights_.size(); ++i) {
     const Weight& weight = weights_[i];
-    const auto [codes, scales] = ops::quantize(weight.latent, weight.grid, weight.scale, weight.name);
+    const auto [codes, scales] =
+        ops::quantize(weight.latent, weight.grid, weight.scale, weight.name, weight.scales);
     flips += codes.ne(codes_[i]).sum().item<int64_t>();
     total += codes.numel();
     codes_[i].copy_(codes);
@@ -52,8 +54,8 @@ std::vector<CodeMonitor::Weight> trained_weights(const PreparedModel& model) {
     if (!quantizer || grid::find(quantizer->scheme().weight).info().is_float) continue;
     const at::Tensor latent = model.slots()[i].get();
     if (latent.requires_grad())
-      weights.push_back(
-          {model.slots()[i].name, latent, quantizer->scheme().weight, quantizer->estimator().scale});
+      weights.push_back({model.slots()[i].name, latent, quantizer->scheme().weight,
+                         quantizer->estimator().scale, quantizer->scales()});
   }
   return weights;
 }

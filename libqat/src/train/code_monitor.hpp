@@ -23,6 +23,7 @@ class CodeMonitor {
     at::Tensor latent;  ///< float32[R, ...]
     std::string grid;
     ScaleRule scale = ScaleRule::kReference;
+    at::Tensor scales = {};  ///< the learned ones, for kLearned
   };
 
   /// Takes the present codes as the first measurement.

@@ -29,6 +29,7 @@ struct Problem {
   int64_t sequences = 0;  ///< B
   int64_t height = 0;     ///< of a piece
   bool wants_hidden = false, wants_weight = false, wants_bias = false;
+  bool wants_latent = false;  ///< of the two that need `weight`: the latent; the other are learned scales
 
   int64_t positions() const noexcept { return targets.size(0) / sequences; }  ///< T - 1
 };
@@ -109,18 +110,23 @@ class HeadLoss : public torch::autograd::Function<HeadLoss> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& /*hidden*/,
                             const at::Tensor& /*weight*/, const OptionalTensor& /*bias*/,
-                            const Problem& problem) {
+                            const OptionalTensor& /*scales*/, const Problem& problem) {
     // Products of the compute dtype must not be cast once more.
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     Gradients sums = blank_gradients(problem);
     const at::Tensor loss = solve(problem, sums);
     const Head& head = problem.head;
+    at::Tensor scales;
     if (sums.weight.defined()) {
-      if (head.quantizer) sums.weight = head.quantizer->weight_backward(sums.weight, head.weight.detach());
-      sums.weight = sums.weight.to(head.weight.scalar_type());
+      if (head.quantizer) {
+        WeightGradients passed = head.quantizer->weight_backward(sums.weight, head.weight.detach());
+        sums.weight = std::move(passed.latent);
+        scales = std::move(passed.scales);
+      }
+      sums.weight = problem.wants_latent ? sums.weight.to(head.weight.scalar_type()) : at::Tensor();
     }
     if (sums.bias.defined()) sums.bias = sums.bias.to(head.bias.scalar_type());
-    context->save_for_backward({sums.hidden, sums.weight, sums.bias});
+    context->save_for_backward({sums.hidden, sums.weight, sums.bias, scales});
     return loss.to(problem.rule.compute);
   }
 
@@ -154,6 +160,13 @@ void check_arguments(const at::Tensor& hidden, const Head& head, const TeacherAn
   check_answer(kName, teacher, tokens, weight.size(0), objective);
 }
 
+OptionalTensor learned_scales(const Head& head) {
+  if (!head.quantizer || !head.quantizer->enabled() || !head.quantizer->scales().defined()) {
+    return std::nullopt;
+  }
+  return head.quantizer->scales();
+}
+
 }  // namespace
 
 at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAnswer& teacher,
@@ -179,10 +192,12 @@ at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAn
                                            problem.height, problem.rule.compute);
   const bool on = c10::GradMode::is_enabled();
   problem.wants_hidden = on && hidden.requires_grad();
-  problem.wants_weight = on && head.weight.requires_grad();
+  problem.wants_latent = on && head.weight.requires_grad();
+  const OptionalTensor scales = learned_scales(head);
+  problem.wants_weight = problem.wants_latent || (on && scales && scales->requires_grad());
   problem.wants_bias = on && head.bias.defined() && head.bias.requires_grad();
   return HeadLoss::apply(input, head.weight, head.bias.defined() ? OptionalTensor(head.bias) : std::nullopt,
-                         problem);
+                         scales, problem);
 }
 
 }  // namespace qat::train

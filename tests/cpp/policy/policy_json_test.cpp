@@ -93,15 +93,44 @@ TEST_CASE("every mistake in the document is named by its path") {
           "policy: rules[0].optional: expected true or false, got string");
   REQUIRE(refusal(R"({"rules": [{"match": "x", "weight": "q4_0", "bits": 4}]})") ==
           "policy: rules[0]: expected only the keys match, kind, weight, scale_grid, dequant_dtype, "
-          "optional, got unknown key \"bits\"");
+          "optional, estimator, got unknown key \"bits\"");
   REQUIRE(refusal(R"({"rules": [{"match": "x", "weight": "q4_0", "kind": "attention"}]})") ==
           "policy: rules[0].kind: expected one of linear, embedding, conv, other, got \"attention\"");
   REQUIRE(refusal(R"({"rules": [], "estimator": "ste"})") ==
           "policy: estimator: expected an object, got string");
   REQUIRE(refusal(R"({"rules": [], "estimator": {}})") ==
           "policy: estimator: expected the key \"kind\", got none");
-  REQUIRE(refusal(R"({"rules": [], "estimator": {"kind": "lsq"}})") ==
-          "policy: estimator.kind: expected one of ste, clipped_ste, got \"lsq\"");
+  REQUIRE(refusal(R"({"rules": [], "estimator": {"kind": "lsq+"}})") ==
+          "policy: estimator.kind: expected one of ste, clipped_ste, trust_mask, stable_qat, lsq, got "
+          "\"lsq+\"");
+  REQUIRE(refusal(R"({"rules": [], "estimator": {"kind": "ste", "scale": "min"}})") ==
+          "policy: estimator.scale: expected one of reference, search, differentiated, learned, got "
+          "\"min\"");
+  REQUIRE(refusal(R"({"rules": [], "estimator": {"kind": "lsq", "scale": "search"}})") ==
+          "policy: estimator.scale: expected \"learned\" for the kind lsq, or no such key, got \"search\"");
+  REQUIRE(refusal(R"({"rules": [], "estimator": {"kind": "lsq", "scale_gradient": "row"}})") ==
+          "policy: estimator.scale_gradient: expected one of lsq, tensor, plain, got \"row\"");
+  REQUIRE(refusal(R"({"rules": [{"match": "x", "weight": "q4_0", "estimator": {"scale": "search"}}]})") ==
+          "policy: rules[0].estimator: expected the key \"kind\", got none");
+}
+
+TEST_CASE("an estimator is read from its words, and written without its defaults") {
+  using qat::Estimator, qat::EstimatorKind, qat::ScaleGradient, qat::ScaleRule;
+  const auto read = [](const std::string& estimator) {
+    return Policy::from_json(R"({"rules": [], "estimator": )" + estimator + "}");
+  };
+  const Policy lsq = read(R"({"kind": "lsq"})");
+  REQUIRE(lsq.estimator() == Estimator{EstimatorKind::kClippedSte, ScaleRule::kLearned});
+  REQUIRE(lsq.to_json() == R"({"estimator":{"kind":"clipped_ste","scale":"learned"},"rules":[]})");
+  REQUIRE(read(R"({"kind": "lsq", "scale": "learned"})").to_json() == lsq.to_json());
+  const std::string full = R"({"kind":"trust_mask","scale":"differentiated","scale_gradient":"tensor"})";
+  REQUIRE(read(full).estimator() ==
+          Estimator{EstimatorKind::kTrustMask, ScaleRule::kDifferentiated, ScaleGradient::kTensor});
+  REQUIRE(read(full).to_json() == R"({"estimator":)" + full + R"(,"rules":[]})");
+  REQUIRE(read(R"({"kind": "stable_qat", "scale": "reference", "scale_gradient": "lsq"})").to_json() ==
+          R"({"estimator":{"kind":"stable_qat"},"rules":[]})");
+  REQUIRE(read(R"({"kind": "ste", "scale": "search"})").to_json() ==
+          R"({"estimator":{"kind":"ste","scale":"search"},"rules":[]})");
 }
 
 TEST_CASE("an unknown grid is refused with all names, at the index of its rule") {

@@ -254,3 +254,39 @@ TEST_CASE("resolve equals a plain search over the rules, on random policies") {
     REQUIRE(grids_of(Policy::from_json("{\"rules\": [" + rules + "]}"), targets) == expected);
   }
 }
+
+TEST_CASE("a rule's own estimator serves its tensors, the policy's the others") {
+  using qat::Estimator, qat::EstimatorKind, qat::ScaleRule;
+  const Policy policy = Policy::from_json(R"({"rules": [
+      {"match": "a", "weight": "q4_0", "estimator": {"kind": "lsq"}},
+      {"match": "b", "weight": "q8_0"}],
+      "estimator": {"kind": "clipped_ste", "scale": "search"}})");
+  REQUIRE(Policy::from_json(policy.to_json()).to_json() == policy.to_json());
+  const std::vector<qat::Target> targets{{"c.weight", qat::SlotKind::kLinear, {4, 32}},
+                                         {"b.weight", qat::SlotKind::kLinear, {4, 32}},
+                                         {"a.weight", qat::SlotKind::kLinear, {4, 32}}};
+  const Estimator own{EstimatorKind::kClippedSte, ScaleRule::kLearned};
+  const Estimator common{EstimatorKind::kClippedSte, ScaleRule::kSearch};
+  REQUIRE(policy.estimators(targets) == std::vector{common, common, own});
+  const Estimator other{EstimatorKind::kSte, ScaleRule::kLearned};
+  REQUIRE(policy.with_estimator(other).estimators(targets) == std::vector{other, other, other});
+  REQUIRE(policy.with_estimator(other).rules().size() == 2);
+  Estimator rule_reference = own, common_reference = common;
+  rule_reference.scale = common_reference.scale = ScaleRule::kReference;
+  REQUIRE(policy.with_scale(ScaleRule::kReference).estimators(targets) ==
+          std::vector{common_reference, common_reference, rule_reference});
+  REQUIRE_THROWS_AS(policy.estimators({}), qat::ArgumentError);
+}
+
+TEST_CASE("a differentiated scale needs a rule that has a gradient") {
+  const auto estimators = [](const std::string& grid, int64_t width) {
+    return Policy::from_json(R"({"rules": [{"match": "a", "weight": ")" + grid +
+                             R"("}], "estimator": {"kind": "ste", "scale": "differentiated"}})")
+        .estimators({{"a.weight", qat::SlotKind::kLinear, {4, width}}});
+  };
+  REQUIRE(estimators("q4_0", 32).size() == 1);
+  REQUIRE(estimators("bf16", 32).size() == 1);
+  REQUIRE_THROWS_WITH(estimators("q4_k", 256),
+                      "policy: a.weight: expected a grid whose scale rule has a gradient for the scale rule "
+                      "differentiated, got q4_k");
+}

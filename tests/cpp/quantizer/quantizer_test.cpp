@@ -1,10 +1,15 @@
 #include "qat/quantizer/quantizer.hpp"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/tensor.h>
+
+#include <limits>
+#include <vector>
 
 #include "catch.hpp"
 #include "qat/core/error.hpp"
@@ -13,6 +18,7 @@
 namespace {
 
 const qat::Estimator kClipped{qat::EstimatorKind::kClippedSte};
+const qat::Estimator kLsq{qat::EstimatorKind::kClippedSte, qat::ScaleRule::kLearned};
 
 }  // namespace
 
@@ -70,4 +76,176 @@ TEST_CASE("a disabled quantizer is the float layer") {
   const at::Tensor low = x.to(at::kBFloat16);
   const at::Tensor y = quantizer.linear(low, latent, bias);
   REQUIRE(at::equal(y, at::linear(low, latent.to(at::kBFloat16), bias.to(at::kBFloat16))));
+}
+
+TEST_CASE("learned scales start at a rule's bits, and are a leaf that every layer differentiates") {
+  at::manual_seed(1);
+  const at::Tensor latent = at::randn({8, 64}).requires_grad_();
+  for (const auto rule : {qat::ScaleRule::kReference, qat::ScaleRule::kSearch}) {
+    qat::Quantizer quantizer("w", {"q4_0"}, kLsq);
+    REQUIRE(quantizer.learned());
+    REQUIRE_FALSE(quantizer.scales().defined());
+    quantizer.initialize_scales(latent, rule);
+    REQUIRE(quantizer.scales().sizes() == at::IntArrayRef({8, 2, 1}));
+    REQUIRE(quantizer.scales().is_leaf());
+    REQUIRE(quantizer.scales().requires_grad());
+    const at::Tensor w_hat = qat::ops::fake_quantize(latent.detach(), "q4_0", {kLsq.kind, rule});
+    REQUIRE(at::equal(quantizer.fake_quantize(latent), w_hat));
+    REQUIRE(at::equal(quantizer.weight(latent, at::kFloat), w_hat));
+    REQUIRE(at::equal(quantizer.weight(latent, at::kBFloat16), w_hat.to(at::kBFloat16)));
+    const at::Tensor x = at::randn({3, 64});
+    REQUIRE(at::equal(quantizer.linear(x, latent, {}), at::linear(x, w_hat)));
+    const at::Tensor indices = at::tensor({7, 0, 7}, at::kLong);
+    REQUIRE(at::equal(quantizer.embedding(indices, latent), w_hat.index_select(0, indices)));
+    const auto [codes, stored] = quantizer.quantize(latent);
+    REQUIRE(at::equal(qat::ops::dequantize(codes, stored, "q4_0"), w_hat));
+
+    quantizer.embedding(indices, latent).sum().backward();
+    const at::Tensor by_embedding = quantizer.scales().grad().clone();
+    REQUIRE(by_embedding[1].abs().sum().item<float>() == 0.0F);  // no index names row 1
+    quantizer.scales().mutable_grad() = at::Tensor();
+    latent.mutable_grad() = at::Tensor();
+    const at::Tensor counts = at::tensor({1.0F, 0.0F, 0.0F, 0.0F, 0.0F, 0.0F, 0.0F, 2.0F}).view({8, 1});
+    (quantizer.fake_quantize(latent) * counts).sum().backward();
+    REQUIRE(at::equal(quantizer.scales().grad(), by_embedding));
+    const auto [by_latent, by_scales] = quantizer.weight_backward(counts.expand({8, 64}), latent.detach());
+    REQUIRE(at::equal(by_scales, by_embedding));
+    REQUIRE(at::equal(by_latent, latent.grad()));
+    latent.mutable_grad() = at::Tensor();
+  }
+}
+
+TEST_CASE("scales that are held still get no gradient, and the latent keeps its own") {
+  const at::Tensor latent = at::randn({4, 32}).requires_grad_();
+  qat::Quantizer quantizer("w", {"q4_0"}, kLsq);
+  quantizer.initialize_scales(latent);
+  quantizer.scales().set_requires_grad(false);
+  quantizer.linear(at::randn({2, 32}), latent, {}).sum().backward();
+  REQUIRE_FALSE(quantizer.scales().grad().defined());
+  REQUIRE(latent.grad().defined());
+  REQUIRE_FALSE(quantizer.weight_backward(at::randn({4, 32}), latent.detach()).scales.defined());
+}
+
+TEST_CASE("set_scales keeps the tensor that an optimizer holds, and refuses what does not fit") {
+  const at::Tensor latent = at::randn({4, 64});
+  qat::Quantizer quantizer("up.weight", {"q4_1"}, kLsq);
+  REQUIRE_THROWS_WITH(quantizer.linear(latent, latent, {}), Catch::Contains("up.weight: expected scales"));
+  const at::Tensor start = qat::ops::choose_scales(latent, "q4_1", qat::ScaleRule::kReference);
+  quantizer.set_scales(start);
+  const at::Tensor held = quantizer.scales();
+  REQUIRE_FALSE(held.is_same(start));
+  quantizer.set_scales(start * -2.0);
+  REQUIRE(quantizer.scales().is_same(held));
+  REQUIRE(at::equal(held, start * -2.0));
+  const auto refused = [&](const at::Tensor& scales) {
+    REQUIRE_THROWS_AS(quantizer.set_scales(scales), qat::ArgumentError);
+    REQUIRE_THROWS_WITH(quantizer.set_scales(scales), Catch::StartsWith("set_scales: up.weight: expected "));
+    REQUIRE(at::equal(quantizer.scales(), start * -2.0));
+  };
+  refused({});
+  refused(start.to(at::kDouble));
+  refused(start.slice(0, 0, 3));
+  refused(start.slice(2, 0, 1));
+  refused(start / 0.0);
+  refused(start * std::numeric_limits<float>::quiet_NaN());
+  qat::Quantizer by_rule("w", {"q4_1"}, kClipped);
+  REQUIRE_THROWS_WITH(by_rule.set_scales(start),
+                      "set_scales: w: expected a quantizer with learned scales, got scale rule reference on "
+                      "q4_1");
+  by_rule.initialize_scales(latent);  // does nothing
+  REQUIRE_FALSE(by_rule.scales().defined());
+}
+
+TEST_CASE("a float grid has no scales to learn") {
+  qat::Quantizer quantizer("w", {"bf16"}, kLsq);
+  const at::Tensor latent = at::randn({4, 32}).requires_grad_();
+  quantizer.initialize_scales(latent);
+  REQUIRE_FALSE(quantizer.learned());
+  REQUIRE_FALSE(quantizer.scales().defined());
+  const at::Tensor w_hat = quantizer.fake_quantize(latent);
+  REQUIRE(at::equal(w_hat, latent.to(at::kBFloat16).to(at::kFloat)));
+  w_hat.sum().backward();
+  REQUIRE(latent.grad().sum().item<float>() == 128.0F);
+}
+
+TEST_CASE("the blend mixes the float and the quantized layer, gradients too") {
+  at::manual_seed(2);
+  qat::Quantizer quantizer("w", {"int2_channel"}, kLsq);
+  const at::Tensor latent = at::randn({8, 16}).requires_grad_();
+  quantizer.initialize_scales(latent, qat::ScaleRule::kReference);
+  const at::Tensor x = at::randn({3, 16});
+  const at::Tensor quantized = quantizer.linear(x, latent, {}).detach();
+  const at::Tensor as_float = at::linear(x, latent).detach();
+  quantizer.set_blend(0.25);
+  REQUIRE(quantizer.blend() == 0.25);
+  // lerp rounds once or twice: 1e-6 is some steps of float32 at these magnitudes
+  REQUIRE(at::allclose(quantizer.linear(x, latent, {}), as_float * 0.75 + quantized * 0.25, 1e-6, 1e-6));
+  quantizer.fake_quantize(latent).sum().backward();
+  const at::Tensor mixed = latent.grad().clone(), mixed_scales = quantizer.scales().grad().clone();
+  latent.mutable_grad() = at::Tensor();
+  quantizer.scales().mutable_grad() = at::Tensor();
+  quantizer.set_blend(1.0);
+  quantizer.fake_quantize(latent).sum().backward();
+  REQUIRE(at::allclose(mixed, latent.grad() * 0.25 + 0.75, 1e-6, 1e-6));
+  REQUIRE(at::allclose(mixed_scales, quantizer.scales().grad() * 0.25, 1e-6, 1e-6));
+  REQUIRE(at::equal(quantizer.linear(x, latent, {}), quantized));
+  quantizer.set_blend(0.0);
+  REQUIRE(at::equal(quantizer.linear(x, latent, {}), as_float));
+  REQUIRE(quantizer.fake_quantize(latent).is_same(latent));
+  REQUIRE(at::equal(at::linear(x, quantizer.weight(latent, at::kFloat)), quantized));
+  for (const double bad : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) {
+    REQUIRE_THROWS_AS(quantizer.set_blend(bad), qat::ArgumentError);
+  }
+  REQUIRE(quantizer.blend() == 0.0);
+}
+
+TEST_CASE("a training grid stands in for the scheme's until it is taken back") {
+  const at::Tensor latent = at::randn({4, 64}).requires_grad_();
+  qat::Quantizer plain("w", {"q2_0"}, {});
+  plain.set_training_grid("q8_0");
+  REQUIRE(plain.training_grid() == "q8_0");
+  REQUIRE(at::equal(plain.fake_quantize(latent), qat::ops::fake_quantize(latent, "q8_0")));
+  REQUIRE(plain.scheme().weight == "q2_0");
+  plain.set_training_grid("q2_0");
+  REQUIRE(plain.training_grid().empty());
+  REQUIRE_THROWS_AS(plain.set_training_grid("q9"), qat::ArgumentError);
+  REQUIRE(plain.training_grid().empty());
+
+  qat::Quantizer learned("w", {"q2_0"}, kLsq);
+  learned.initialize_scales(latent);
+  const at::Tensor before = learned.scales().detach().clone();
+  REQUIRE_THROWS_WITH(learned.set_training_grid("q8_0"), Catch::Contains("w: expected the latent"));
+  REQUIRE(learned.training_grid().empty());
+  learned.set_training_grid("q8_0", latent);
+  REQUIRE(learned.scales().sizes() == at::IntArrayRef({4, 2, 1}));
+  REQUIRE(learned.scales().requires_grad());
+  REQUIRE(at::equal(learned.fake_quantize(latent),
+                    qat::ops::fake_quantize(latent, "q8_0", {kLsq.kind, qat::ScaleRule::kSearch})));
+  learned.set_training_grid("bf16", latent);
+  REQUIRE_FALSE(learned.learned());
+  learned.set_training_grid("", latent);
+  REQUIRE(at::equal(learned.scales(), before));
+}
+
+TEST_CASE("the input hook sees what the layer multiplies, on or off, and a clone has none") {
+  qat::Quantizer quantizer("w", {"q4_0"}, kLsq);
+  const at::Tensor latent = at::randn({4, 32}), x = at::randn({2, 3, 32});
+  quantizer.initialize_scales(latent);
+  std::vector<at::Tensor> seen;
+  quantizer.set_input_hook([&](const at::Tensor& input) { seen.push_back(input); });
+  quantizer.linear(x, latent, {});
+  quantizer.set_enabled(false);
+  quantizer.linear(x, latent, {});
+  REQUIRE(seen.size() == 2);
+  REQUIRE(seen[0].is_same(x));
+  const auto copy = quantizer.clone();
+  copy->linear(x, latent, {});
+  REQUIRE(seen.size() == 2);
+  REQUIRE_FALSE(copy->enabled());
+  REQUIRE_FALSE(copy->scales().is_same(quantizer.scales()));
+  REQUIRE(at::equal(copy->scales(), quantizer.scales()));
+  REQUIRE(copy->scales().requires_grad());
+  quantizer.set_input_hook(nullptr);
+  quantizer.linear(x, latent, {});
+  REQUIRE(seen.size() == 2);
 }

@@ -55,12 +55,13 @@ struct Latent {
   at::Tensor value;
   Scheme scheme;
   ScaleRule scale = ScaleRule::kReference;  ///< that it was trained with
+  at::Tensor scales = {};                   ///< float32[R, G, P] for kLearned, see ops.hpp
 };
 
 /// Puts `latent` (float32[R, ...]) on the scheme's integer grid. ArgumentError for a float grid, and for what
-/// ops::quantize refuses.
+/// ops::quantize refuses. `scales`: the learned ones, for kLearned.
 QuantizedTensor quantize_tensor(const std::string& key, const at::Tensor& latent, const Scheme& scheme,
-                                ScaleRule scale = ScaleRule::kReference);
+                                ScaleRule scale = ScaleRule::kReference, const at::Tensor& scales = {});
 
 /// float32 of the tensor's shape: exactly what the consumer of the file computes.
 at::Tensor dequantize_tensor(const std::string& key, const QuantizedTensor& tensor);

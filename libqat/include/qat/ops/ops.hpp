@@ -9,6 +9,11 @@
 // in a row, P scale parameters per block, T tokens (all leading dimensions of an input), I in and O out
 // features.
 //
+// Every function of a weight takes `scales`, the learned scales float32[R, G, P] ([1, 1, P] where the whole
+// tensor shares them): unstored, of any sign where the decoder allows it. They are given if and only if the
+// scale rule is kLearned and the grid has scales; ArgumentError otherwise. UnsupportedError for
+// kDifferentiated on a grid whose scale rule has no gradient (K-quants, mxfp4, nvfp4).
+//
 // Every function takes `tensor`, the weight's name, for messages only. Errors: ArgumentError for shapes,
 // dtypes, unknown grids and widths the block does not divide; NumericError naming tensor and row for NaN,
 // infinity or a scale beyond its stored type. Differentiating a backward operator (double backward) raises

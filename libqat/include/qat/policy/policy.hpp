@@ -6,6 +6,9 @@
 //              {"match": "lm_head", "weight": "q8_0", "optional": true}],
 //    "estimator": {"kind": "ste", "scale": "search"}}
 //
+// A rule may have an "estimator" of its own; the policy's serves the others. {"kind": "lsq"} is short for
+// {"kind": "clipped_ste", "scale": "learned"}.
+//
 // `match` is an ECMAScript regular expression that must match the whole parameter name without its trailing
 // ".weight". `kind` ("linear", "embedding", "conv") narrows a rule to one kind of layer. Tensors that no rule
 // matches stay float. Unknown keys, unknown grids and bad expressions are errors that name the JSON path.
@@ -28,10 +31,11 @@ struct Target {
 
 /// One line of a policy.
 struct Rule {
-  std::string match;             ///< ECMAScript expression, full match
-  std::optional<SlotKind> kind;  ///< JSON `kind`, optional
-  Scheme scheme;                 ///< JSON `weight`: grid name; "f32" keeps the tensor float
-  bool optional = false;         ///< a rule that matches nothing is an error unless optional
+  std::string match;                        ///< ECMAScript expression, full match
+  std::optional<SlotKind> kind;             ///< JSON `kind`, optional
+  Scheme scheme;                            ///< JSON `weight`: grid name; "f32" keeps the tensor float
+  bool optional = false;                    ///< a rule that matches nothing is an error unless optional
+  std::optional<Estimator> estimator = {};  ///< JSON `estimator`; nothing: the policy's
 };
 
 /// Ordered rules, first match wins, and the estimator that they train with. Immutable.
@@ -56,17 +60,24 @@ class Policy {
   const std::string& name() const noexcept { return name_; }
   const std::vector<Rule>& rules() const noexcept { return rules_; }
   const Estimator& estimator() const noexcept { return estimator_; }
-  /// The same policy with another scale rule.
+  /// The same policy with another scale rule, in its rules' own estimators too.
   Policy with_scale(ScaleRule scale) const;
+  /// The same policy with this estimator for every rule; rules lose their own.
+  Policy with_estimator(const Estimator& estimator) const;
 
   /// One scheme per target, in order; "f32" where no rule matched. Throws ArgumentError for a rule that is
   /// not optional and was the first to match no tensor, and for a width that the grid's block does not divide
   /// (naming the tensor). Integer grids need 2 or more dimensions.
   std::vector<Scheme> resolve(const std::vector<Target>& targets) const;
+  /// Parallel to `resolve`, with its errors: how each target is trained. The policy's where no rule matched.
+  /// Also throws ArgumentError for a differentiated scale on a grid whose scale rule has no gradient.
+  std::vector<Estimator> estimators(const std::vector<Target>& targets) const;
 
  private:
   /// `where` starts each message.
   static Policy parse(std::string_view json, std::string name, const std::string& where);
+  /// The first rule that matches each target; null where none does. Throws as `resolve` does.
+  std::vector<const Rule*> matches(const std::vector<Target>& targets) const;
 
   std::string name_;
   std::vector<Rule> rules_;

@@ -65,6 +65,12 @@ class PreparedModel {
 
   /// All quantizers on (training, QAT score) or off (the float latents).
   void set_enabled(bool enabled);
+  /// The learned scales, in model order, each named "<weight's key>_scales". They are no parameters of the
+  /// module: an optimizer takes them beside `module().parameters()`.
+  std::vector<NamedTensor> scale_parameters() const;
+  /// Sets all learned scales anew from the present latents, as `prepare` did: after other weights were
+  /// loaded. See Quantizer::initialize_scales.
+  void initialize_scales(ScaleRule from = ScaleRule::kSearch);
   /// Per tensor, in model order; parameters outside every slot are listed as floats, tied ones once.
   /// ArgumentError while a QuantizedScope is alive.
   std::vector<TensorReport> report() const;

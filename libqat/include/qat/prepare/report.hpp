@@ -22,10 +22,11 @@ struct TensorReport {
   double relative_error;   ///< RMS(w_hat - w) / RMS(w); 0 for tensors kept as they are
 };
 
-/// The line of one tensor, quantized with the scales that `scale` gives. `latent`: float32[R, ...], or
-/// anything when scheme is "f32" (kept as it is).
+/// The line of one tensor, quantized with the scales that `scale` gives, or with `scales` when that is
+/// kLearned. `latent`: float32[R, ...], or anything when scheme is "f32" (kept as it is).
 TensorReport report_tensor(const std::string& name, SlotKind kind, const at::Tensor& latent,
-                           const Scheme& scheme, ScaleRule scale = ScaleRule::kReference);
+                           const Scheme& scheme, ScaleRule scale = ScaleRule::kReference,
+                           const at::Tensor& scales = {});
 
 /// The report as an aligned text table that ends with a line of totals.
 std::string to_string(const std::vector<TensorReport>& report);

@@ -1,12 +1,15 @@
 #pragma once
 
-// What one weight carries through training: where it ships (Scheme), how its gradient flows (Estimator), and
-// its name for messages. Stateless while every scale is dynamic; learned scales will live here as parameters.
+// What one weight carries through training: where it ships (Scheme), how its gradient flows (Estimator), its
+// learned scales if it has any, and its name for messages.
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "qat/core/scheme.hpp"
 
@@ -19,11 +22,21 @@ at::Tensor float_linear(const at::Tensor& input, const at::Tensor& weight,
 /// See `float_linear`.
 at::Tensor float_embedding(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx = -1);
 
-/// The link between one weight and its grid. Holds no tensor; the latent is passed to each call.
+/// dL/dlatent and dL/dscales; `scales` is undefined unless they are learned and require a gradient.
+struct WeightGradients {
+  at::Tensor latent;
+  at::Tensor scales;
+};
+
+/// The link between one weight and its grid. The latent is passed to each call; learned scales live here.
 class Quantizer {
  public:
   /// `tensor`: the weight's parameter name. Throws ArgumentError for an unknown grid.
   Quantizer(std::string tensor, Scheme scheme, Estimator estimator);
+  Quantizer& operator=(const Quantizer&) = delete;
+
+  /// A deep copy, its scales on `device` if one is given; without the input hook.
+  std::shared_ptr<Quantizer> clone(const std::optional<at::Device>& device = std::nullopt) const;
 
   /// float32[R, ...] latent -> float32 on the grid; see ops::fake_quantize. Returns the latent when disabled.
   at::Tensor fake_quantize(const at::Tensor& latent) const;
@@ -33,11 +46,14 @@ class Quantizer {
   /// See ops::quantized_embedding; float_embedding when disabled.
   at::Tensor embedding(const at::Tensor& indices, const at::Tensor& latent, int64_t padding_idx = -1) const;
 
-  /// The numbers that `linear` multiplies with: w_hat (the latent when disabled) rounded once to `dtype`.
-  /// Carries no gradient.
+  /// The numbers that `linear` multiplies with when the blend is 1: w_hat (the latent when disabled) rounded
+  /// once to `dtype`. Carries no gradient.
   at::Tensor weight(const at::Tensor& latent, at::ScalarType dtype) const;
-  /// dL/dlatent from dL/dweight; see ops::fake_quantize_backward. The gradient itself when disabled.
-  at::Tensor weight_backward(const at::Tensor& grad, const at::Tensor& latent) const;
+  /// From dL/dweight; see ops::fake_quantize_backward and _backward_scales. The gradient itself when
+  /// disabled.
+  WeightGradients weight_backward(const at::Tensor& grad, const at::Tensor& latent) const;
+  /// Codes and stored scales of the grid that forward uses; see ops::quantize. Also when disabled.
+  std::tuple<at::Tensor, at::Tensor> quantize(const at::Tensor& latent) const;
 
   const std::string& tensor() const noexcept { return tensor_; }
   const Scheme& scheme() const noexcept { return scheme_; }
@@ -48,11 +64,54 @@ class Quantizer {
   /// See `enabled`.
   void set_enabled(bool enabled) noexcept { enabled_ = enabled; }
 
+  /// Whether the scales are parameters: the rule is kLearned and the grid in use has scales.
+  bool learned() const noexcept { return estimator_.scale == ScaleRule::kLearned && params_ > 0; }
+  /// float32[R, G, P], unstored: a leaf that requires a gradient unless the caller says otherwise. Undefined
+  /// unless learned and initialised. [1, 1, P] where the whole tensor shares them.
+  const at::Tensor& scales() const noexcept { return scales_; }
+  /// Copies into scales() (which stay the same tensor) when there are any, and adopts `scales` otherwise.
+  /// ArgumentError naming the tensor when scales are not learned, for a wrong shape or dtype, and for NaN and
+  /// infinities.
+  void set_scales(const at::Tensor& scales);
+  /// Sets the scales that a rule (any but kLearned) gives to the latent; see ops::choose_scales. Does nothing
+  /// unless learned.
+  void initialize_scales(const at::Tensor& latent, ScaleRule from = ScaleRule::kSearch);
+
+  /// b: forward computes (1 - b) * (the float layer) + b * (the quantized layer). 1 at first. `weight`,
+  /// reports and freezing ignore it.
+  double blend() const noexcept { return blend_; }
+  /// ArgumentError outside [0, 1].
+  void set_blend(double blend);
+
+  /// The grid that forward uses in place of the scheme's, which ships: for training at more bits first. "" is
+  /// the scheme's. Freezing and reports do not see it.
+  const std::string& training_grid() const noexcept { return training_grid_; }
+  /// Learned scales are made anew, as another tensor, from `latent` by kSearch: they must then be given to
+  /// the optimizer again. ArgumentError for an unknown grid, and for learned scales without a latent;
+  /// NumericError for a latent that is not finite.
+  void set_training_grid(const std::string& grid, const at::Tensor& latent = {});
+
+  /// Called by `linear`, enabled or not, with the layer's input [..., I] before the product; null is none.
+  void set_input_hook(std::function<void(const at::Tensor& input)> hook) { input_hook_ = std::move(hook); }
+
  private:
+  Quantizer(const Quantizer&) = default;
+
+  const std::string& grid() const noexcept {
+    return training_grid_.empty() ? scheme_.weight : training_grid_;
+  }
+  template <class AsFloat, class Quantized>
+  at::Tensor blended(const AsFloat& as_float, const Quantized& quantized) const;
+
   std::string tensor_;
   Scheme scheme_;
   Estimator estimator_;
   bool enabled_ = true;
+  int64_t params_ = 0;  ///< P of the grid in use
+  at::Tensor scales_;
+  double blend_ = 1.0;
+  std::string training_grid_;
+  std::function<void(const at::Tensor&)> input_hook_;
 };
 
 }  // namespace qat
