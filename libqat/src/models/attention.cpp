@@ -21,16 +21,20 @@ AttentionImpl::AttentionImpl(const DecoderConfig& config)
 }
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x, const RopeTable& rope) {
+  return output(mixed(x, rope));
+}
+
+at::Tensor AttentionImpl::mixed(const at::Tensor& x, const RopeTable& rope) {
   // [B, T, heads * D] -> [B, T, heads, D]; the attention kernel takes the transposed view as it is and
   // answers in the same memory order, so that nothing is copied on the way in or out.
   const auto heads = [&](const at::Tensor& flat) { return flat.unflatten(-1, {-1, head_dim_}); };
   const at::Tensor q = rotate(heads(q_proj_(x)), rope.cos, rope.sin).transpose(1, 2);
   const at::Tensor k = rotate(heads(k_proj_(x)), rope.cos, rope.sin).transpose(1, 2);
   const at::Tensor v = heads(v_proj_(x)).transpose(1, 2);
-  const at::Tensor mixed = at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0,
-                                                            /*is_causal=*/true, scale_,
-                                                            /*enable_gqa=*/q.size(1) != k.size(1));
-  return o_proj_(mixed.transpose(1, 2).flatten(2));
+  const at::Tensor values = at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0,
+                                                             /*is_causal=*/true, scale_,
+                                                             /*enable_gqa=*/q.size(1) != k.size(1));
+  return values.transpose(1, 2).flatten(2);
 }
 
 }  // namespace qat::models

@@ -15,6 +15,11 @@ class AttentionImpl : public torch::nn::Module {
   /// x: [B, T, h] in the compute dtype -> [B, T, h].
   at::Tensor forward(const at::Tensor& x, const RopeTable& rope);
 
+  /// The two halves of `forward`. x: [B, T, h] -> the heads' values side by side, [B, T, H * D].
+  at::Tensor mixed(const at::Tensor& x, const RopeTable& rope);
+  /// mixed: [B, T, H * D] -> [B, T, h].
+  at::Tensor output(const at::Tensor& mixed) { return o_proj_(mixed); }
+
  private:
   int64_t head_dim_;
   double scale_;

@@ -15,10 +15,9 @@ class BlockImpl : public torch::nn::Module {
   /// x: the residual stream, float32[B, T, h] -> the same. The branches run in `compute`.
   at::Tensor forward(const at::Tensor& x, const RopeTable& rope, at::ScalarType compute);
 
- private:
-  Attention self_attn_;
-  Mlp mlp_;
-  RmsNorm input_layernorm_, post_attention_layernorm_;
+  Attention self_attn;
+  Mlp mlp;
+  RmsNorm input_layernorm, post_attention_layernorm;
 };
 TORCH_MODULE(Block);
 

@@ -1,65 +1,15 @@
 #include "qat/models/decoder.hpp"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/autocast_mode.h>
-#include <ATen/ops/aminmax.h>
-#include <torch/nn/modules/container/modulelist.h>
 
-#include <sstream>
 #include <vector>
 
-#include "block.hpp"
-#include "qat/core/error.hpp"
-#include "qat/nn/embedding.hpp"
+#include "qat/nn/linear.hpp"
 #include "qat/nn/without_initialization.hpp"
+#include "stages.hpp"
+#include "trunk.hpp"
 
 namespace qat::models {
-namespace {
-
-/// "model" of Hugging Face's names: everything but the head.
-class TrunkImpl : public torch::nn::Module {
- public:
-  explicit TrunkImpl(const DecoderConfig& config)
-      : embed_tokens(config.vocab_size, config.hidden_size), norm(config.hidden_size, config.rms_norm_eps) {
-    register_module("embed_tokens", embed_tokens);
-    torch::nn::ModuleList list;
-    for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
-      layers.emplace_back(config);
-      list->push_back(layers.back());
-    }
-    register_module("layers", list);
-    register_module("norm", norm);
-  }
-
-  nn::Embedding embed_tokens;
-  std::vector<Block> layers;
-  RmsNorm norm;
-};
-TORCH_MODULE(Trunk);
-
-void check_tokens(const at::Tensor& tokens, int64_t vocabulary) {
-  if (tokens.dim() != 2 || tokens.scalar_type() != at::kLong) {
-    std::ostringstream got;
-    got << tokens.scalar_type() << tokens.sizes();
-    throw ArgumentError("Decoder: tokens: expected int64[B, T], got " + got.str());
-  }
-  if (tokens.numel() == 0) throw ArgumentError("Decoder: tokens: expected at least one token, got none");
-  const auto [least, greatest] = at::aminmax(tokens);
-  const int64_t low = least.item<int64_t>(), high = greatest.item<int64_t>();
-  if (low < 0 || high >= vocabulary) {
-    throw ArgumentError("Decoder: tokens: expected ids in [0, " + std::to_string(vocabulary) + "), got " +
-                        std::to_string(low < 0 ? low : high));
-  }
-}
-
-/// The dtype in which matrix products run.
-at::ScalarType compute_dtype(const at::Tensor& weight) {
-  const at::DeviceType device = weight.device().type();
-  return at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device)
-                                                   : weight.scalar_type();
-}
-
-}  // namespace
 
 struct Decoder::Parts {
   explicit Parts(const DecoderConfig& config) : model(config) {
@@ -81,13 +31,10 @@ Decoder::Decoder(const DecoderConfig& config) : config_(config) {
 Decoder::~Decoder() = default;
 
 at::Tensor Decoder::hidden(const at::Tensor& tokens) {
-  check_tokens(tokens, config_.vocab_size);
   Trunk& model = parts_->model;
-  const at::ScalarType compute = compute_dtype(model->embed_tokens->weight);
+  at::Tensor x = model->embed(tokens);
+  const at::ScalarType compute = model->compute_dtype();
   const RopeTable rope = make_rope(tokens.size(1), config_.head_dim, config_.rope, tokens.device());
-  at::Tensor x = model->embed_tokens(tokens);
-  // The residual stream is float32 even when the products are bfloat16: sums over layers keep their low bits.
-  x = x.to(at::promote_types(x.scalar_type(), at::kFloat));
   for (Block& layer : model->layers) x = layer(x, rope, compute);
   return model->norm(x, compute);
 }
@@ -104,6 +51,10 @@ Head Decoder::output_head() const {
 
 at::Tensor Decoder::forward(const at::Tensor& tokens) {
   return head(hidden(tokens));
+}
+
+std::vector<Stage> Decoder::stages() const {
+  return make_stages(parts_->model, config_);
 }
 
 std::shared_ptr<Decoder> Decoder::frozen_copy(at::ScalarType dtype) {

@@ -14,7 +14,11 @@ MlpImpl::MlpImpl(const DecoderConfig& config)
 }
 
 at::Tensor MlpImpl::forward(const at::Tensor& x) {
-  return down_proj_(silu_mul(gate_proj_(x), up_proj_(x)));
+  return output(gated(x));
+}
+
+at::Tensor MlpImpl::gated(const at::Tensor& x) {
+  return silu_mul(gate_proj_(x), up_proj_(x));
 }
 
 }  // namespace qat::models

@@ -14,6 +14,11 @@ class MlpImpl : public torch::nn::Module {
   /// x: [B, T, h] in the compute dtype -> [B, T, h].
   at::Tensor forward(const at::Tensor& x);
 
+  /// The two halves of `forward`. x: [B, T, h] -> silu(gate(x)) * up(x), [B, T, I].
+  at::Tensor gated(const at::Tensor& x);
+  /// gated: [B, T, I] -> [B, T, h].
+  at::Tensor output(const at::Tensor& gated) { return down_proj_(gated); }
+
  private:
   nn::Linear gate_proj_, up_proj_, down_proj_;
 };

@@ -7,9 +7,11 @@
 #include <torch/nn/module.h>
 
 #include <memory>
+#include <vector>
 
 #include "qat/models/config.hpp"
 #include "qat/quantizer/head.hpp"
+#include "qat/quantizer/stage.hpp"
 
 namespace qat::models {
 
@@ -32,6 +34,11 @@ class Decoder : public torch::nn::Module {
   at::Tensor head(const at::Tensor& hidden);
   /// The layer that `head` calls: the untied head, or the embedding's table with its quantizer.
   Head output_head() const;
+
+  /// `hidden` in stages, each up to where the input of some linear layers is ready: of a layer's q, k and v,
+  /// of o, of gate and up, of down; then the head's input, with no weight when it is tied. Calling them one
+  /// after the other computes what `hidden` does, bit for bit. They stay valid as long as any of them lives.
+  std::vector<Stage> stages() const;
 
   /// A second decoder with a copy of the weights, without gradients and quantizers: a teacher. Matrices are
   /// stored in `dtype` (no cast per forward pass, half the memory in bfloat16), norm gains stay float32.

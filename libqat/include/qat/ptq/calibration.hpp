@@ -1,0 +1,34 @@
+#pragma once
+
+// What the inputs of a layer look like, summed over a calibration text.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+namespace qat::ptq {
+
+/// Moments of one layer's inputs. Memory: N^2 float64.
+class InputMoments {
+ public:
+  /// width: N, the layer's in_features.
+  explicit InputMoments(int64_t width);
+
+  /// input: [..., N] of any float type; each of its vectors counts once. Products are summed in float32
+  /// within a call and in float64 between calls. ArgumentError for another width.
+  void add(const at::Tensor& input);
+
+  /// Vectors added so far.
+  int64_t count() const noexcept { return count_; }
+  /// E[x x^T], float64[N, N]; zeros before the first `add`.
+  at::Tensor second() const;
+  /// E[|x|], float64[N].
+  at::Tensor magnitude() const;
+
+ private:
+  int64_t count_ = 0;
+  at::Tensor second_;     ///< float64[N, N]: sums; only panels on and right of the diagonal
+  at::Tensor magnitude_;  ///< float64[N]: sums
+};
+
+}  // namespace qat::ptq

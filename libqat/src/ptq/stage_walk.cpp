@@ -1,0 +1,86 @@
+#include "ptq/stage_walk.hpp"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/mm.h>
+
+#include <cmath>
+
+#include "ptq/check.hpp"
+
+namespace qat::ptq {
+
+StageWalk::StageWalk(std::string function, PreparedModel& model, const std::vector<Stage>& stages,
+                     const at::Tensor& windows, const CalibrationOptions& calibration)
+    : function_(std::move(function)), model_(model), stages_(stages), calibration_(calibration) {
+  if (windows.scalar_type() != at::kLong || windows.dim() != 2 || windows.numel() == 0) {
+    fail({function_, "windows"}, "int64[n, T] of at least one token", describe(windows));
+  }
+  if (calibration_.batch < 1) fail({function_, "batch"}, "at least 1", std::to_string(calibration_.batch));
+  for (const at::Tensor& batch : windows.split(calibration_.batch)) states_.push_back({batch});
+}
+
+std::vector<StageWeight> StageWalk::weights() const {
+  std::vector<StageWeight> found;
+  for (const std::string& name : stages_[next_].weights) {
+    for (size_t i = 0; i < model_.slots().size(); ++i) {
+      const Slot& slot = model_.slots()[i];
+      if (slot.name == name) found.push_back({name, slot.get(), model_.quantizers()[i]});
+    }
+    if (found.empty() || found.back().name != name) {
+      fail({function_, name}, "a slot of the prepared model", "none of that name");
+    }
+  }
+  return found;
+}
+
+std::optional<InputMoments> StageWalk::advance(bool measure) {
+  const at::NoGradGuard no_grad;
+  const Stage& stage = stages_[next_++];
+  std::optional<InputMoments> moments;
+  const auto total = static_cast<int64_t>(stages_.size() * states_.size());
+  for (std::vector<at::Tensor>& state : states_) {
+    state = stage.run(state);
+    if (measure) {
+      if (!moments) moments.emplace(state.back().size(-1));
+      moments->add(state.back());
+    }
+    ++done_;
+    if (calibration_.progress) {
+      calibration_.progress(done_, total, stage.weights.empty() ? "" : stage.weights.front());
+    }
+  }
+  return moments;
+}
+
+EnabledScope::EnabledScope(PreparedModel& model, bool enabled) {
+  for (const auto& quantizer : model.quantizers()) {
+    if (!quantizer) continue;
+    before_.emplace_back(quantizer, quantizer->enabled());
+    quantizer->set_enabled(enabled);
+  }
+}
+
+EnabledScope::~EnabledScope() {
+  for (const auto& [quantizer, enabled] : before_) quantizer->set_enabled(enabled);
+}
+
+void check_learned(const std::string& function, const PreparedModel& model) {
+  for (const auto& quantizer : model.quantizers()) {
+    if (quantizer && !quantizer->learned()) {
+      fail({function, quantizer->tensor()}, "a policy with learned scales, which hold the result",
+           "scale \"" + std::string(to_string(quantizer->estimator().scale)) + "\"");
+    }
+  }
+}
+
+double output_error(const at::Tensor& weight, const at::Tensor& w_hat, const at::Tensor& hessian) {
+  const at::Tensor h = hessian.to(at::kFloat);
+  const auto energy = [&](const at::Tensor& rows) {
+    return (at::mm(rows, h) * rows).sum(at::kDouble).item<double>();
+  };
+  const double outputs = energy(weight);
+  return outputs > 0.0 ? std::sqrt(std::max(0.0, energy(weight - w_hat)) / outputs) : 0.0;
+}
+
+}  // namespace qat::ptq

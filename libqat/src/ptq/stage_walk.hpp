@@ -1,0 +1,64 @@
+#pragma once
+
+// Calibration windows on their way through the stages of a model.
+
+#include <optional>
+#include <vector>
+
+#include "qat/ptq/apply.hpp"
+#include "qat/ptq/calibration.hpp"
+
+namespace qat::ptq {
+
+/// What a stage's weights belong to in the prepared model. Either may be null: a float weight has no
+/// quantizer.
+struct StageWeight {
+  std::string name;
+  at::Tensor latent;
+  std::shared_ptr<Quantizer> quantizer;
+};
+
+/// Steps all windows through one stage after the other.
+class StageWalk {
+ public:
+  /// function: for messages. ArgumentError for windows that are not int64[n, T] and for a batch below 1.
+  StageWalk(std::string function, PreparedModel& model, const std::vector<Stage>& stages,
+            const at::Tensor& windows, const CalibrationOptions& calibration);
+
+  /// The next stage, or null behind the last one.
+  const Stage* stage() const noexcept { return next_ < stages_.size() ? &stages_[next_] : nullptr; }
+  /// The weights of the next stage.
+  std::vector<StageWeight> weights() const;
+  /// Runs the next stage on all windows. Moments of what it leaves if `measure`.
+  std::optional<InputMoments> advance(bool measure);
+
+ private:
+  std::string function_;
+  PreparedModel& model_;
+  const std::vector<Stage>& stages_;
+  CalibrationOptions calibration_;
+  std::vector<std::vector<at::Tensor>> states_;  ///< of each batch of windows
+  size_t next_ = 0;
+  int64_t done_ = 0;
+};
+
+/// Turns all quantizers on or off for its lifetime.
+class EnabledScope {
+ public:
+  EnabledScope(PreparedModel& model, bool enabled);
+  ~EnabledScope();
+  EnabledScope(const EnabledScope&) = delete;
+  EnabledScope& operator=(const EnabledScope&) = delete;
+
+ private:
+  std::vector<std::pair<std::shared_ptr<Quantizer>, bool>> before_;
+};
+
+/// Throws ArgumentError unless all quantizers of the model have learned scales.
+void check_learned(const std::string& function, const PreparedModel& model);
+
+/// sqrt(tr(E H E^T) / tr(W H W^T)) with E = W - W^: see RoundedTensor. weight, w_hat: float32[R, N], hessian:
+/// [N, N]. 0 where the outputs are all zero.
+double output_error(const at::Tensor& weight, const at::Tensor& w_hat, const at::Tensor& hessian);
+
+}  // namespace qat::ptq
