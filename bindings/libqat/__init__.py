@@ -5,6 +5,7 @@ from . import ops
 from ._build import version as __version__
 from ._core import (
     ArgumentError,
+    AwqFold,
     CacheCheck,
     CachePlan,
     CacheProgress,
@@ -21,6 +22,7 @@ from ._core import (
     QuantizedCheckpoint,
     QuantizedTensor,
     Requantization,
+    RoundedTensor,
     Score,
     StepReport,
     TeacherCache,
@@ -65,11 +67,13 @@ from .grids import Grid, grids
 from .html_report import write_model_report, write_report
 from .optimizers import parameter_groups
 from .prepare import PreparedModel, freeze, prepare, unprepare
+from .ptq import awq, gptq, weighted_search
 from .report import Report
 from .tokenizer import load_tokenizer
 
 __all__ = [
     "ArgumentError",
+    "AwqFold",
     "CacheCheck",
     "CachePlan",
     "CacheProgress",
@@ -93,6 +97,7 @@ __all__ = [
     "Question",
     "Report",
     "Requantization",
+    "RoundedTensor",
     "Score",
     "StepReport",
     "TeacherCache",
@@ -101,6 +106,7 @@ __all__ = [
     "Trainer",
     "UnsupportedError",
     "__version__",
+    "awq",
     "can_export",
     "check_options",
     "cmake_prefix_path",
@@ -121,6 +127,7 @@ __all__ = [
     "fold_batch_norms",
     "freeze",
     "freeze_batch_norm",
+    "gptq",
     "grids",
     "head_loss",
     "import_checkpoint",
@@ -147,6 +154,7 @@ __all__ = [
     "share_removed",
     "unprepare",
     "verify",
+    "weighted_search",
     "write_model_report",
     "write_report",
     "write_tokens",

@@ -14,6 +14,7 @@ import torch
 
 __all__: list[str] = [
     "ArgumentError",
+    "AwqFold",
     "CacheCheck",
     "CachePlan",
     "CacheProgress",
@@ -23,6 +24,7 @@ __all__: list[str] = [
     "Error",
     "Estimator",
     "FileError",
+    "InputMoments",
     "LoadedModel",
     "NumericError",
     "Obstacle",
@@ -31,6 +33,7 @@ __all__: list[str] = [
     "QuantizedCheckpoint",
     "QuantizedTensor",
     "Requantization",
+    "RoundedTensor",
     "Score",
     "StepReport",
     "TeacherCache",
@@ -38,6 +41,10 @@ __all__: list[str] = [
     "TokenData",
     "Trainer",
     "UnsupportedError",
+    "apply_awq",
+    "apply_gptq",
+    "apply_weighted_search",
+    "awq_scale",
     "can_export",
     "check_options",
     "compare",
@@ -89,7 +96,7 @@ __all__: list[str] = [
     "score_intervals",
     "share_removed",
     "verify",
-    "weighted_search",
+    "weighted_search_tensor",
     "write_tokens",
 ]
 
@@ -579,6 +586,88 @@ class PreparedDecoder:
         Its Policy.
         """
 
+class RoundedTensor:
+    """
+    What a method that looks at a layer's inputs made of one weight.
+    """
+
+    def __init__(self, name: str, grid: str, output_error: float) -> None: ...
+    def __repr__(self) -> str: ...
+    @property
+    def grid(self) -> str:
+        """
+        Name of its grid.
+        """
+
+    @property
+    def name(self) -> str:
+        """
+        state_dict key.
+        """
+
+    @property
+    def output_error(self) -> float:
+        """
+        RMS of the error of the layer's outputs over the RMS of its outputs, on the calibration text.
+        """
+
+class AwqFold:
+    """
+    Where AWQ folded a scale of input channels.
+    """
+
+    def __repr__(self) -> str: ...
+    @property
+    def alpha(self) -> float:
+        """
+        The exponent that was chosen; 0 scales nothing.
+        """
+
+    @property
+    def error(self) -> float:
+        """
+        Squared error of the layers' outputs over that without scaling, on the rows measured.
+        """
+
+    @property
+    def producers(self) -> list[str]:
+        """
+        Parameters that were divided by it.
+        """
+
+    @property
+    def weights(self) -> list[str]:
+        """
+        Weights whose columns were multiplied by it.
+        """
+
+class InputMoments:
+    """
+    Moments of a layer's inputs, summed over calls; N^2 float64 of memory.
+    """
+
+    def __init__(self, width: typing.SupportsIndex) -> None: ...
+    def add(self, input: torch.Tensor) -> None:
+        """
+        input: floats [..., N]; each of its vectors counts once. ArgumentError for another width.
+        """
+
+    def magnitude(self) -> torch.Tensor:
+        """
+        E[|x|], float64[N].
+        """
+
+    def second(self) -> torch.Tensor:
+        """
+        E[x x^T], float64[N, N].
+        """
+
+    @property
+    def count(self) -> int:
+        """
+        Vectors added so far.
+        """
+
 class Score:
     """
     Means over the predicted tokens of a text.
@@ -997,6 +1086,70 @@ class TeacherCache:
         """
         A CacheCheck: the loss of the run's first batches with the live teacher and with this cache.
         """
+
+def apply_awq(
+    prepared: PreparedDecoder,
+    windows: torch.Tensor,
+    *,
+    steps: typing.SupportsIndex = 20,
+    scale: str = "weighted",
+    rows: typing.SupportsIndex = 128,
+    batch: typing.SupportsIndex = 8,
+    compute_dtype: str = "auto",
+    progress: typing.Any = None,
+) -> list[AwqFold]:
+    """
+    AWQ on a prepared decoder; use `libqat.awq`.
+    """
+
+def apply_gptq(
+    prepared: PreparedDecoder,
+    windows: torch.Tensor,
+    *,
+    damping: float = 0.01,
+    act_order: bool = False,
+    static_scales: bool = False,
+    block: typing.SupportsIndex = 128,
+    scale: str = "weighted",
+    batch: typing.SupportsIndex = 8,
+    compute_dtype: str = "auto",
+    progress: typing.Any = None,
+) -> list[RoundedTensor]:
+    """
+    GPTQ on a prepared decoder; use `libqat.gptq`.
+    """
+
+def apply_weighted_search(
+    prepared: PreparedDecoder,
+    windows: torch.Tensor,
+    *,
+    batch: typing.SupportsIndex = 8,
+    compute_dtype: str = "auto",
+    progress: typing.Any = None,
+) -> list[RoundedTensor]:
+    """
+    Weighted scale search on a prepared decoder; use `libqat.weighted_search`.
+    """
+
+def awq_scale(
+    weights: collections.abc.Sequence[torch.Tensor],
+    grids: collections.abc.Sequence[str],
+    hessian: torch.Tensor,
+    magnitude: torch.Tensor,
+    *,
+    steps: typing.SupportsIndex = 20,
+    scale: str = "weighted",
+    rows: typing.SupportsIndex = 128,
+    producer_rows: collections.abc.Sequence[typing.SupportsIndex] = [],
+    tensor: str = "",
+) -> tuple[torch.Tensor, float, float]:
+    """
+    AWQ's scale of input channels (arXiv:2306.00978) for weights that read the same input.
+
+    weights: float32[R, N] each, on `grids`; hessian: float[N, N], E[x x^T]; magnitude: float[N], E[|x|].
+    producer_rows: [N], inputs of the same row get the same scale. Returns (s float32[N], alpha, squared error of the
+    outputs over that without scaling). rows: measured of each weight, 0 for all.
+    """
 
 def can_export(
     checkpoint: QuantizedCheckpoint, target: str, *, dtype: str = "", require_exact: bool = False
@@ -1543,7 +1696,7 @@ def verify(path: os.PathLike | str | bytes, checkpoint: QuantizedCheckpoint) -> 
         A list of `Difference`; empty when the file holds exactly the checkpoint's numbers.
     """
 
-def weighted_search(
+def weighted_search_tensor(
     weight: torch.Tensor, importance: torch.Tensor, grid: str, *, tensor: str = ""
 ) -> torch.Tensor:
     """

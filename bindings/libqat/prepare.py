@@ -83,13 +83,13 @@ class PreparedModel:
             if quantizer.training_grid != former:
                 _register_scales(slot)
 
-    def enabled(self, enabled: bool = True) -> "_Enabled":
+    def enabled(self, enabled: bool = True) -> "Enabled":
         """Turns quantization on or off at once. As a context manager it puts the former state back.
 
         >>> with prepared.enabled(False):
         ...     teacher_logits = prepared.model(tokens).logits
         """
-        return _Enabled([module.weight_quantizer for s in self.slots for _, module in s.layers], enabled)
+        return Enabled([module.weight_quantizer for s in self.slots for _, module in s.layers], enabled)
 
     def report(self) -> Report:
         """Name, shape, grid, bits, error and bytes of each parameter; printable.
@@ -103,7 +103,7 @@ class PreparedModel:
         return f"PreparedModel({type(self.model).__name__}, {len(self.slots)} quantized weights)"
 
 
-class _Enabled:
+class Enabled:
     """Switches quantizers now; leaving the `with` block restores each one's former state."""
 
     def __init__(self, quantizers: list[WeightQuantizer], enabled: bool):
@@ -111,7 +111,7 @@ class _Enabled:
         for quantizer in quantizers:
             quantizer.enabled = enabled
 
-    def __enter__(self) -> "_Enabled":
+    def __enter__(self) -> "Enabled":
         return self
 
     def __exit__(self, *exception) -> None:

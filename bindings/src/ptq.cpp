@@ -4,9 +4,14 @@
 #include <string>
 #include <utility>
 
+#include "callables.hpp"
 #include "module.hpp"
+#include "qat/ptq/apply.hpp"
+#include "qat/ptq/awq.hpp"
+#include "qat/ptq/calibration.hpp"
 #include "qat/ptq/gptq.hpp"
 #include "qat/ptq/weighted_search.hpp"
+#include "qat/train/compute.hpp"
 
 namespace py = pybind11;
 
@@ -22,14 +27,36 @@ ptq::GptqOptions gptq_options(double damping, bool act_order, bool static_scales
           .scale = ptq::scale_source(scale)};
 }
 
-void bind_tensors(py::module_& module) {
+ptq::AwqOptions awq_options(int64_t steps, const std::string& scale, int64_t rows) {
+  return {.steps = steps, .scale = ptq::scale_source(scale), .rows = rows};
+}
+
+/// A Python progress function as the library's; Ctrl-C is raised from it.
+ptq::CalibrationOptions calibration_options(int64_t batch, const py::object& progress) {
+  return {.batch = batch, .progress = [progress](int64_t done, int64_t total, const std::string& tensor) {
+            const py::gil_scoped_acquire locked;
+            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+            if (!progress.is_none()) progress(done, total, tensor);
+          }};
+}
+
+/// Runs `method` on a decoder without the GIL, in that compute dtype.
+template <class Method>
+auto run(PreparedDecoder& prepared, const std::string& compute_dtype, const Method& method) {
+  const py::gil_scoped_release unlocked;
+  const train::ComputeScope compute(train::compute_dtype(compute_dtype));
+  return method(prepared.model, prepared.decoder->stages());
+}
+
+void bind_gptq(py::module_& module) {
   const ptq::GptqOptions defaults;
+  const std::string scale(ptq::to_string(defaults.scale));
   module.def(
       "gptq_tensor",
       [](const at::Tensor& weight, const at::Tensor& hessian, const std::string& grid, double damping,
-         bool act_order, bool static_scales, int64_t block, const std::string& scale,
+         bool act_order, bool static_scales, int64_t block, const std::string& source,
          const std::string& tensor) {
-        const ptq::GptqOptions options = gptq_options(damping, act_order, static_scales, block, scale);
+        const ptq::GptqOptions options = gptq_options(damping, act_order, static_scales, block, source);
         const py::gil_scoped_release unlocked;
         ptq::Solution solution = ptq::gptq(weight, hessian, grid, options, tensor);
         return std::pair(std::move(solution.latent), std::move(solution.scales));
@@ -37,7 +64,7 @@ void bind_tensors(py::module_& module) {
       py::arg("weight"), py::arg("hessian"), py::arg("grid"), py::kw_only(),
       py::arg("damping") = defaults.damping, py::arg("act_order") = defaults.act_order,
       py::arg("static_scales") = defaults.static_scales, py::arg("block") = defaults.block,
-      py::arg("scale") = std::string(ptq::to_string(defaults.scale)), py::arg("tensor") = "",
+      py::arg("scale") = scale, py::arg("tensor") = "",
       R"(Rounds a matrix so that its layer errs least on its own inputs (GPTQ, arXiv:2210.17323).
 
 weight: float32[R, ...] of N weights a row; hessian: float32 or float64[N, N], E[x x^T] of the layer's inputs.
@@ -46,18 +73,127 @@ the method's codes. scale: "reference", "search" or "weighted" (by the hessian's
 by falling diagonal; whole blocks of a grid with block scales, unless static_scales takes those from the weights
 as they were. NumericError for a hessian that is not positive definite with that damping.)");
   module.def(
-      "weighted_search",
+      "apply_gptq",
+      [](PreparedDecoder& prepared, const at::Tensor& windows, double damping, bool act_order,
+         bool static_scales, int64_t block, const std::string& source, int64_t batch,
+         const std::string& compute_dtype, const py::object& progress) {
+        const ptq::GptqOptions options = gptq_options(damping, act_order, static_scales, block, source);
+        const ptq::CalibrationOptions calibration = calibration_options(batch, progress);
+        return run(prepared, compute_dtype, [&](PreparedModel& model, const std::vector<Stage>& stages) {
+          return ptq::apply_gptq(model, stages, windows, options, calibration);
+        });
+      },
+      py::arg("prepared"), py::arg("windows"), py::kw_only(), py::arg("damping") = defaults.damping,
+      py::arg("act_order") = defaults.act_order, py::arg("static_scales") = defaults.static_scales,
+      py::arg("block") = defaults.block, py::arg("scale") = scale,
+      py::arg("batch") = ptq::CalibrationOptions{}.batch, py::arg("compute_dtype") = "auto",
+      py::arg("progress") = py::none(), "GPTQ on a prepared decoder; use `libqat.gptq`.");
+}
+
+void bind_weighted_search(py::module_& module) {
+  module.def(
+      "weighted_search_tensor",
       [](const at::Tensor& weight, const at::Tensor& importance, const std::string& grid,
          const std::string& tensor) { return ptq::weighted_search(weight, importance, grid, tensor); },
       py::arg("weight"), py::arg("importance"), py::arg("grid"), py::kw_only(), py::arg("tensor") = "",
       py::call_guard<py::gil_scoped_release>(),
       "Scales float32[R, G, P] of least squared error, each weight counted by its column's importance[N].");
+  module.def(
+      "apply_weighted_search",
+      [](PreparedDecoder& prepared, const at::Tensor& windows, int64_t batch,
+         const std::string& compute_dtype, const py::object& progress) {
+        const ptq::CalibrationOptions calibration = calibration_options(batch, progress);
+        return run(prepared, compute_dtype, [&](PreparedModel& model, const std::vector<Stage>& stages) {
+          return ptq::apply_weighted_search(model, stages, windows, calibration);
+        });
+      },
+      py::arg("prepared"), py::arg("windows"), py::kw_only(),
+      py::arg("batch") = ptq::CalibrationOptions{}.batch, py::arg("compute_dtype") = "auto",
+      py::arg("progress") = py::none(),
+      "Weighted scale search on a prepared decoder; use `libqat.weighted_search`.");
+}
+
+void bind_awq(py::module_& module) {
+  const ptq::AwqOptions defaults;
+  const std::string scale(ptq::to_string(defaults.scale));
+  module.def(
+      "awq_scale",
+      [](const std::vector<at::Tensor>& weights, const std::vector<std::string>& grids,
+         const at::Tensor& hessian, const at::Tensor& magnitude, int64_t steps, const std::string& source,
+         int64_t rows, const std::vector<int64_t>& producer_rows, const std::string& tensor) {
+        const ptq::AwqOptions options = awq_options(steps, source, rows);
+        const py::gil_scoped_release unlocked;
+        const ptq::AwqScale found =
+            ptq::awq_scale(weights, grids, hessian, magnitude, options, producer_rows, tensor);
+        return std::tuple(found.scale, found.alpha, found.error);
+      },
+      py::arg("weights"), py::arg("grids"), py::arg("hessian"), py::arg("magnitude"), py::kw_only(),
+      py::arg("steps") = defaults.steps, py::arg("scale") = scale, py::arg("rows") = defaults.rows,
+      py::arg("producer_rows") = std::vector<int64_t>(), py::arg("tensor") = "",
+      R"(AWQ's scale of input channels (arXiv:2306.00978) for weights that read the same input.
+
+weights: float32[R, N] each, on `grids`; hessian: float[N, N], E[x x^T]; magnitude: float[N], E[|x|].
+producer_rows: [N], inputs of the same row get the same scale. Returns (s float32[N], alpha, squared error of the
+outputs over that without scaling). rows: measured of each weight, 0 for all.)");
+  module.def(
+      "apply_awq",
+      [](PreparedDecoder& prepared, const at::Tensor& windows, int64_t steps, const std::string& source,
+         int64_t rows, int64_t batch, const std::string& compute_dtype, const py::object& progress) {
+        const ptq::AwqOptions options = awq_options(steps, source, rows);
+        const ptq::CalibrationOptions calibration = calibration_options(batch, progress);
+        return run(prepared, compute_dtype, [&](PreparedModel& model, const std::vector<Stage>& stages) {
+          return ptq::apply_awq(model, stages, windows, options, calibration);
+        });
+      },
+      py::arg("prepared"), py::arg("windows"), py::kw_only(), py::arg("steps") = defaults.steps,
+      py::arg("scale") = scale, py::arg("rows") = defaults.rows,
+      py::arg("batch") = ptq::CalibrationOptions{}.batch, py::arg("compute_dtype") = "auto",
+      py::arg("progress") = py::none(), "AWQ on a prepared decoder; use `libqat.awq`.");
+}
+
+void bind_results(py::module_& module) {
+  py::class_<ptq::RoundedTensor>(module, "RoundedTensor",
+                                 "What a method that looks at a layer's inputs made of one weight.")
+      .def(py::init([](std::string name, std::string grid, double output_error) {
+             return ptq::RoundedTensor{std::move(name), std::move(grid), output_error};
+           }),
+           py::arg("name"), py::arg("grid"), py::arg("output_error"))
+      .def_readonly("name", &ptq::RoundedTensor::name, "state_dict key.")
+      .def_readonly("grid", &ptq::RoundedTensor::grid, "Name of its grid.")
+      .def_readonly("output_error", &ptq::RoundedTensor::output_error,
+                    "RMS of the error of the layer's outputs over the RMS of its outputs, on the calibration "
+                    "text.")
+      .def("__repr__", [](const ptq::RoundedTensor& one) {
+        return py::str("RoundedTensor(name={!r}, grid={!r}, output_error={:.4f})")
+            .format(one.name, one.grid, one.output_error);
+      });
+  py::class_<ptq::AwqFold>(module, "AwqFold", "Where AWQ folded a scale of input channels.")
+      .def_readonly("producers", &ptq::AwqFold::producers, "Parameters that were divided by it.")
+      .def_readonly("weights", &ptq::AwqFold::weights, "Weights whose columns were multiplied by it.")
+      .def_readonly("alpha", &ptq::AwqFold::alpha, "The exponent that was chosen; 0 scales nothing.")
+      .def_readonly("error", &ptq::AwqFold::error,
+                    "Squared error of the layers' outputs over that without scaling, on the rows measured.")
+      .def("__repr__", [](const ptq::AwqFold& fold) {
+        return py::str("AwqFold(producers={!r}, weights={!r}, alpha={:.2f}, error={:.4f})")
+            .format(fold.producers, fold.weights, fold.alpha, fold.error);
+      });
+  py::class_<ptq::InputMoments>(module, "InputMoments",
+                                "Moments of a layer's inputs, summed over calls; N^2 float64 of memory.")
+      .def(py::init<int64_t>(), py::arg("width"))
+      .def("add", &ptq::InputMoments::add, py::arg("input"), py::call_guard<py::gil_scoped_release>(),
+           "input: floats [..., N]; each of its vectors counts once. ArgumentError for another width.")
+      .def_property_readonly("count", &ptq::InputMoments::count, "Vectors added so far.")
+      .def("second", &ptq::InputMoments::second, "E[x x^T], float64[N, N].")
+      .def("magnitude", &ptq::InputMoments::magnitude, "E[|x|], float64[N].");
 }
 
 }  // namespace
 
 void bind_ptq(py::module_& module) {
-  bind_tensors(module);
+  bind_results(module);
+  bind_gptq(module);
+  bind_weighted_search(module);
+  bind_awq(module);
 }
 
 }  // namespace qat::python

@@ -252,7 +252,7 @@ def weighted_error(w, scales, grid, importance):
 
 
 def weighted(w, importance, grid):
-    scales = _core.weighted_search(torch.from_numpy(w), torch.from_numpy(importance), grid)
+    scales = _core.weighted_search_tensor(torch.from_numpy(w), torch.from_numpy(importance), grid)
     return np.ascontiguousarray(scales.expand(len(w), -1, -1).numpy())
 
 
@@ -301,13 +301,13 @@ def test_weighted_search_of_equal_weights_is_no_worse_than_the_search():
 def test_weighted_search_refuses():
     w, ones = torch.from_numpy(matrix()), torch.ones(WIDTH)
     with pytest.raises(libqat.ArgumentError, match=r"importance of float32 or float64\[256\]"):
-        _core.weighted_search(w, ones[1:], "q4_0")
+        _core.weighted_search_tensor(w, ones[1:], "q4_0")
     with pytest.raises(libqat.ArgumentError, match="importance of at least 0"):
-        _core.weighted_search(w, -ones, "q4_0")
+        _core.weighted_search_tensor(w, -ones, "q4_0")
     with pytest.raises(libqat.NumericError, match="weighted_search: up: expected a finite importance"):
-        _core.weighted_search(w, ones * float("nan"), "q4_0", tensor="up")
+        _core.weighted_search_tensor(w, ones * float("nan"), "q4_0", tensor="up")
     with pytest.raises(libqat.NumericError, match="weighted_search: up: row 0 is not finite"):
-        _core.weighted_search(w * float("inf"), ones, "q4_0", tensor="up")
+        _core.weighted_search_tensor(w * float("inf"), ones, "q4_0", tensor="up")
 
 
 def test_zero_importance_everywhere_is_equal_importance():

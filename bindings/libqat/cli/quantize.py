@@ -7,24 +7,36 @@ from typing import Annotated, Any
 import typer
 
 import libqat
+from libqat import finetune, ptq
 
 from . import console
 
 NAME = "quantize"
-HELP = """Round a model to the nearest numbers of a policy's grids, without training.
+HELP = """Round a model to the numbers of a policy's grids, without training.
 
-With the consumers' own scales (rtn) this is the baseline that fine-tuning has to beat, and a quick way to a
-checkpoint. With searched scales (search) the weights' error is smaller, in files of the same size.
+Methods, from the quickest to the best (docs/ptq.md): rtn takes the consumers' own scales, the baseline that
+fine-tuning has to beat; search takes the scales of least error; weighted counts that error by how large each
+input is; awq rescales the input channels first; gptq lets the weights still to come make up for each error.
+The last three read --text. All files have the same size.
 
 Example: [bold]libqat quantize ./SmolLM2-135M --policy gguf-q4_0 --out rtn.qat.safetensors[/bold]
+
+Example: [bold]libqat quantize ./SmolLM2-135M --method gptq --text book.txt --out gptq.qat.safetensors[/bold]
 """
 
 
 class Method(StrEnum):
-    """Where the scales come from."""
+    """How weights are rounded."""
 
     RTN = "rtn"
     SEARCH = "search"
+    WEIGHTED = "weighted"
+    GPTQ = "gptq"
+    AWQ = "awq"
+
+
+CALIBRATED = {Method.WEIGHTED: libqat.weighted_search, Method.GPTQ: libqat.gptq, Method.AWQ: libqat.awq}
+"""Methods that look at the inputs of the layers."""
 
 
 def run(
@@ -32,12 +44,15 @@ def run(
     policy: Annotated[
         str, typer.Option(help="Preset name or JSON file.", autocompletion=console.complete_policy)
     ] = "gguf-q4_0",
-    method: Annotated[
-        Method | None,
-        typer.Option(
-            help="rtn: the consumers' own scales; search: the scales of least error. Default: the policy's."
-        ),
+    method: Annotated[Method | None, typer.Option(help="See above. Default: the policy's scales.")] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="UTF-8 text file to calibrate on; may be given several times."),
     ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="At most this many tokens of the text, spread over it.")
+    ] = ptq.TOKENS,
+    window: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = ptq.WINDOW,
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("rtn.qat.safetensors"),
     report: Annotated[
         bool, typer.Option("--report", help="Print each tensor's grid, bits, error and bytes.")
@@ -45,18 +60,49 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """See HELP."""
+    if (method in CALIBRATED) != bool(text):
+        wanted = "--text FILE" if method in CALIBRATED else "no --text"
+        raise typer.BadParameter(f"expected {wanted} for method {method or 'of the policy'}")
     loaded = libqat.load_model(model)
     chosen = libqat.Policy.load(policy)
     if method is not None:
-        chosen = chosen.with_scale("search" if method is Method.SEARCH else "reference")
+        scale = {Method.RTN: "reference", Method.SEARCH: "search"}.get(method, "learned")
+        chosen = chosen.with_scale(scale)
     prepared = libqat.prepare(loaded.decoder, chosen)
+    found: dict[str, Any] = {}
+    if method in CALIBRATED:
+        ids = finetune.tokenize_files(model, text or [])
+        found = _calibrate(method, prepared, ptq.calibration_windows(ids, tokens, window))
     rows = prepared.report()
     if report and not json:
         console.out.print(rows)
     libqat.save(libqat.freeze(prepared, loaded.config, loaded.tokenizer), out)
     console.say(f"wrote {out}")
     if json:
-        console.print_json(_outcome(out, rows))
+        console.print_json(_outcome(out, rows) | found)
+
+
+def _calibrate(method: Method, prepared: libqat.PreparedDecoder, windows: Any) -> dict[str, Any]:
+    """Rounds by a method that looks at the inputs; what the JSON says of it."""
+    try:
+        with console.progress(f"{method}: {windows.numel():,} tokens") as update:
+            results = CALIBRATED[method](prepared, windows, progress=update)
+    except KeyboardInterrupt:
+        console.say("interrupted; nothing was written")
+        raise typer.Exit(130) from None
+    said: dict[str, Any] = {"method": str(method), "calibration_tokens": windows.numel()}
+    if method is Method.AWQ:
+        folds = [
+            {"producers": f.producers, "weights": f.weights, "alpha": f.alpha, "error": f.error}
+            for f in results
+        ]
+        used = [fold for fold in folds if fold["alpha"] > 0]
+        console.say(f"scaled the inputs of {len(used)} of {len(folds)} groups of layers")
+        return said | {"folds": folds}
+    errors = {one.name: one.output_error for one in results}
+    mean = (sum(error**2 for error in errors.values()) / max(1, len(errors))) ** 0.5
+    console.say(f"layers err by {mean:.1%} of their outputs on the calibration text (RMS)")
+    return said | {"output_errors": errors}
 
 
 def _outcome(out: Path, rows: libqat.Report) -> dict[str, Any]:

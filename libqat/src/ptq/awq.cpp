@@ -2,9 +2,9 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
@@ -16,6 +16,7 @@
 
 #include "ptq/check.hpp"
 #include "ptq/decode.hpp"
+#include "ptq/no_autocast.hpp"
 #include "ptq/scales.hpp"
 #include "ptq/stage_walk.hpp"
 
@@ -33,7 +34,9 @@ struct Sample {
 at::Tensor every_kth_row(const at::Tensor& rows, int64_t most) {
   const int64_t count = rows.size(0);
   if (most == 0 || count <= most) return rows;
-  return rows.index_select(0, at::arange(most, at::kLong) * count / most);
+  std::vector<int64_t> chosen;
+  for (int64_t i = 0; i < most; ++i) chosen.push_back(i * count / most);
+  return rows.index_select(0, at::tensor(chosen));
 }
 
 std::vector<Sample> samples_of(const Subject& subject, const std::vector<at::Tensor>& weights,
@@ -94,6 +97,7 @@ AwqScale awq_scale(const std::vector<at::Tensor>& weights, const std::vector<std
                    const at::Tensor& hessian, const at::Tensor& magnitude, const AwqOptions& options,
                    const std::vector<int64_t>& producer_rows, std::string_view tensor) {
   const at::NoGradGuard no_grad;
+  const NoAutocast full_precision;
   const Subject subject{kFunction, tensor};
   check_options(subject, options);
   const std::vector<Sample> samples = samples_of(subject, weights, grids, options.rows);

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "ptq/check.hpp"
+#include "ptq/no_autocast.hpp"
 
 namespace qat::ptq {
 namespace {
@@ -26,6 +27,7 @@ void InputMoments::add(const at::Tensor& input) {
     fail({"InputMoments", "input"}, "floats [..., " + std::to_string(n) + "]", describe(input));
   }
   const at::NoGradGuard no_grad;
+  const NoAutocast full_precision;
   const at::Tensor x = input.detach().reshape({-1, n}).to(at::kCPU, at::kFloat);
   for (int64_t first = 0; first < n; first += kPanel) {
     const int64_t count = std::min(kPanel, n - first);

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "ptq/check.hpp"
+#include "ptq/no_autocast.hpp"
 
 namespace qat::ptq {
 
@@ -75,6 +76,7 @@ void check_learned(const std::string& function, const PreparedModel& model) {
 }
 
 double output_error(const at::Tensor& weight, const at::Tensor& w_hat, const at::Tensor& hessian) {
+  const NoAutocast full_precision;
   const at::Tensor h = hessian.to(at::kFloat);
   const auto energy = [&](const at::Tensor& rows) {
     return (at::mm(rows, h) * rows).sum(at::kDouble).item<double>();

@@ -1,0 +1,94 @@
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/randint.h>
+
+#include <cstdio>
+#include <filesystem>
+
+#include "qat/core/error.hpp"
+#include "qat/models/decoder.hpp"
+#include "qat/ptq/apply.hpp"
+#include "qat/ptq/awq.hpp"
+
+#include "catch.hpp"
+
+using namespace qat;
+
+namespace {
+
+/// A decoder with the same weights for the same seed, and a text for it.
+std::shared_ptr<models::Decoder> tiny() {
+  at::manual_seed(3);
+  models::DecoderConfig config;
+  config.vocab_size = 50;
+  config.hidden_size = 64;
+  config.intermediate_size = 96;
+  config.num_hidden_layers = 2;
+  config.num_attention_heads = 4;
+  config.num_key_value_heads = 2;
+  config.head_dim = 16;
+  config.tie_word_embeddings = true;
+  return std::make_shared<models::Decoder>(config);
+}
+
+at::Tensor text() {
+  return at::randint(50, {12, 16}, at::detail::createCPUGenerator(1), at::TensorOptions().dtype(at::kLong));
+}
+
+double difference(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor d = (a - b).to(at::kDouble);
+  return (d * d).mean().item<double>();
+}
+
+}  // namespace
+
+TEST_CASE("GPTQ on a decoder, as docs/ptq.md shows it") {
+  const at::NoGradGuard no_grad;
+  const auto decoder = tiny();
+  const at::Tensor windows = text();
+  const at::Tensor expected = decoder->forward(windows);
+  const std::string path =
+      (std::filesystem::temp_directory_path() / "libqat-ptq-test.qat.safetensors").string();
+  const auto plain = tiny();
+  const PreparedModel rounded = prepare(plain, Policy::preset("gguf-q4_0"));
+
+  auto model = qat::prepare(decoder, qat::Policy::preset("gguf-q4_0").with_scale(qat::ScaleRule::kLearned));
+  qat::ptq::GptqOptions options;
+  options.damping = 0.02;
+  for (const auto& layer : qat::ptq::apply_gptq(model, decoder->stages(), windows, options)) {
+    std::printf("%s %.4f\n", layer.name.c_str(), layer.output_error);
+  }
+  qat::save(qat::freeze(model), path);
+
+  CHECK(difference(decoder->forward(windows), expected) < difference(plain->forward(windows), expected));
+  std::filesystem::remove(path);
+}
+
+TEST_CASE("AWQ leaves the float decoder, and quantizers are enabled again") {
+  const at::NoGradGuard no_grad;
+  const auto decoder = tiny();
+  const at::Tensor windows = text();
+  const at::Tensor expected = decoder->forward(windows);
+  auto model = prepare(decoder, Policy::preset("gguf-q4_0").with_scale(ScaleRule::kLearned));
+  CHECK(ptq::apply_awq(model, decoder->stages(), windows).size() == 8);
+  for (const auto& quantizer : model.quantizers()) CHECK((!quantizer || quantizer->enabled()));
+  model.set_enabled(false);
+  // float32: every weight was multiplied and divided once
+  CHECK((decoder->forward(windows) - expected).abs().max().item<float>() <
+        1e-5F * expected.abs().max().item<float>());
+}
+
+TEST_CASE("a stage must name slots of the model") {
+  const auto decoder = tiny();
+  auto model = prepare(decoder, Policy::preset("gguf-q4_0").with_scale(ScaleRule::kLearned));
+  std::vector<Stage> stages = decoder->stages();
+  stages[0].weights.emplace_back("model.layers.7.up");
+  CHECK_THROWS_WITH(
+      ptq::apply_gptq(model, stages, text()),
+      "apply_gptq: model.layers.7.up: expected a slot of the prepared model, got none of that name");
+  stages = decoder->stages();
+  stages[0].producers = {"model.layers.7.norm"};
+  CHECK_THROWS_AS(ptq::apply_awq(model, stages, text()), ArgumentError);
+}
