@@ -838,6 +838,18 @@ class StepReport:
         """
 
     @property
+    def clip_rate(self) -> float:
+        """
+        Share of weights beyond the range of their scale.
+        """
+
+    @property
+    def dead_codes(self) -> dict[str, float]:
+        """
+        Grid -> share of its codes that no weight of a tensor has; {} when not measured.
+        """
+
+    @property
     def distance_to_grid(self) -> float:
         """
         RMS(w_hat - w) / RMS(w) of the trained quantized weights.
@@ -871,6 +883,30 @@ class StepReport:
     def loss(self) -> float:
         """
         Mean over the step's predicted tokens, nats.
+        """
+
+    @property
+    def oscillation(self) -> float:
+        """
+        Share of codes that also changed the other way than the last time.
+        """
+
+    @property
+    def probe_kl(self) -> float:
+        """
+        KL to the teacher, of what would ship, on the first batch that the run does not train on.
+        """
+
+    @property
+    def probe_kl_start(self) -> float:
+        """
+        The same before the first step.
+        """
+
+    @property
+    def scale_drift(self) -> float:
+        """
+        RMS change of the scales since the start, in units of their field's mean.
         """
 
     @property
@@ -950,6 +986,12 @@ class Trainer:
     def step(self) -> int:
         """
         Optimizer steps done.
+        """
+
+    @property
+    def warnings(self) -> list[str]:
+        """
+        That the run made the model worse on the probe, and what in telemetry explains it; [] when it did not.
         """
 
 class CacheProgress:

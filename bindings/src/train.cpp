@@ -112,8 +112,19 @@ void bind_report(py::module_& module) {
       .def_readonly("seconds_left", &StepReport::seconds_left, "Until the last step, at the present speed.")
       .def_readonly("flip_rate", &StepReport::flip_rate,
                     "Share of trained codes that differ from the last measurement.")
+      .def_readonly("oscillation", &StepReport::oscillation,
+                    "Share of codes that also changed the other way than the last time.")
+      .def_readonly("clip_rate", &StepReport::clip_rate, "Share of weights beyond the range of their scale.")
+      .def_readonly("scale_drift", &StepReport::scale_drift,
+                    "RMS change of the scales since the start, in units of their field's mean.")
       .def_readonly("distance_to_grid", &StepReport::distance_to_grid,
                     "RMS(w_hat - w) / RMS(w) of the trained quantized weights.")
+      .def_readonly("dead_codes", &StepReport::dead_codes,
+                    "Grid -> share of its codes that no weight of a tensor has; {} when not measured.")
+      .def_readonly(
+          "probe_kl", &StepReport::probe_kl,
+          "KL to the teacher, of what would ship, on the first batch that the run does not train on.")
+      .def_readonly("probe_kl_start", &StepReport::probe_kl_start, "The same before the first step.")
       .def_readonly("evaluation", &StepReport::evaluation,
                     "Scores of teacher (if any) and student, or nothing when not evaluated.")
       .def(
@@ -161,7 +172,11 @@ state is saved and the exception raised. NumericError naming the step for a loss
           "request_stop", [](PythonTrainer& self) { self.trainer().request_stop(); },
           "Ends `run` after the step under way, from any thread; the state is saved.")
       .def_property_readonly(
-          "step", [](PythonTrainer& self) { return self.trainer().step(); }, "Optimizer steps done.");
+          "step", [](PythonTrainer& self) { return self.trainer().step(); }, "Optimizer steps done.")
+      .def_property_readonly(
+          "warnings", [](PythonTrainer& self) { return self.trainer().warnings(); },
+          "That the run made the model worse on the probe, and what in telemetry explains it; [] when it did "
+          "not.");
 }
 
 }  // namespace

@@ -156,6 +156,45 @@ def test_control_quantizes_nothing(hf_folder, text_file, tmp_path):
     assert libqat.load(tmp_path / "model.qat.safetensors").grids == {}
 
 
+def test_options_from_a_file_and_from_the_command_line(hf_folder, text_file, tmp_path):
+    more = {
+        "ema": 0.5,
+        "steps": 7,
+        "objective": {"kl": 0.5, "jsd": 0.5},
+        "oscillation": {"freeze_above": 0.3},
+    }
+    (tmp_path / "more.json").write_text(json.dumps(more))
+    command = ["finetune", hf_folder, "--text", text_file, *QUICK, "--options", tmp_path / "more.json"]
+    works(*command, "--out", tmp_path / "a")
+    found = json.loads((tmp_path / "a/run.json").read_text())["options"]
+    assert (found["ema"], found["steps"], found["oscillation"]["freeze_above"]) == (0.5, 3, 0.3)
+    assert (found["objective"]["kl"], found["objective"]["jsd"], found["objective"]["ce"]) == (0.5, 0.5, 0)
+    said = ["--objective", "cakld", "--temperature", 2, "--ema", 0, "--scale-learning-rate", 0.01]
+    works(*command, "--out", tmp_path / "b", *said)
+    found = json.loads((tmp_path / "b/run.json").read_text())["options"]
+    assert (found["ema"], found["scale_learning_rate"]) == (0, 0.01)
+    assert found["objective"] == libqat.default_options()["objective"] | {
+        "kl": 0, "cakld": 1, "temperature": 2,
+    }  # fmt: skip
+    (tmp_path / "more.json").write_text('{"learning_rat": 1}')
+    fails(*command, "--out", tmp_path / "c", says=["learning_rat", "unknown key"])
+    (tmp_path / "more.json").write_text("[1]")
+    fails(*command, "--out", tmp_path / "c", says=["more.json", "a JSON object"])
+
+
+def test_a_run_that_made_it_worse_is_warned_about(hf_folder, text_file, tmp_path):
+    command = ["finetune", hf_folder, "--text", text_file, "--steps", 10, "--sequence-length", 16, "--json"]
+    code, out, err = run(*command, "--out", tmp_path / "wild", "--learning-rate", 1)
+    assert code == 0
+    [warning] = json.loads(out)["warnings"]
+    assert f"warning: {warning}" in err
+    assert "training made the model worse" in warning
+    assert "learning rate is too high" in warning
+    code, out, err = run(*command, "--out", tmp_path / "tame", "--learning-rate", 1e-3)
+    assert json.loads(out)["warnings"] == []
+    assert "warning" not in err
+
+
 def test_verify_lists_differences(hf_folder, gguf, ckpt, tmp_path):
     other = tmp_path / "other.qat.safetensors"
     works("quantize", hf_folder, "--policy", "gguf-q8_0", "--out", other)

@@ -31,14 +31,14 @@ def test_a_run_builds_its_cache_and_says_what_it_costs(hf_folder, tokens, tmp_pa
     run = start(
         hf_folder, tokens, tmp_path / "run", teacher_cache=True, teacher_top_k=319, on_cache=seen.append
     )
-    assert [now.done for now in seen] == [2, 4, 6, 8, 10, 12]
-    assert {now.total for now in seen} == {12}  # of the text's 25 windows, those that the run reads
+    assert [now.done for now in seen] == [2, 4, 6, 8, 10, 12, 14]
+    assert {now.total for now in seen} == {14}  # of the text's 25 windows, those that run and probe read
     check = run.cache_check
     assert check.tokens == 2 * 2 * 15
     assert check.cached == pytest.approx(check.live, rel=1e-3)  # all but one outcome, in half precision
     assert check.cosine > 0.999
     assert run.train()
-    assert (tmp_path / "run" / teacher.FILE).stat().st_size == 64 + 12 * (8 + 15 * (319 * 4 + 4) + 8)
+    assert (tmp_path / "run" / teacher.FILE).stat().st_size == 64 + 14 * (8 + 15 * (319 * 4 + 4) + 8)
 
     live = start(hf_folder, tokens, tmp_path / "live")
     assert live.cache_check is None
@@ -112,16 +112,16 @@ def test_an_exception_while_building_is_raised_and_the_rest_built_later(hf_folde
         start(hf_folder, tokens, tmp_path / "run", on_cache=stop, **settings)
     seen = []
     start(hf_folder, tokens, tmp_path / "run", on_cache=seen.append, **settings)
-    assert [now.done for now in seen] == [6, 8, 10, 12]
+    assert [now.done for now in seen] == [6, 8, 10, 12, 14]
 
 
 def test_answers_are_the_teachers(hf_folder, tokens, tmp_path):
     loaded = libqat.load_model(hf_folder)
     data = libqat.TokenData.from_tensor(tokens, 320)
     plan = libqat.CachePlan(data, 8, libqat.fingerprint(loaded.decoder, "note"), **OPTIONS)
-    assert len(plan.windows) == 12
+    assert len(plan.windows) == 14
     path = tmp_path / "cache"
-    assert libqat.TeacherCache.missing(path, plan) == 12
+    assert libqat.TeacherCache.missing(path, plan) == 14
     assert (
         libqat.TeacherCache.build(
             path, plan, lambda t: loaded.decoder(t), data, lambda now: now.done < 6, **OPTIONS

@@ -134,8 +134,9 @@ def test_objective_equals_autograd_in_float64():
 
 
 @pytest.mark.parametrize(
-    "terms", [{"reverse_kl": 1.0}, {"jsd": 1.0, "jsd_alpha": 0.85}, {"cakld": 1.0}, {"cakld": 2.0, "cakld_beta": 0.2}]
-)  # fmt: skip
+    "terms",
+    [{"reverse_kl": 1.0}, {"jsd": 1.0, "jsd_alpha": 0.85}, {"cakld": 1.0}, {"cakld": 2.0, "cakld_beta": 0.2}],
+)
 def test_divergences_equal_autograd_in_float64(terms):
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(2, 6, 50, generator=generator, dtype=torch.float64)
@@ -195,6 +196,46 @@ def test_telemetry_and_progress(folder, data, tmp_path):
     assert run["options"] == _core.check_options(**OPTIONS, eval_every=4)
     assert run["policy"] == json.loads(policy().to_json())
     assert "exp_avg/model.norm.weight" in load_file(tmp_path / "run/state.safetensors")
+
+
+LEARNED = {**POLICY, "estimator": {"kind": "lsq"}}
+
+
+def test_learned_scales_train_resume_and_ship(folder, data, tmp_path):
+    options = dict(OPTIONS, scale_learning_rate=2e-2, ema=0.5, oscillation={"freeze_above": 0.4})
+
+    def trainer(path):
+        decoder = _core.load_model(folder).decoder
+        teacher = decoder.frozen_copy(torch.float32)
+        prepared = _core.prepare_decoder(decoder, _core.Policy.from_json(json.dumps(LEARNED)))
+        return prepared, _core.Trainer(prepared, teacher, data, path, **options)
+
+    whole, run = trainer(tmp_path / "whole")
+    start = whole.freeze()
+    reports = []
+    assert run.run(reports.append)
+    assert reports[-1].scale_drift > 1e-3
+    assert 0 < reports[-1].clip_rate < 0.5
+    assert reports[-1].dead_codes == {"int2_channel": 0}
+    assert 0 < reports[-1].probe_kl < reports[-1].probe_kl_start
+    assert reports[-1].oscillation >= 0
+    assert run.warnings == []
+    _, cut = trainer(tmp_path / "cut")
+    assert not cut.run(lambda report: report.step < 5)
+    again, cut = trainer(tmp_path / "cut")
+    cut.resume()
+    assert cut.run()
+    states = [(tmp_path / name / "state.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert states[0] == states[1]
+    shipped, resumed = whole.freeze(), again.freeze()
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert shipped.quantized[name].scales.equal(resumed.quantized[name].scales)
+    assert not shipped.quantized[name].scales.equal(start.quantized[name].scales)
+    # The average ships, and the state keeps both.
+    state = load_file(tmp_path / "whole/state.safetensors")
+    assert parameters(whole)[name].equal(state[f"average/{name}"])
+    assert not parameters(whole)[name].equal(state[f"latent/{name}"])
+    assert shipped.quantized[name].scales.flatten().equal(state[f"average/{name}_scales"].flatten())
 
 
 def test_frozen_parameters_stay(folder, data):

@@ -6,10 +6,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import torch
 import typer
+from click.core import ParameterSource
 
-from libqat import StepReport, finetune, teacher
+from libqat import StepReport, default_options, finetune, run_folder, teacher
 from libqat import dry_run as planning
 
 from . import console
@@ -31,13 +33,20 @@ class Objective(str, Enum):
     kl = "kl"
     ce = "ce"
     mix = "mix"
+    reverse_kl = "reverse-kl"
+    jsd = "jsd"
+    cakld = "cakld"
 
 
 WEIGHTS = {
     Objective.kl: {"kl": 1.0, "ce": 0.0},
     Objective.ce: {"kl": 0.0, "ce": 1.0},
     Objective.mix: {"kl": 0.5, "ce": 0.5},
+    Objective.reverse_kl: {"kl": 0.0, "reverse_kl": 1.0},
+    Objective.jsd: {"kl": 0.0, "jsd": 1.0},
+    Objective.cakld: {"kl": 0.0, "cakld": 1.0},
 }
+_DEFAULTS = default_options()
 
 
 def run(
@@ -52,13 +61,28 @@ def run(
     sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 256,
     accumulate: Annotated[int, typer.Option(help="Batches per optimizer step.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Peak; a cosine follows the warm-up.")] = 1e-4,
+    scale_learning_rate: Annotated[
+        float, typer.Option(help="Peak for learned scales, as a share of their mean size; 0 holds them.")
+    ] = _DEFAULTS["scale_learning_rate"],
     objective: Annotated[
-        Objective, typer.Option(help="KL to the float model, cross-entropy, or half of each.")
+        Objective,
+        typer.Option(help="KL to the float model, cross-entropy, half of each, or another divergence."),
     ] = Objective.kl,
+    temperature: Annotated[float, typer.Option(help="At which divergences are taken.")] = 1.0,
+    ema: Annotated[
+        float, typer.Option(help="Decay of the average of the weights, which ships; 0 = off.")
+    ] = 0.0,
     frozen: Annotated[
         list[str] | None, typer.Option(help="Parameters not to train (regex). Default: the embedding.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Order of the text.")] = 0,
+    options: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with further options of the run, docs/training.md lists them; what is given here "
+            "counts more."
+        ),
+    ] = None,
     teacher_cache: Annotated[
         str | None,
         typer.Option(
@@ -83,25 +107,43 @@ def run(
     """See HELP."""
     policy = finetune.FLOAT if control else policy
     tokens = finetune.tokenize_files(model, text)
-    options = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "sequence_length": sequence_length,
-        "accumulate": accumulate,
-        "learning_rate": learning_rate,
-        "objective": WEIGHTS[objective],
-        "frozen": list(finetune.FROZEN if frozen is None else frozen),
-        "seed": seed,
-    }
+    settings = _settings(
+        options,
+        steps=steps,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        scale_learning_rate=scale_learning_rate,
+        objective=WEIGHTS[objective] | {"temperature": temperature},
+        ema=ema,
+        frozen=list(finetune.FROZEN if frozen is None else frozen),
+        seed=seed,
+    )
     if dry_run:
-        _plan(model, tokens, policy, options, json)
+        _plan(model, tokens, policy, settings, json)
         return
     started = _start(model, tokens, policy, out, teacher_cache, resume=resume, text=text,
-                     teacher_top_k=teacher_top_k, **options)  # fmt: skip
-    last = _train(started, options["steps"])
+                     teacher_top_k=teacher_top_k, **settings)  # fmt: skip
+    last = _train(started, settings["steps"])
+    for warning in started.trainer.warnings:
+        console.say(f"warning: {warning}")
     console.say(f"wrote {started.checkpoint}; next: libqat export {started.checkpoint} model.gguf")
     if json:
         console.print_json(_outcome(started, last))
+
+
+def _settings(file: Path | None, **given: Any) -> dict[str, Any]:
+    """Options of a run: what the command line says, else what the file says, else the defaults."""
+    context = click.get_current_context()
+    names = {name: (name, "temperature") if name == "objective" else (name,) for name in given}
+    said = {
+        name
+        for name, arguments in names.items()
+        if any(context.get_parameter_source(one) is not ParameterSource.DEFAULT for one in arguments)
+    }
+    read = run_folder.read_json(file) if file else {}
+    return given | read | {name: given[name] for name in said}
 
 
 def _start(
@@ -157,6 +199,7 @@ def _outcome(started: finetune.Run, last: StepReport | None) -> dict[str, Any]:
         "steps": started.trainer.step,
         "loss": last.loss if last else None,
         "tokens_per_second": last.tokens_per_second if last else None,
+        "warnings": started.trainer.warnings,
     }
 
 

@@ -33,6 +33,10 @@ _CURVES = (
     Curve("gradient_norm", "Gradient norm", colour=COLOURS["float"]),
     Curve("flip_rate", "Flip rate", "% of codes", 100, COLOURS["ptq"]),
     Curve("distance_to_grid", "Distance to grid", "% of RMS", 100, COLOURS["ptq"], from_zero=False),
+    Curve("oscillation", "Oscillation", "% of codes", 100, COLOURS["ptq"]),
+    Curve("clip_rate", "Clip rate", "% of weights", 100, COLOURS["ptq"]),
+    Curve("scale_drift", "Scale drift", "% of the mean scale", 100, COLOURS["ptq"]),
+    Curve("probe_kl", "KL on the probe batch", "nats per token"),
     Curve("evaluation", "KL during training", "nats per token, held-out"),
 )
 
@@ -69,7 +73,7 @@ def save_training_png(steps: Steps, path: str | os.PathLike, title: str = "") ->
         drawing.suptitle(title, x=0.01, ha="left", fontweight="bold")
         present = [curve for curve in _CURVES if series(steps, curve.key)[0]]
         for place, curve in enumerate(present, 1):
-            _draw(drawing.add_subplot(2, 3, place), curve, steps, 0)
+            _draw(drawing.add_subplot(2, -(-len(present) // 2), place), curve, steps, 0)
         drawing.savefig(path, dpi=140)
 
 
@@ -92,6 +96,10 @@ def _draw(axes, curve: Curve, steps: Steps, clip_norm: float) -> None:
     if curve.key == "gradient_norm" and 0 < clip_norm <= 1.2 * max(values):
         axes.axhline(clip_norm, color=COLOURS["ptq"], linewidth=0.8, linestyle="--")
         axes.annotate("clipped above", (at[0], clip_norm), (0, 2), textcoords="offset points", fontsize=8,
+                      color=COLOURS["ptq"])  # fmt: skip
+    if curve.key == "probe_kl" and (start := series(steps, "probe_kl_start")[1]):
+        axes.axhline(start[0], color=COLOURS["ptq"], linewidth=0.8, linestyle="--")
+        axes.annotate("before training", (at[0], start[0]), (0, 2), textcoords="offset points", fontsize=8,
                       color=COLOURS["ptq"])  # fmt: skip
     if curve.from_zero:
         axes.set_ylim(bottom=0)

@@ -20,7 +20,8 @@ from .reading import Reader
 from .tensors import Weight
 
 TELEMETRY = "telemetry.jsonl"
-_LATENT = "latent/"
+_LATENTS = ("latent/", "average/")
+"""Prefixes of the trained tensors in a state; a run that averages ships the average."""
 _NUMBERS = (
     "step",
     "loss",
@@ -28,7 +29,12 @@ _NUMBERS = (
     "gradient_norm",
     "tokens_per_second",
     "flip_rate",
+    "oscillation",
+    "clip_rate",
+    "scale_drift",
     "distance_to_grid",
+    "probe_kl",
+    "probe_kl_start",
 )
 _FLOATS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
@@ -125,9 +131,15 @@ def weights_of(run: RunFolder, source: Path) -> Iterator[list[Weight]]:
     _check_names(source, original, [*checkpoint.grids, *checkpoint.floats])
     try:
         with safe_open(run.path / STATE, framework="pt") as state:
-            latents = {key.removeprefix(_LATENT) for key in state.keys() if key.startswith(_LATENT)}  # noqa: SIM118
+            latents = {
+                key.removeprefix(prefix): key
+                for prefix in _LATENTS
+                for key in state.keys()  # noqa: SIM118
+                if key.startswith(prefix)
+            }
             yield [
-                _weight(name, tensor, checkpoint, state, name in latents) for name, tensor in original.items()
+                _weight(name, tensor, checkpoint, state, latents.get(name))
+                for name, tensor in original.items()
             ]
     except SafetensorError as error:
         raise FileError(f"report: {run.path / STATE}: expected a safetensors file, got {error}") from error
@@ -142,9 +154,9 @@ def _check_names(source: Path, original: dict[str, Tensor], shipped: list[str]) 
         )
 
 
-def _weight(name: str, tensor: Tensor, checkpoint, state, trained: bool) -> Weight:
-    latent = (lambda: state.get_tensor(_LATENT + name)) if trained else (lambda: tensor)
-    shape = tuple(tensor.shape)
+def _weight(name: str, tensor: Tensor, checkpoint, state, key: str | None) -> Weight:
+    latent = (lambda: state.get_tensor(key)) if key else (lambda: tensor)
+    shape, trained = tuple(tensor.shape), key is not None
     if name in checkpoint.grids:
         quantized = checkpoint.quantized[name]
         return Weight(

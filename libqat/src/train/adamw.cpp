@@ -14,6 +14,7 @@ namespace qat::train {
 
 AdamW::AdamW(std::vector<at::Tensor> parameters, const Options& options)
     : parameters_(std::move(parameters)),
+      begun_(parameters_.size(), 0),
       beta1_(options.beta1),
       beta2_(options.beta2),
       epsilon_(options.epsilon),
@@ -39,20 +40,22 @@ double AdamW::gradient_norm() const {
 
 void AdamW::update(int64_t step, double learning_rate, double gradient_norm) {
   const c10::NoGradGuard no_grad;
-  std::vector<at::Tensor> parameters, gradients, first, second;
+  std::vector<at::Tensor> parameters, gradients, first, second, steps;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (!parameters_[i].grad().defined()) continue;
     parameters.push_back(parameters_[i]);
     gradients.push_back(parameters_[i].grad());
     first.push_back(first_[i]);
     second.push_back(second_[i]);
+    const at::TensorOptions f32 = at::TensorOptions(at::kFloat).device(parameters.back().device());
+    steps.push_back(at::full({}, static_cast<double>(step - begun_[i]), f32));
   }
   if (parameters.empty()) return;
-  const at::TensorOptions f32 = at::TensorOptions(at::kFloat).device(parameters[0].device());
   // The kernel divides gradients by this scale (it is meant for loss scaling).
   std::optional<at::Tensor> scale;
-  if (clip_norm_ > 0 && gradient_norm > clip_norm_) scale = at::full({}, gradient_norm / clip_norm_, f32);
-  const std::vector<at::Tensor> steps(parameters.size(), at::full({}, static_cast<double>(step), f32));
+  if (clip_norm_ > 0 && gradient_norm > clip_norm_) {
+    scale = at::full({}, gradient_norm / clip_norm_, steps[0].options());
+  }
   at::_fused_adamw_(parameters, gradients, first, second, {}, steps, learning_rate, beta1_, beta2_,
                     weight_decay_, epsilon_, /*amsgrad=*/false, /*maximize=*/false, scale);
 }

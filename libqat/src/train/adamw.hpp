@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <vector>
 
 #include "qat/train/options.hpp"
@@ -15,6 +16,9 @@ class AdamW {
   /// parameters: float32, any shape; shared, not copied. Moments start at 0.
   AdamW(std::vector<at::Tensor> parameters, const Options& options);
 
+  /// Parameter number `index` takes its first update in the step after `step`: the correction of its moments'
+  /// bias counts from there.
+  void begin_after(std::size_t index, int64_t step) { begun_[index] = step; }
   /// Root of the sum of squares of all gradients, with undefined gradients as 0.
   double gradient_norm() const;
   /// Step number `step` (1, 2, ...) at `learning_rate`; gradients are scaled so that a norm of
@@ -28,6 +32,7 @@ class AdamW {
 
  private:
   std::vector<at::Tensor> parameters_, first_, second_;
+  std::vector<int64_t> begun_;
   double beta1_, beta2_, epsilon_, weight_decay_, clip_norm_;
 };
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/lerp.h>
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
@@ -83,8 +84,24 @@ at::Tensor predicted_rows(const at::Tensor& tensor, int64_t first, int64_t last,
   return parts.size() == 1 ? parts.front() : at::cat(parts);
 }
 
+namespace {
+
+/// What forward multiplies with: while rounding is blended in, a mix of the latent and of what ships.
+at::Tensor forward_weight(const Head& head, at::ScalarType dtype) {
+  const double blend = rounded_share(head);
+  if (blend == 1) return head.shipped_weight(dtype);
+  const at::Tensor latent = head.weight.detach().to(dtype);
+  return blend == 0 ? latent : at::lerp(latent, head.shipped_weight(dtype), blend);
+}
+
+}  // namespace
+
+double rounded_share(const Head& head) {
+  return head.quantizer && head.quantizer->enabled() ? head.quantizer->blend() : 1;
+}
+
 PieceLogits::PieceLogits(const Head& head, at::ScalarType dtype)
-    : weight_(head.shipped_weight(dtype)),
+    : weight_(forward_weight(head, dtype)),
       bias_(head.bias.defined() ? head.bias.detach().to(dtype) : at::Tensor()) {}
 
 at::Tensor PieceLogits::of(const at::Tensor& rows) {

@@ -29,11 +29,14 @@ void check_answer(const char* function, const TeacherAnswer& teacher, const at::
 /// view when they lie in one sequence of a dense tensor. positions: T - 1.
 at::Tensor predicted_rows(const at::Tensor& tensor, int64_t first, int64_t last, int64_t positions);
 
+/// The quantizer's blend; 1 without one, and when it is disabled.
+double rounded_share(const Head& head);
+
 /// The products of `head` with a piece of rows at a time, in a buffer that the next piece reuses.
 class PieceLogits {
  public:
   PieceLogits() = default;
-  /// W_hat and bias in `dtype`.
+  /// W_hat, blended as the quantizer says, and bias, in `dtype`.
   PieceLogits(const Head& head, at::ScalarType dtype);
 
   /// rows: dtype[n, h] -> dtype[n, V], valid until the next call.

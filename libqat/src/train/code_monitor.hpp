@@ -2,46 +2,53 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <map>
 #include <string>
 #include <vector>
 
-#include "qat/prepare/prepare.hpp"
+#include "train/parameters.hpp"
+#include "train/run_state.hpp"
 
 namespace qat::train {
 
-/// How far training has moved the codes of a model.
+/// How far training has moved the codes and scales of a model, on the grids that forward uses.
 class CodeMonitor {
  public:
+  /// Shares are of all weights together; 0 when there is none. See StepReport.
   struct Measurement {
-    double flip_rate;         ///< share of codes that differ from the last measurement
-    double distance_to_grid;  ///< RMS(w_hat - w) / RMS(w)
+    double flip_rate = 0;
+    double oscillation = 0;
+    double clip_rate = 0;
+    double scale_drift = 0;
+    double distance_to_grid = 0;
+    std::map<std::string, double> dead_codes;
   };
 
-  /// A weight on an integer grid.
-  struct Weight {
-    std::string name;
-    at::Tensor latent;  ///< float32[R, ...]
-    std::string grid;
-    ScaleRule scale = ScaleRule::kReference;
-    at::Tensor scales = {};  ///< the learned ones, for kLearned
-  };
+  /// Takes the present codes and scales as the first measurement.
+  explicit CodeMonitor(std::vector<TrainedWeight> weights);
 
-  /// Takes the present codes as the first measurement.
-  explicit CodeMonitor(std::vector<Weight> weights);
-
-  /// Over all weights together; {0, 0} when there is none.
+  /// Measures, and remembers the codes for the next time.
   Measurement measure();
-
-  const std::vector<Weight>& weights() const noexcept { return weights_; }
-  /// Parallel to weights(): int8[R, N] of the last measurement, part of the run's state.
-  const std::vector<at::Tensor>& codes() const noexcept { return codes_; }
+  /// Begins anew for weights whose forward now uses another grid.
+  void follow_grids();
+  /// "codes/<name>" int8[R, N] of the last measurement, "direction/<name>" int8[R, N], "start_scales/<name>"
+  /// float32[R, G, P].
+  void add_state(std::vector<StateTensor>& tensors) const;
 
  private:
-  std::vector<Weight> weights_;
-  std::vector<at::Tensor> codes_;
-};
+  /// What is remembered of a weight.
+  struct Memory {
+    std::string grid;
+    at::Tensor codes;
+    at::Tensor direction;  ///< of each code's last change: -1, 1, or 0 before the first
+    at::Tensor scales;     ///< stored ones of the start
+  };
+  struct Sums;
+  static Memory remember(const TrainedWeight& weight);
+  static void add(const TrainedWeight& weight, Memory& memory, Sums& sums);
 
-/// The weights of `model` that are on an integer grid and require a gradient.
-std::vector<CodeMonitor::Weight> trained_weights(const PreparedModel& model);
+  std::vector<TrainedWeight> weights_;
+  std::vector<Memory> memories_;
+};
 
 }  // namespace qat::train

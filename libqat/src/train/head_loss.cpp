@@ -1,5 +1,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/lerp.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
@@ -106,6 +107,17 @@ at::Tensor solve(const Problem& problem, const Gradients& sums) {
   return loss.sum();
 }
 
+/// From the gradient of what forward multiplied with.
+WeightGradients pass_on(const Head& head, const at::Tensor& gradient) {
+  const double share = rounded_share(head);
+  if (!head.quantizer || share == 0) return {gradient, {}};
+  WeightGradients passed = head.quantizer->weight_backward(gradient, head.weight.detach());
+  if (share == 1) return passed;
+  passed.latent = at::lerp(gradient, passed.latent, share);
+  if (passed.scales.defined()) passed.scales.mul_(share);
+  return passed;
+}
+
 class HeadLoss : public torch::autograd::Function<HeadLoss> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& /*hidden*/,
@@ -118,11 +130,9 @@ class HeadLoss : public torch::autograd::Function<HeadLoss> {
     const Head& head = problem.head;
     at::Tensor scales;
     if (sums.weight.defined()) {
-      if (head.quantizer) {
-        WeightGradients passed = head.quantizer->weight_backward(sums.weight, head.weight.detach());
-        sums.weight = std::move(passed.latent);
-        scales = std::move(passed.scales);
-      }
+      WeightGradients passed = pass_on(head, sums.weight);
+      sums.weight = std::move(passed.latent);
+      scales = std::move(passed.scales);
       sums.weight = problem.wants_latent ? sums.weight.to(head.weight.scalar_type()) : at::Tensor();
     }
     if (sums.bias.defined()) sums.bias = sums.bias.to(head.bias.scalar_type());

@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "qat/core/error.hpp"
+#include "qat/grid/grid.hpp"
 #include "train/options_check.hpp"
 
 namespace qat::train {
@@ -45,6 +46,53 @@ void validate_objective(const Objective& objective) {
   }
 }
 
+/// whole: whether it may be the whole run.
+void validate_share(const char* name, double value, bool whole) {
+  require(value >= 0 && (whole ? value <= 1 : value < 1), name,
+          whole ? "a share of the steps in [0, 1]" : "a share of the steps in [0, 1)", value);
+}
+
+void validate_stages(const std::vector<Stage>& stages) {
+  double before = 0;
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const std::string path = "progressive[" + std::to_string(i) + "].";
+    if (const auto bad = grid::bad_name(stages[i].grid)) {
+      fail_option(path + "grid", bad->expected, bad->got);
+    }
+    if (grid::find(stages[i].grid).info().is_float) {
+      fail_option(path + "grid", "an integer grid", "\"" + stages[i].grid + "\"");
+    }
+    require(stages[i].until > before && stages[i].until < 1, (path + "until").c_str(),
+            "a share of the steps below 1 and above that of the stage before", stages[i].until);
+    before = stages[i].until;
+  }
+}
+
+void validate_schedules(const Options& options) {
+  require(options.ema >= 0 && options.ema < 1, "ema", "a decay in [0, 1)", options.ema);
+  validate_share("delay", options.delay, false);
+  validate_share("blend", options.blend, true);
+  if (options.delay + options.blend > 1) {
+    fail_option("blend", "delay and blend of at most 1 together", text(options.delay + options.blend));
+  }
+  validate_stages(options.progressive);
+  if (options.unfreeze.from != "first" && options.unfreeze.from != "last") {
+    fail_option("unfreeze.from", "first or last", "\"" + options.unfreeze.from + "\"");
+  }
+  validate_share("unfreeze.until", options.unfreeze.until, false);
+  const Oscillation& oscillation = options.oscillation;
+  require(oscillation.momentum > 0 && oscillation.momentum <= 1, "oscillation.momentum", "a number in (0, 1]",
+          oscillation.momentum);
+  require(oscillation.freeze_above >= 0 && oscillation.freeze_above < 1, "oscillation.freeze_above",
+          "a frequency in [0, 1)", oscillation.freeze_above);
+  require(oscillation.damping >= 0, "oscillation.damping", "a weight >= 0", oscillation.damping);
+  validate_share("prox.until", options.prox.until, true);
+  require(options.prox.steepness > 0, "prox.steepness", "a number > 0", options.prox.steepness);
+  if (options.prox.until > 0 && (options.delay > 0 || options.blend > 0 || !options.progressive.empty())) {
+    fail_option("prox", "no delay, blend or progressive beside it", "several");
+  }
+}
+
 void validate_expressions(const std::vector<std::string>& frozen) {
   for (std::size_t i = 0; i < frozen.size(); ++i) {
     try {
@@ -80,7 +128,10 @@ void validate(const Options& options) {
   require(options.epsilon > 0, "epsilon", "a number > 0", options.epsilon);
   require(options.weight_decay >= 0, "weight_decay", "a number >= 0", options.weight_decay);
   require(options.clip_norm >= 0, "clip_norm", "a number >= 0", options.clip_norm);
+  require(options.scale_learning_rate >= 0, "scale_learning_rate", "a number >= 0",
+          options.scale_learning_rate);
   validate_objective(options.objective);
+  validate_schedules(options);
   const std::string& dtype = options.compute_dtype;
   if (dtype != "auto" && dtype != "float32" && dtype != "bfloat16") {
     fail_option("compute_dtype", "one of auto, float32, bfloat16", "\"" + dtype + "\"");

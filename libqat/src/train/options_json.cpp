@@ -19,6 +19,7 @@ void for_each_option(AnyOptions& options, Visit&& visit) {
   visit("sequence_length", options.sequence_length);
   visit("accumulate", options.accumulate);
   visit("learning_rate", options.learning_rate);
+  visit("scale_learning_rate", options.scale_learning_rate);
   visit("warmup", options.warmup);
   visit("final_learning_rate", options.final_learning_rate);
   visit("beta1", options.beta1);
@@ -30,6 +31,13 @@ void for_each_option(AnyOptions& options, Visit&& visit) {
   visit("loss_chunk", options.loss_chunk);
   visit("compute_dtype", options.compute_dtype);
   visit("frozen", options.frozen);
+  visit("ema", options.ema);
+  visit("delay", options.delay);
+  visit("blend", options.blend);
+  visit("progressive", options.progressive);
+  visit("unfreeze", options.unfreeze);
+  visit("oscillation", options.oscillation);
+  visit("prox", options.prox);
   visit("seed", options.seed);
   visit("eval_every", options.eval_every);
   visit("save_every", options.save_every);
@@ -52,6 +60,39 @@ void for_each_member(auto& objective, Visit&& visit)
   visit("cakld_beta", objective.cakld_beta);
 }
 
+template <typename Visit>
+void for_each_member(auto& stage, Visit&& visit)
+  requires std::same_as<std::remove_cvref_t<decltype(stage)>, Stage>
+{
+  visit("grid", stage.grid);
+  visit("until", stage.until);
+}
+
+template <typename Visit>
+void for_each_member(auto& unfreeze, Visit&& visit)
+  requires std::same_as<std::remove_cvref_t<decltype(unfreeze)>, Unfreeze>
+{
+  visit("from", unfreeze.from);
+  visit("until", unfreeze.until);
+}
+
+template <typename Visit>
+void for_each_member(auto& oscillation, Visit&& visit)
+  requires std::same_as<std::remove_cvref_t<decltype(oscillation)>, Oscillation>
+{
+  visit("momentum", oscillation.momentum);
+  visit("freeze_above", oscillation.freeze_above);
+  visit("damping", oscillation.damping);
+}
+
+template <typename Visit>
+void for_each_member(auto& prox, Visit&& visit)
+  requires std::same_as<std::remove_cvref_t<decltype(prox)>, Prox>
+{
+  visit("until", prox.until);
+  visit("steepness", prox.steepness);
+}
+
 /// An option that is an object.
 template <typename Value>
 concept Group = requires(Value& value) { for_each_member(value, [](const char*, auto&) {}); };
@@ -65,6 +106,12 @@ template <Group Value>
 void write(Json& json, const Value& value) {
   json = Json::object();
   for_each_member(value, [&](const char* name, const auto& member) { write(json[name], member); });
+}
+
+template <Group Value>
+void write(Json& json, const std::vector<Value>& values) {
+  json = Json::array();
+  for (const Value& value : values) write(json.emplace_back(), value);
 }
 
 void read(const Json& json, const std::string& path, int64_t& value) {
@@ -94,6 +141,8 @@ void read(const Json& json, const std::string& path, std::vector<std::string>& v
 
 template <Group Value>
 void read(const Json& json, const std::string& path, Value& value);
+template <Group Value>
+void read(const Json& json, const std::string& path, std::vector<Value>& values);
 
 /// Fills the members that `json` has; `each` enumerates (name, member). Unknown keys are errors.
 template <typename Each>
@@ -119,6 +168,15 @@ template <Group Value>
 void read(const Json& json, const std::string& path, Value& value) {
   if (!json.is_object()) fail_option(path, "an object", json.dump());
   read_object(json, path + ".", [&](auto&& visit) { for_each_member(value, visit); });
+}
+
+template <Group Value>
+void read(const Json& json, const std::string& path, std::vector<Value>& values) {
+  if (!json.is_array()) fail_option(path, "a list of objects", json.dump());
+  values.assign(json.size(), {});
+  for (std::size_t i = 0; i < json.size(); ++i) {
+    read(json[i], path + "[" + std::to_string(i) + "]", values[i]);
+  }
 }
 
 }  // namespace

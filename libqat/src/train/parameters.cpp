@@ -1,10 +1,13 @@
 #include "train/parameters.hpp"
 
+#include <algorithm>
 #include <regex>
 #include <set>
 #include <string_view>
 
 #include "qat/core/error.hpp"
+#include "qat/grid/grid.hpp"
+#include "qat/ops/ops.hpp"
 
 namespace qat::train {
 namespace {
@@ -53,11 +56,11 @@ void check_latent(const NamedParameter& parameter) {
 
 }  // namespace
 
-TrainedParameters::TrainedParameters(const torch::nn::Module& module,
-                                     const std::vector<std::string>& frozen) {
-  Freezer freezer(frozen);
-  std::set<const c10::TensorImpl*> seen, kept;
-  for (const auto& entry : module.named_parameters()) {
+TrainedParameters::TrainedParameters(PreparedModel& model, const Options& options)
+    : model_(model), scales_train_(options.scale_learning_rate > 0) {
+  Freezer freezer(options.frozen);
+  std::set<const c10::TensorImpl*> seen;
+  for (const auto& entry : model.module().named_parameters()) {
     const at::Tensor& value = entry.value();
     const bool first = seen.insert(value.unsafeGetTensorImpl()).second;
     if (!freezer.matches(entry.key()) && first) {
@@ -65,6 +68,10 @@ TrainedParameters::TrainedParameters(const torch::nn::Module& module,
       check_latent(trained_.back());
     }
     if (first) before_.push_back({value, value.requires_grad()});
+  }
+  for (const NamedTensor& scale : model.scale_parameters()) {
+    if (freezer.matches(scale.name)) held_scales_.push_back(scale.name);
+    before_.push_back({scale.value, scale.value.requires_grad()});
   }
   freezer.check_all_used();
   if (trained_.empty()) throw ArgumentError("Trainer: model: expected a parameter to train, got none");
@@ -75,6 +82,7 @@ TrainedParameters::TrainedParameters(const torch::nn::Module& module,
 }
 
 TrainedParameters::~TrainedParameters() {
+  for (const NamedTensor& scale : model_.scale_parameters()) scale.value.set_requires_grad(true);
   for (const Before& before : before_) before.value.set_requires_grad(before.required);
 }
 
@@ -82,6 +90,49 @@ std::vector<at::Tensor> TrainedParameters::values() const {
   std::vector<at::Tensor> values;
   for (const NamedParameter& parameter : trained_) values.push_back(parameter.value);
   return values;
+}
+
+bool TrainedParameters::trains(const std::string& name) const {
+  return std::any_of(trained_.begin(), trained_.end(),
+                     [&](const NamedParameter& parameter) { return parameter.name == name; });
+}
+
+std::vector<TrainedScale> TrainedParameters::scales() {
+  std::vector<TrainedScale> scales;
+  for (std::size_t i = 0; i < model_.slots().size(); ++i) {
+    const auto& quantizer = model_.quantizers()[i];
+    if (!quantizer || !quantizer->scales().defined()) continue;
+    const std::string name = model_.slots()[i].name + "_scales";
+    const bool held = std::find(held_scales_.begin(), held_scales_.end(), name) != held_scales_.end();
+    const bool train = scales_train_ && !held && trains(model_.slots()[i].name);
+    quantizer->scales().set_requires_grad(train);
+    if (train) scales.push_back({name, quantizer->scales(), grid_of(*quantizer)});
+  }
+  return scales;
+}
+
+std::vector<TrainedWeight> trained_weights(const PreparedModel& model) {
+  std::vector<TrainedWeight> weights;
+  for (std::size_t i = 0; i < model.slots().size(); ++i) {
+    const auto& quantizer = model.quantizers()[i];
+    if (!quantizer || grid::find(quantizer->scheme().weight).info().is_float) continue;
+    const at::Tensor latent = model.slots()[i].get();
+    if (latent.requires_grad()) weights.push_back({model.slots()[i].name, latent, quantizer});
+  }
+  return weights;
+}
+
+at::Tensor where_in_range(const TrainedWeight& weight, const at::Tensor& gradient) {
+  const Quantizer& quantizer = *weight.quantizer;
+  ScaleRule rule = quantizer.estimator().scale;
+  if (rule == ScaleRule::kDifferentiated) rule = ScaleRule::kReference;  // the same scales, a plain mask
+  return ops::fake_quantize_backward(
+      gradient, weight.latent.detach(), grid_of(quantizer), {EstimatorKind::kClippedSte, rule}, weight.name,
+      quantizer.scales().defined() ? quantizer.scales().detach() : at::Tensor());
+}
+
+const std::string& grid_of(const Quantizer& quantizer) {
+  return quantizer.training_grid().empty() ? quantizer.scheme().weight : quantizer.training_grid();
 }
 
 }  // namespace qat::train

@@ -35,14 +35,22 @@ void RunFolder::begin(const RunIdentity& identity) {
   telemetry_.keep_until(0);
 }
 
-int64_t RunFolder::resume(const std::vector<StateTensor>& tensors, const RunIdentity& identity) {
+std::string RunFolder::state_file() const {
   if (path_.empty()) throw FileError("Trainer: resume: expected a run folder, got a run that is not saved");
   if (!std::filesystem::exists(file(kState))) {
     throw FileError("Trainer: " + path_ +
                     ": expected the state of a run to resume, got none: start it without "
                     "resuming");
   }
-  const int64_t step = load_state(file(kState), tensors, identity);
+  return file(kState);
+}
+
+int64_t RunFolder::saved_step(const RunIdentity& identity) const {
+  return read_state_step(state_file(), identity);
+}
+
+int64_t RunFolder::resume(const std::vector<StateTensor>& tensors, const RunIdentity& identity) {
+  const int64_t step = load_state(state_file(), tensors, identity);
   telemetry_.keep_until(step);
   return step;
 }

@@ -90,6 +90,14 @@ int64_t read_step(const io::SafetensorsFile& file, int64_t steps) {
   return step;
 }
 
+void check_run(const io::SafetensorsFile& file, const RunIdentity& identity) {
+  const std::string path = file.path().string();
+  if (metadata(file, kFormatKey) != kFormat) {
+    fail(path, "state format", kFormat, metadata(file, kFormatKey));
+  }
+  check_identity(path, metadata(file, kRunKey), identity);
+}
+
 void check_tensors(const io::SafetensorsFile& file, const std::vector<StateTensor>& tensors) {
   const std::string path = file.path().string();
   for (const StateTensor& tensor : tensors) {
@@ -125,13 +133,16 @@ void save_state(const std::string& path, const std::vector<StateTensor>& tensors
       {{kFormatKey, kFormat}, {kStepKey, std::to_string(step)}, {kRunKey, identity.to_json()}});
 }
 
+int64_t read_state_step(const std::string& path, const RunIdentity& identity) {
+  const io::SafetensorsFile file(path);
+  check_run(file, identity);
+  return read_step(file, identity.options.steps);
+}
+
 int64_t load_state(const std::string& path, const std::vector<StateTensor>& tensors,
                    const RunIdentity& identity) {
   const io::SafetensorsFile file(path);
-  if (metadata(file, kFormatKey) != kFormat) {
-    fail(path, "state format", kFormat, metadata(file, kFormatKey));
-  }
-  check_identity(path, metadata(file, kRunKey), identity);
+  check_run(file, identity);
   check_tensors(file, tensors);
   const int64_t step = read_step(file, identity.options.steps);
   const c10::NoGradGuard no_grad;

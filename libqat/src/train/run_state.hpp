@@ -26,8 +26,8 @@ struct RunIdentity {
   std::string to_json() const;
 };
 
-/// A tensor of the state: "latent/<name>", "exp_avg/<name>", "exp_avg_sq/<name>", "codes/<name>",
-/// "buffer/<name>".
+/// A tensor of the state: "latent/<name>", "exp_avg/<name>", "exp_avg_sq/<name>", "scales/<name>",
+/// "buffer/<name>", and those of measurements and schedules.
 struct StateTensor {
   std::string key;
   at::Tensor value;
@@ -42,5 +42,9 @@ void save_state(const std::string& path, const std::vector<StateTensor>& tensors
 /// differ) or a tensor is missing, extra or of another type or shape.
 int64_t load_state(const std::string& path, const std::vector<StateTensor>& tensors,
                    const RunIdentity& identity);
+
+/// The step that a state file was saved at, for a run of this identity. FileError as `load_state`, tensors
+/// aside.
+int64_t read_state_step(const std::string& path, const RunIdentity& identity);
 
 }  // namespace qat::train

@@ -100,7 +100,8 @@ CachePlan plan_teacher_cache(const TokenData& data, const Options& options, int6
   const int64_t count = data.size() / options.sequence_length;
   std::vector<bool> read(static_cast<std::size_t>(count));
   int64_t left = count;
-  for (int64_t index = 0; index < options.steps * options.accumulate && left > 0; ++index) {
+  const int64_t batches = options.steps * options.accumulate + (options.telemetry_every > 0 ? 1 : 0);
+  for (int64_t index = 0; index < batches && left > 0; ++index) {  // the last one is the probe
     for (const int64_t window :
          data.windows(index, options.batch_size, options.sequence_length, options.seed)) {
       if (!read[static_cast<std::size_t>(window)]) --left;

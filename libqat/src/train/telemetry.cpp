@@ -32,8 +32,17 @@ std::string to_json(const StepReport& report) {
                {"gradient_norm", report.gradient_norm},
                {"tokens_per_second", report.tokens_per_second},
                {"seconds_left", report.seconds_left}};
-  if (report.flip_rate >= 0) json["flip_rate"] = report.flip_rate;
-  if (report.distance_to_grid >= 0) json["distance_to_grid"] = report.distance_to_grid;
+  const std::pair<const char*, double> measured[] = {{"flip_rate", report.flip_rate},
+                                                     {"oscillation", report.oscillation},
+                                                     {"clip_rate", report.clip_rate},
+                                                     {"scale_drift", report.scale_drift},
+                                                     {"distance_to_grid", report.distance_to_grid},
+                                                     {"probe_kl", report.probe_kl},
+                                                     {"probe_kl_start", report.probe_kl_start}};
+  for (const auto& [name, value] : measured) {
+    if (value >= 0) json[name] = value;
+  }
+  if (!report.dead_codes.empty()) json["dead_codes"] = report.dead_codes;
   if (!report.evaluation.empty()) {
     json["evaluation"]["student"] = to_json(report.evaluation.back());
     if (report.evaluation.size() > 1) json["evaluation"]["teacher"] = to_json(report.evaluation.front());

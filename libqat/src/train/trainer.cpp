@@ -1,9 +1,8 @@
 #include "qat/train/trainer.hpp"
 
 #include <ATen/Context.h>
-#include <ATen/TensorOperators.h>
-#include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -11,41 +10,20 @@
 #include <utility>
 
 #include "qat/core/error.hpp"
-#include "qat/train/compute.hpp"
-#include "train/adamw.hpp"
-#include "train/code_monitor.hpp"
+#include "train/average.hpp"
+#include "train/batch_loss.hpp"
+#include "train/diagnosis.hpp"
 #include "train/evaluation_mode.hpp"
-#include "train/parameters.hpp"
 #include "train/permutation.hpp"
+#include "train/probe.hpp"
 #include "train/run_folder.hpp"
+#include "train/schedule.hpp"
+#include "train/training.hpp"
 
 namespace qat::train {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-void require_callable(const LanguageModel& function, const char* name, const char* why) {
-  if (function) return;
-  throw ArgumentError(std::string("Trainer: ") + name + ": expected a function (" + why + "), got none");
-}
-
-/// The cache must answer what the run will ask.
-void check_cache(const TeacherCache& cache, const TokenData& data, const Options& options) {
-  const auto check = [](bool ok, const std::string& expected, const std::string& got) {
-    if (!ok) throw ArgumentError("Trainer: teacher cache: expected " + expected + ", got " + got);
-  };
-  const CacheKey& key = cache.key();
-  check(options.objective.needs_teacher(), "an objective that compares with a teacher", "none");
-  check(key.text == data.fingerprint(), "answers to this text", "another's");
-  check(key.length == options.sequence_length,
-        "windows of " + std::to_string(options.sequence_length) + " tokens", std::to_string(key.length));
-  check(key.temperature == options.objective.temperature,
-        "temperature " + std::to_string(options.objective.temperature), std::to_string(key.temperature));
-  const CachePlan plan = plan_teacher_cache(data, options, key.top_k, key.teacher);
-  for (const int64_t window : plan.windows) {
-    check(cache.holds(window), "the answer to window " + std::to_string(window), "none");
-  }
-}
 
 /// Random layers draw from a generator that depends on the run's seed and the step only.
 void seed_generator(at::Device device, int64_t seed, int64_t step) {
@@ -54,46 +32,6 @@ void seed_generator(at::Device device, int64_t seed, int64_t step) {
   generator.set_current_seed(mix(mix(static_cast<std::uint64_t>(seed)) ^ static_cast<std::uint64_t>(step)));
 }
 
-}  // namespace
-
-struct Trainer::Impl {
-  Impl(PreparedModel& prepared, LanguageModel student_model, LanguageModel teacher_model,
-       std::optional<TeacherCache> answers, TokenData text, Options settings, std::string run_folder);
-
-  std::vector<StateTensor> state() const;
-  double accumulate_gradients(int64_t at_step);
-  TeacherAnswer teach(const std::vector<int64_t>& windows, const at::Tensor& tokens) const;
-  at::Tensor loss_of(const std::vector<int64_t>& windows, const Objective& objective);
-  void check_finite(int64_t at_step, const char* what, double value) const;
-  StepReport train_one_step(int64_t at_step);
-  std::vector<eval::Score> evaluate();
-  void complete(StepReport& report, Clock::time_point start, int64_t first);
-  bool due(int64_t every) const noexcept { return every > 0 && step % every == 0; }
-  void save() { folder.save(state(), step, identity); }
-
-  PreparedModel& model;
-  LanguageModel student, teacher;
-  std::optional<TeacherCache> cache;
-  TokenData data;
-  Options options;
-  TrainedParameters parameters;
-  at::Device device;
-  at::ScalarType compute = at::kFloat;
-  AdamW optimizer;
-  std::optional<CodeMonitor> monitor;
-  RunIdentity identity;
-  RunFolder folder;
-  at::Tensor evaluation_tokens;
-  eval::Options evaluation_options;
-  std::function<bool(const StepReport&)> progress;
-  int64_t step = 0;
-  bool begun = false;  ///< the run folder is ours
-  std::atomic<bool> stop{false};
-  static_assert(std::atomic<bool>::is_always_lock_free, "request_stop is called from signal handlers");
-};
-
-namespace {
-
 Options validated(Options options) {
   validate(options);
   return options;
@@ -101,76 +39,88 @@ Options validated(Options options) {
 
 }  // namespace
 
-Trainer::Impl::Impl(PreparedModel& prepared, LanguageModel student_model, LanguageModel teacher_model,
-                    std::optional<TeacherCache> answers, TokenData text, Options settings,
+struct Trainer::Impl {
+  Impl(PreparedModel& prepared, LanguageModel student, LanguageModel teacher,
+       std::optional<TeacherCache> answers, TokenData text, const Options& settings, std::string run_folder);
+
+  std::vector<StateTensor> state() const;
+  void resume();
+  double accumulate_gradients(int64_t at_step);
+  void check_finite(int64_t at_step, const char* what, double value) const;
+  StepReport train_one_step(int64_t at_step);
+  std::vector<eval::Score> evaluate();
+  void measure(StepReport& report);
+  void complete(StepReport& report, Clock::time_point start, int64_t first);
+  void begin();
+  void finish();
+  bool due(int64_t every) const noexcept { return every > 0 && step % every == 0; }
+  void save() { folder.save(state(), step, identity); }
+
+  PreparedModel& model;
+  Training training;
+  const Options& options;
+  at::Device device;
+  BatchLoss loss;
+  Schedules schedules;
+  Average* average = nullptr;  ///< one of `schedules`, or none
+  Probe probe;
+  RunIdentity identity;
+  RunFolder folder;
+  at::Tensor evaluation_tokens;
+  eval::Options evaluation_options;
+  std::function<bool(const StepReport&)> progress;
+  int64_t step = 0;
+  bool begun = false;     ///< the run folder is ours
+  bool averaged = false;  ///< the parameters are the averages
+  std::atomic<bool> stop{false};
+  static_assert(std::atomic<bool>::is_always_lock_free, "request_stop is called from signal handlers");
+};
+
+Trainer::Impl::Impl(PreparedModel& prepared, LanguageModel student, LanguageModel teacher,
+                    std::optional<TeacherCache> answers, TokenData text, const Options& settings,
                     std::string run_folder)
     : model(prepared),
-      student(std::move(student_model)),
-      teacher(std::move(teacher_model)),
-      cache(std::move(answers)),
-      data(std::move(text)),
-      options(validated(std::move(settings))),
-      parameters(model.module(), options.frozen),
-      device(parameters.trained().front().value.device()),
-      optimizer(parameters.values(), options),
+      training(prepared, validated(settings)),
+      options(training.options),
+      device(training.parameters.trained().front().value.device()),
+      loss(prepared, std::move(student), std::move(teacher), std::move(answers), std::move(text), options,
+           device),
+      probe(loss, options),
+      identity{options, model.policy().to_json(), loss.data().fingerprint()},
       folder(std::move(run_folder)) {
-  require_callable(student, "student", "tokens -> logits");
-  data.batch(0, 1, options.sequence_length, 0);  // the text holds a sequence
-  if (cache) {
-    check_cache(*cache, data, options);
-  } else if (options.objective.needs_teacher()) {
-    require_callable(teacher, "teacher", "the objective compares with one");
-  }
-  compute = compute_dtype(options.compute_dtype, device);
-  options.compute_dtype =
-      compute == at::kBFloat16 ? "bfloat16" : "float32";  // what a resumed run must repeat
-  identity = {options, model.policy().to_json(), data.fingerprint()};
-  if (cache) {
+  // What a resumed run must repeat.
+  identity.options.compute_dtype = loss.compute() == at::kBFloat16 ? "bfloat16" : "float32";
+  if (const auto& cache = loss.cache()) {
     identity.teacher_top_k = cache->key().top_k;
     identity.teacher = cache->key().teacher;
   }
-  if (options.telemetry_every > 0) monitor.emplace(trained_weights(model));
+  add_blend(schedules, training);
+  add_progressive(schedules, training);
+  add_unfreeze(schedules, training);
+  add_oscillation(schedules, training);
+  if (options.ema > 0) {
+    auto owned = std::make_unique<Average>(training);
+    average = owned.get();
+    schedules.push_back(std::move(owned));
+  }
+  add_prox(schedules, training);
 }
 
 std::vector<StateTensor> Trainer::Impl::state() const {
   std::vector<StateTensor> tensors;
-  for (std::size_t i = 0; i < parameters.trained().size(); ++i) {
-    const NamedParameter& parameter = parameters.trained()[i];
-    tensors.push_back({"latent/" + parameter.name, parameter.value});
-    tensors.push_back({"exp_avg/" + parameter.name, optimizer.first_moments()[i]});
-    tensors.push_back({"exp_avg_sq/" + parameter.name, optimizer.second_moments()[i]});
-  }
-  for (const auto& buffer : model.module().named_buffers()) {
-    tensors.push_back({"buffer/" + buffer.key(), buffer.value()});
-  }
-  if (monitor) {
-    for (std::size_t i = 0; i < monitor->codes().size(); ++i) {
-      tensors.push_back({"codes/" + monitor->weights()[i].name, monitor->codes()[i]});
-    }
-  }
+  training.add_state(tensors);
+  for (const auto& schedule : schedules) schedule->add_state(tensors);
+  probe.add_state(tensors);
   return tensors;
 }
 
-TeacherAnswer Trainer::Impl::teach(const std::vector<int64_t>& windows, const at::Tensor& tokens) const {
-  if (!options.objective.needs_teacher()) return {};
-  const c10::NoGradGuard no_grad;
-  const ComputeScope scope(compute, device);
-  if (cache) {
-    TeacherAnswer answer = cache->answer(windows);
-    return {answer.ids.to(device), answer.log_p.to(device)};
-  }
-  if (teacher.in_halves()) return {teacher.hidden(tokens), teacher.head()};
-  return teacher.logits(tokens);
-}
-
-/// The loss of one micro-batch.
-at::Tensor Trainer::Impl::loss_of(const std::vector<int64_t>& windows, const Objective& objective) {
-  const at::Tensor tokens = data.read(windows, options.sequence_length).to(device);
-  const TeacherAnswer expected = teach(windows, tokens);
-  const auto quantized = model.quantized();
-  const ComputeScope scope(compute, device);
-  if (!student.in_halves()) return objective_loss(student.logits(tokens), expected, tokens, objective);
-  return head_loss(student.hidden(tokens), student.head(), expected, tokens, objective, options.loss_chunk);
+void Trainer::Impl::resume() {
+  // Which tensors the state has depends on the step.
+  const int64_t saved = folder.saved_step(identity);
+  for (const auto& schedule : schedules) schedule->begin_step(std::max<int64_t>(saved, 1));
+  step = folder.resume(state(), identity);
+  begun = true;
+  averaged = false;
 }
 
 /// Leaves the mean gradient of the step's micro-batches in the parameters and returns the mean loss.
@@ -180,12 +130,13 @@ double Trainer::Impl::accumulate_gradients(int64_t at_step) {
   double total = 0;
   for (int64_t micro = 0; micro < options.accumulate; ++micro) {
     const int64_t index = (at_step - 1) * options.accumulate + micro;
-    const auto windows = data.windows(index, options.batch_size, options.sequence_length, options.seed);
-    const at::Tensor loss = loss_of(windows, share);
-    const double value = loss.item<double>();
+    const auto windows =
+        loss.data().windows(index, options.batch_size, options.sequence_length, options.seed);
+    const at::Tensor part = loss(windows, share);
+    const double value = part.item<double>();
     check_finite(at_step, "loss", value);
     total += value;
-    loss.backward();
+    part.backward();
   }
   return total;
 }
@@ -200,56 +151,84 @@ void Trainer::Impl::check_finite(int64_t at_step, const char* what, double value
 
 StepReport Trainer::Impl::train_one_step(int64_t at_step) {
   seed_generator(device, options.seed, at_step);
-  optimizer.clear_gradients();
+  training.clear_gradients();
+  for (const auto& schedule : schedules) schedule->begin_step(at_step);
   StepReport report;
   report.step = at_step;
   report.steps = options.steps;
   report.loss = accumulate_gradients(at_step);
+  for (const auto& schedule : schedules) schedule->before_update(at_step);
   report.learning_rate = learning_rate_at(options, at_step);
-  report.gradient_norm = optimizer.gradient_norm();
+  report.gradient_norm = training.gradient_norm();
   check_finite(at_step, "gradient", report.gradient_norm);
-  optimizer.update(at_step, report.learning_rate, report.gradient_norm);
-  optimizer.clear_gradients();
+  training.update(at_step, report.gradient_norm);
+  training.clear_gradients();
+  for (const auto& schedule : schedules) schedule->after_update(at_step);
+  probe.see_gradient(at_step, report.gradient_norm);
   step = at_step;
   return report;
 }
 
 /// Empty when a stop was requested before it was complete.
 std::vector<eval::Score> Trainer::Impl::evaluate() {
-  const EvaluationMode mode(model.module());
-  const eval::LogitsFunction ours = [this](const at::Tensor& tokens) {
-    const auto quantized = model.quantized();
-    const ComputeScope scope(compute, device);
-    return student(tokens.to(device));
-  };
-  const eval::LogitsFunction reference = [this](const at::Tensor& tokens) {
-    const ComputeScope scope(compute, device);
-    return teacher(tokens.to(device));
-  };
   eval::Options settings = evaluation_options;
   settings.progress = [this](int64_t done, int64_t total) {
     const bool go_on = !evaluation_options.progress || evaluation_options.progress(done, total);
     return go_on && !stop.load();
   };
-  auto scores = teacher ? eval::compare(reference, {ours}, evaluation_tokens, settings)
-                        : eval::compare(ours, {}, evaluation_tokens, settings);
+  auto scores = loss.evaluate(evaluation_tokens, settings);
   if (stop.load()) scores.clear();
   return scores;
 }
 
-/// What is measured besides the step itself. first: the step before this process's first.
+/// What is measured of the model as it would ship.
+void Trainer::Impl::measure(StepReport& report) {
+  const bool telemetry = due(options.telemetry_every);
+  const bool evaluation = evaluation_tokens.defined() && due(options.eval_every);
+  if (telemetry && training.monitor) {
+    const CodeMonitor::Measurement codes = training.monitor->measure();
+    probe.see_codes(codes);
+    report.flip_rate = codes.flip_rate;
+    report.oscillation = codes.oscillation;
+    report.clip_rate = codes.clip_rate;
+    report.scale_drift = codes.scale_drift;
+    report.distance_to_grid = codes.distance_to_grid;
+    report.dead_codes = codes.dead_codes;
+  }
+  if (!evaluation && !(telemetry && probe.active())) return;
+  const EvaluationMode mode(model.module());
+  const FullBlend blend(model);
+  const AverageScope stand_in(average);
+  if (telemetry && probe.active()) {
+    probe.measure();
+    report.probe_kl = probe.last();
+    report.probe_kl_start = probe.start();
+  }
+  if (evaluation) report.evaluation = evaluate();
+}
+
+/// What is reported besides the step itself. first: the step before this process's first.
 void Trainer::Impl::complete(StepReport& report, Clock::time_point start, int64_t first) {
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   const auto done = static_cast<double>(step - first);
   const auto tokens = static_cast<double>(options.batch_size * options.sequence_length * options.accumulate);
   report.tokens_per_second = done * tokens / seconds;
   report.seconds_left = static_cast<double>(options.steps - step) * seconds / done;
-  if (monitor && due(options.telemetry_every)) {
-    const CodeMonitor::Measurement measured = monitor->measure();
-    report.flip_rate = measured.flip_rate;
-    report.distance_to_grid = measured.distance_to_grid;
-  }
-  if (evaluation_tokens.defined() && due(options.eval_every)) report.evaluation = evaluate();
+  measure(report);
+}
+
+void Trainer::Impl::begin() {
+  if (!begun) folder.begin(identity);
+  begun = true;
+  if (step > 0 || !probe.active() || probe.start() >= 0) return;
+  const EvaluationMode mode(model.module());
+  probe.measure();
+}
+
+/// The run is over: what ships takes the parameters' place.
+void Trainer::Impl::finish() {
+  if (average && !averaged) average->swap();
+  averaged = true;
 }
 
 Trainer::Trainer(PreparedModel& model, LanguageModel student, LanguageModel teacher, TokenData data,
@@ -265,8 +244,7 @@ Trainer::Trainer(PreparedModel& model, LanguageModel student, TeacherCache teach
 Trainer::~Trainer() = default;
 
 void Trainer::resume() {
-  impl_->step = impl_->folder.resume(impl_->state(), impl_->identity);
-  impl_->begun = true;
+  impl_->resume();
 }
 
 void Trainer::set_evaluation(at::Tensor tokens, eval::Options options) {
@@ -280,8 +258,7 @@ void Trainer::set_progress(std::function<bool(const StepReport&)> progress) {
 
 Outcome Trainer::run() {
   Impl& impl = *impl_;
-  if (!impl.begun) impl.folder.begin(impl.identity);
-  impl.begun = true;
+  impl.begin();
   const int64_t first = impl.step;
   const Clock::time_point start = Clock::now();
   while (impl.step < impl.options.steps) {
@@ -293,6 +270,7 @@ Outcome Trainer::run() {
     if (last || stopped || impl.due(impl.options.save_every)) impl.save();
     if (stopped && !last) return Outcome::kInterrupted;
   }
+  impl.finish();
   return Outcome::kFinished;
 }
 
@@ -302,6 +280,16 @@ void Trainer::request_stop() noexcept {
 
 int64_t Trainer::step() const noexcept {
   return impl_->step;
+}
+
+std::vector<std::string> Trainer::warnings() const {
+  const Impl& impl = *impl_;
+  RunFacts facts = impl.probe.facts();
+  const Options& options = impl.options;
+  facts.tokens = static_cast<double>(impl.step * options.accumulate * options.batch_size) *
+                 static_cast<double>(options.sequence_length);
+  facts.epochs = facts.tokens / static_cast<double>(impl.loss.data().size());
+  return diagnose(facts);
 }
 
 }  // namespace qat::train

@@ -13,7 +13,7 @@
 #include "qat/train/cache_check.hpp"
 #include "qat/train/trainer.hpp"
 #include "train/scratch_folder.hpp"
-#include "train/tiny_model.hpp"
+#include "train/tiny_run.hpp"
 
 namespace {
 
@@ -26,40 +26,20 @@ using qat::train::TeacherCache;
 using qat::train::TokenData;
 using qat::train::Trainer;
 
-Options run_options() {
-  Options options;
-  options.steps = 12;
-  options.sequence_length = 8;
-  options.learning_rate = 1e-2;
-  options.compute_dtype = "float32";
-  options.save_every = 5;
-  options.telemetry_every = 4;
-  return options;
+CachePlan plan(int64_t top_k, const Options& options = tiny_options()) {
+  return plan_teacher_cache(tiny_data(), options, top_k, 77);
 }
 
-TokenData text() {
-  return TokenData::from_tensor(tiny_tokens(400), kTinyVocabulary);
-}
-
-CachePlan plan(int64_t top_k, const Options& options = run_options()) {
-  return plan_teacher_cache(text(), options, top_k, 77);
-}
-
-TeacherCache cached(const std::string& path, int64_t top_k = 4, const Options& options = run_options()) {
+TeacherCache cached(const std::string& path, int64_t top_k = 4, const Options& options = tiny_options()) {
   const TinySetup setup;
-  REQUIRE(TeacherCache::build(path, plan(top_k, options), in_halves(setup.teacher), text(), options));
+  REQUIRE(TeacherCache::build(path, plan(top_k, options), in_halves(setup.teacher), tiny_data(), options));
   return TeacherCache::open(path, plan(top_k, options));
-}
-
-std::string read(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 /// A process's life: its own model, and a trainer with a cached teacher on the run folder.
 struct Life {
-  Life(const TeacherCache& cache, const std::string& folder, const Options& options = run_options())
-      : setup(0.1), trainer(*setup.model, in_halves(setup.student), cache, text(), options, folder) {}
+  Life(const TeacherCache& cache, const std::string& folder, const Options& options = tiny_options())
+      : setup(0.1), trainer(*setup.model, in_halves(setup.student), cache, tiny_data(), options, folder) {}
   TinySetup setup;
   Trainer trainer;
 };
@@ -74,28 +54,20 @@ std::vector<double> losses(Trainer& trainer) {
   return values;
 }
 
-template <class Error>
-std::string message(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "accepted";
-}
-
 }  // namespace
 
 TEST_CASE("a student in halves trains as one in a piece does, whatever the chunk") {
-  Options options = run_options();
+  Options options = tiny_options();
   options.objective = {0.7, 0.3, 1.5};
   TinySetup whole;
-  Trainer reference(*whole.model, whole.student_function(), whole.teacher_function(), text(), options, "");
+  Trainer reference(*whole.model, whole.student_function(), whole.teacher_function(), tiny_data(), options,
+                    "");
   const std::vector<double> expected = losses(reference);
   for (const int64_t chunk : {0, 3}) {
     options.loss_chunk = chunk;
     TinySetup halves;
-    Trainer trainer(*halves.model, in_halves(halves.student), in_halves(halves.teacher), text(), options, "");
+    Trainer trainer(*halves.model, in_halves(halves.student), in_halves(halves.teacher), tiny_data(), options,
+                    "");
     const std::vector<double> got = losses(trainer);
     // float32 products of other heights round otherwise, 2^-24 each; Adam amplifies that over 12 steps.
     for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(got[i] == Approx(expected[i]).epsilon(1e-3));
@@ -105,11 +77,12 @@ TEST_CASE("a student in halves trains as one in a piece does, whatever the chunk
 TEST_CASE("with all outcomes but one, a cached teacher is the live one up to half precision") {
   const ScratchFolder folder;
   TinySetup live;
-  Trainer reference(*live.model, in_halves(live.student), in_halves(live.teacher), text(), run_options(), "");
+  Trainer reference(*live.model, in_halves(live.student), in_halves(live.teacher), tiny_data(),
+                    tiny_options(), "");
   const std::vector<double> expected = losses(reference);
   const TeacherCache cache = cached(folder / "all", kTinyVocabulary - 1);
   TinySetup setup;
-  Trainer trainer(*setup.model, in_halves(setup.student), cache, text(), run_options(), "");
+  Trainer trainer(*setup.model, in_halves(setup.student), cache, tiny_data(), tiny_options(), "");
   const std::vector<double> got = losses(trainer);
   // A log-probability l is off by l / 2048 at most, and those that weigh are near 0.
   REQUIRE(got.front() == Approx(expected.front()).epsilon(1e-3));
@@ -122,8 +95,8 @@ TEST_CASE("a student in one piece can use a cached teacher, too") {
   const ScratchFolder folder;
   const TeacherCache cache = cached(folder / "top");
   TinySetup halves, whole;
-  Trainer one(*halves.model, in_halves(halves.student), cache, text(), run_options(), "");
-  Trainer two(*whole.model, whole.student_function(), cache, text(), run_options(), "");
+  Trainer one(*halves.model, in_halves(halves.student), cache, tiny_data(), tiny_options(), "");
+  Trainer two(*whole.model, whole.student_function(), cache, tiny_data(), tiny_options(), "");
   const auto a = losses(one), b = losses(two);
   for (std::size_t i = 0; i < a.size(); ++i) REQUIRE(a[i] == Approx(b[i]).epsilon(1e-3));  // as above
 }
@@ -133,7 +106,7 @@ TEST_CASE("with a cached teacher, a resumed run ends in the same bytes") {
   const TeacherCache cache = cached(folder / "cache");
   Life whole(cache, folder / "whole");
   REQUIRE(whole.trainer.run() == Outcome::kFinished);
-  const std::string expected = read(folder / "whole/state.safetensors");
+  const std::string expected = read_file(folder / "whole/state.safetensors");
   for (const int64_t stop : {3, 7}) {
     const std::string path = folder / ("stopped" + std::to_string(stop));
     {
@@ -146,9 +119,9 @@ TEST_CASE("with a cached teacher, a resumed run ends in the same bytes") {
     life.trainer.resume();
     REQUIRE(life.trainer.step() == stop);
     REQUIRE(life.trainer.run() == Outcome::kFinished);
-    REQUIRE(read(path + "/state.safetensors") == expected);
+    REQUIRE(read_file(path + "/state.safetensors") == expected);
   }
-  REQUIRE_THAT(read(folder / "whole/run.json"),
+  REQUIRE_THAT(read_file(folder / "whole/run.json"),
                Catch::Contains(R"("teacher":{"top_k":4,"fingerprint":"000000000000004d"})"));
 }
 
@@ -160,7 +133,8 @@ TEST_CASE("a run goes on with the teacher that it began with") {
   REQUIRE_THAT(message<qat::FileError>([&] { Life(five, path).trainer.resume(); }),
                Catch::Contains("another run: teacher") && Catch::Contains("\"top_k\":5"));
   TinySetup live(0.1);
-  Trainer trainer(*live.model, in_halves(live.student), in_halves(live.teacher), text(), run_options(), path);
+  Trainer trainer(*live.model, in_halves(live.student), in_halves(live.teacher), tiny_data(), tiny_options(),
+                  path);
   REQUIRE_THAT(message<qat::FileError>([&] { trainer.resume(); }),
                Catch::Contains("another run: teacher: expected null"));
 }
@@ -168,8 +142,8 @@ TEST_CASE("a run goes on with the teacher that it began with") {
 TEST_CASE("a trainer refuses a cache for something else") {
   const ScratchFolder folder;
   const TeacherCache cache = cached(folder / "cache");
-  const auto refusal = [&](const std::function<void(Options&)>& change, const TokenData& data = text()) {
-    Options options = run_options();
+  const auto refusal = [&](const std::function<void(Options&)>& change, const TokenData& data = tiny_data()) {
+    Options options = tiny_options();
     change(options);
     TinySetup setup;
     return message<qat::ArgumentError>(
@@ -183,13 +157,12 @@ TEST_CASE("a trainer refuses a cache for something else") {
   REQUIRE_THAT(refusal([](Options& o) { o.objective.temperature = 2; }), Catch::Contains("temperature"));
   REQUIRE_THAT(refusal([](Options& o) { o.objective = {0, 1, 1}; }),
                Catch::Contains("compares with a teacher"));
-  REQUIRE_THAT(refusal([](Options&) {}, TokenData::from_tensor(tiny_tokens(401), kTinyVocabulary)),
-               Catch::Contains("this text"));
+  REQUIRE_THAT(refusal([](Options&) {}, tiny_data(401)), Catch::Contains("this text"));
 }
 
 TEST_CASE("without a live teacher, an evaluation scores the student alone") {
   const ScratchFolder folder;
-  Options options = run_options();
+  Options options = tiny_options();
   options.eval_every = 6;
   const TeacherCache cache = cached(folder / "cache");
   Life life(cache, "", options);
@@ -211,7 +184,7 @@ TEST_CASE("the check of a cache measures loss and gradient against the live teac
   const auto check = [&](int64_t top_k) {
     const TeacherCache cache = cached(folder / std::to_string(top_k), top_k);
     return check_teacher_cache(*setup.model, in_halves(setup.student), in_halves(setup.teacher), cache,
-                               text(), run_options(), 3);
+                               tiny_data(), tiny_options(), 3);
   };
   const at::Tensor before = setup.student->head->weight.detach().clone();
   const auto one = check(1), four = check(4), most = check(16);
@@ -220,7 +193,7 @@ TEST_CASE("the check of a cache measures loss and gradient against the live teac
   for (int64_t index = 0; index < 3; ++index) {
     const c10::NoGradGuard no_grad;
     const auto scope = setup.model->quantized();
-    const at::Tensor tokens = text().batch(index, 2, 8, 0);
+    const at::Tensor tokens = tiny_data().batch(index, 2, 8, 0);
     live +=
         qat::train::objective_loss(setup.student->forward(tokens), setup.teacher->forward(tokens), tokens, {})
             .item<double>() /
@@ -246,18 +219,19 @@ TEST_CASE("buffers of every type that a file has are resumed, int16 among them")
     const std::string path = folder / c10::toString(type);
     TinySetup first;
     first.student->register_buffer("state", at::ones({3}, type));
-    Trainer(*first.model, first.student_function(), first.teacher_function(), text(), run_options(), path)
+    Trainer(*first.model, first.student_function(), first.teacher_function(), tiny_data(), tiny_options(),
+            path)
         .run();
     TinySetup second;
     const at::Tensor buffer = second.student->register_buffer("state", at::zeros({3}, type));
-    Trainer trainer(*second.model, second.student_function(), second.teacher_function(), text(),
-                    run_options(), path);
+    Trainer trainer(*second.model, second.student_function(), second.teacher_function(), tiny_data(),
+                    tiny_options(), path);
     trainer.resume();
     REQUIRE(buffer.eq(1).all().item<bool>());
   }
   TinySetup setup;
   setup.student->register_buffer("wave", at::ones({1}, at::kComplexFloat));
-  Trainer trainer(*setup.model, setup.student_function(), setup.teacher_function(), text(), run_options(),
-                  folder / "complex");
+  Trainer trainer(*setup.model, setup.student_function(), setup.teacher_function(), tiny_data(),
+                  tiny_options(), folder / "complex");
   REQUIRE_THAT(message<qat::UnsupportedError>([&] { trainer.run(); }), Catch::Contains("buffer/wave"));
 }

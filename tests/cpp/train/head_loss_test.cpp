@@ -208,6 +208,39 @@ TEST_CASE("a quantized head: w_hat forward, its estimator backward") {
   }
 }
 
+TEST_CASE("a head with learned scales, rounding blended in: gradients of latent and scales") {
+  const Objective objective{0.5, 0.5, 1};
+  Case made(at::kFloat);
+  const auto quantizer =
+      std::make_shared<Quantizer>("w", qat::Scheme{"int2_channel"},
+                                  qat::Estimator{qat::EstimatorKind::kClippedSte, qat::ScaleRule::kLearned});
+  quantizer->initialize_scales(made.weight);
+  const at::Tensor scales = quantizer->scales();
+  const TeacherAnswer answer = made.teacher_logits();
+  for (const double blend : {1.0, 0.3, 0.0}) {
+    CAPTURE(blend);
+    quantizer->set_blend(blend);
+    const at::Tensor expected = objective_loss(quantizer->linear(made.hidden, made.weight, made.bias), answer,
+                                               made.tokens, objective);
+    const at::Tensor loss =
+        head_loss(made.hidden, {made.weight, made.bias, quantizer}, answer, made.tokens, objective, 4);
+    // float32 sums of 32 products of magnitude up to 10, in another order.
+    REQUIRE(worst(loss, expected) < 1e-5);
+    const at::Tensor leaves[] = {made.hidden, made.weight, made.bias, scales};
+    const auto grads = [&](const at::Tensor& value) {
+      return torch::autograd::grad({value}, {leaves[0], leaves[1], leaves[2], leaves[3]}, {}, {}, false,
+                                   /*allow_unused=*/true);
+    };
+    const auto reference = grads(expected), got = grads(loss);
+    for (std::size_t i = 0; i < 3; ++i) REQUIRE(worst(got[i], reference[i]) < 1e-5);
+    REQUIRE(got[3].defined() == (blend > 0));
+    if (blend > 0) {
+      REQUIRE(worst(got[3], reference[3]) < 1e-5);
+      REQUIRE(got[3].abs().max().item<double>() > 1e-3);
+    }
+  }
+}
+
 TEST_CASE("in bfloat16 a single piece has the bits of full logits, and pieces differ by its rounding") {
   const Case made(at::kBFloat16, 5000);  // wider than a block of the table's gradient
   const Objective objective{1, 0, 1};

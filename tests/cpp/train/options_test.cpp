@@ -34,6 +34,14 @@ TEST_CASE("options survive JSON, and what is left out keeps its default") {
   options.compute_dtype = "float32";
   options.frozen = {"model\\.embed_tokens", "a|b"};
   options.seed = -5;
+  options.scale_learning_rate = 2e-3;
+  options.ema = 0.9;
+  options.delay = 0.1;
+  options.blend = 0.2;
+  options.progressive = {{"q8_0", 0.25}, {"q4_0", 0.5}};
+  options.unfreeze = {"first", 0.5};
+  options.oscillation = {0.02, 0.04, 1e-4};
+  options.prox = {0, 5};
   const std::string json = to_json(options);
   REQUIRE(to_json(options_from_json(json)) == json);
   REQUIRE(to_json(options_from_json("{}")) == to_json(Options{}));
@@ -57,6 +65,13 @@ TEST_CASE("malformed options are refused by JSON path") {
                       "options: objective: expected an object, got 1");
   REQUIRE_THROWS_WITH(options_from_json(R"({"frozen": "a"})"), Catch::Contains("a list of strings"));
   REQUIRE_THROWS_WITH(options_from_json(R"({"frozen": ["a", 1]})"), Catch::Contains("frozen[1]"));
+  REQUIRE_THROWS_WITH(options_from_json(R"({"prox": {"end": 1}})"),
+                      Catch::Contains("prox.end: expected one of until, steepness"));
+  REQUIRE_THROWS_WITH(options_from_json(R"({"progressive": {"grid": "q8_0"}})"),
+                      Catch::Contains("progressive: expected a list of objects"));
+  REQUIRE_THROWS_WITH(
+      options_from_json(R"({"progressive": [{"grid": "q8_0", "until": 0.5}, {"until": "x"}]})"),
+      Catch::Contains("progressive[1].until: expected a number"));
   REQUIRE_THROWS_WITH(options_from_json("[1]"), Catch::Contains("a JSON object"));
   REQUIRE_THROWS_WITH(options_from_json("{"), Catch::Contains("a JSON object"));
   REQUIRE_THROWS_WITH(options_from_json(R"({"steps": 0})"), "options: steps: expected at least 1, got 0");
@@ -89,6 +104,33 @@ TEST_CASE("every option has a legal range") {
   REQUIRE(refusal([](Options& o) { o.objective = {0, 0, 1, 0, 1}; }) == "accepted");
   REQUIRE_THAT(refusal([](Options& o) { o.objective.temperature = 0; }),
                Catch::Contains("objective.temperature"));
+  REQUIRE_THAT(refusal([&](Options& o) { o.scale_learning_rate = nan; }),
+               Catch::Contains("scale_learning_rate"));
+  REQUIRE_THAT(refusal([](Options& o) { o.ema = 1; }), Catch::Contains("options: ema"));
+  REQUIRE_THAT(refusal([](Options& o) { o.delay = 1; }), Catch::Contains("delay"));
+  REQUIRE_THAT(refusal([](Options& o) { o.blend = -0.1; }), Catch::Contains("blend"));
+  REQUIRE_THAT(refusal([](Options& o) {
+                 o.delay = 0.6;
+                 o.blend = 0.5;
+               }),
+               Catch::Contains("at most 1 together"));
+  REQUIRE_THAT(refusal([](Options& o) { o.progressive = {{"q9_0", 0.5}}; }),
+               Catch::Contains("progressive[0].grid") && Catch::Contains("q9_0"));
+  REQUIRE_THAT(refusal([](Options& o) { o.progressive = {{"bf16", 0.5}}; }), Catch::Contains("integer grid"));
+  REQUIRE_THAT(refusal([](Options& o) { o.progressive = {{"q8_0", 0.5}, {"q4_0", 0.5}}; }),
+               Catch::Contains("progressive[1].until"));
+  REQUIRE_THAT(refusal([](Options& o) { o.unfreeze.from = "middle"; }), Catch::Contains("first or last"));
+  REQUIRE_THAT(refusal([](Options& o) { o.unfreeze.until = 1; }), Catch::Contains("unfreeze.until"));
+  REQUIRE_THAT(refusal([](Options& o) { o.oscillation.momentum = 0; }), Catch::Contains("momentum"));
+  REQUIRE_THAT(refusal([](Options& o) { o.oscillation.freeze_above = 1; }), Catch::Contains("freeze_above"));
+  REQUIRE_THAT(refusal([](Options& o) { o.oscillation.damping = -1; }), Catch::Contains("damping"));
+  REQUIRE_THAT(refusal([](Options& o) { o.prox.until = 1.5; }), Catch::Contains("prox.until"));
+  REQUIRE_THAT(refusal([](Options& o) { o.prox.steepness = 0; }), Catch::Contains("steepness"));
+  REQUIRE_THAT(refusal([](Options& o) {
+                 o.prox.until = 1;
+                 o.delay = 0.1;
+               }),
+               Catch::Contains("options: prox"));
   REQUIRE_THAT(refusal([](Options& o) { o.compute_dtype = "half"; }),
                Catch::Contains("auto, float32, bfloat16"));
   REQUIRE_THAT(refusal([](Options& o) { o.frozen = {"ok", "("}; }), Catch::Contains("frozen[1]"));

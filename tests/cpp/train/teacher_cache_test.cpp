@@ -22,7 +22,7 @@
 #include "catch.hpp"
 #include "qat/core/error.hpp"
 #include "train/scratch_folder.hpp"
-#include "train/tiny_model.hpp"
+#include "train/tiny_run.hpp"
 
 namespace {
 
@@ -43,16 +43,14 @@ constexpr std::size_t kHeader = 64;
 constexpr std::size_t kRecord = 8 + 56 + 56 + 28 + 4 + 8;
 
 Options run_options() {
-  Options options;
-  options.steps = 100;
-  options.batch_size = 2;
-  options.sequence_length = kLength;
-  options.compute_dtype = "float32";
+  Options options = tiny_options();
+  options.steps = 100;  // more than the text has windows
+  options.telemetry_every = 0;
   return options;
 }
 
 TokenData text() {
-  return TokenData::from_tensor(tiny_tokens(kText), kTinyVocabulary);
+  return tiny_data(kText);
 }
 
 /// A tiny teacher in one piece or in halves, that counts the windows it is asked.
@@ -82,25 +80,6 @@ int64_t build(const std::string& path, const CachePlan& plan = full_plan(), int6
   TeacherCache::build(path, plan, teacher.whole(), text(), run_options(),
                       [&](const CacheProgress&) { return teacher.asked < stop_after; });
   return teacher.asked;
-}
-
-std::string read(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-void write(const std::string& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;
-}
-
-template <class Error = qat::FileError>
-std::string message(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "accepted";
 }
 
 }  // namespace
@@ -166,7 +145,7 @@ TEST_CASE("the file is laid out as its header says") {
   const ScratchFolder folder;
   const std::string path = folder / "teacher.cache";
   REQUIRE(build(path) == 12);
-  const std::string bytes = read(path);
+  const std::string bytes = read_file(path);
   REQUIRE(bytes.size() == kHeader + 12 * kRecord);
   REQUIRE(full_plan().bytes() == static_cast<int64_t>(bytes.size()));
   REQUIRE(bytes.substr(0, 8) == std::string("QATTCH1\0", 8));
@@ -181,7 +160,7 @@ TEST_CASE("the file is laid out as its header says") {
   REQUIRE(word(kHeader + 3 * kRecord + 8) == answer.ids[0][0][0].item<int64_t>());
   std::filesystem::remove(path);
   build(path);
-  REQUIRE(read(path) == bytes);  // deterministic
+  REQUIRE(read_file(path) == bytes);  // deterministic
 }
 
 TEST_CASE("a vocabulary beyond 65536 has ids of four bytes") {
@@ -263,31 +242,31 @@ TEST_CASE("killed, a build goes on where it was, even in the middle of a record"
   int status = 0;
   REQUIRE(waitpid(child, &status, 0) == child);
   REQUIRE(WIFSIGNALED(status));
-  REQUIRE(read(path).size() == kHeader + 6 * kRecord);
+  REQUIRE(read_file(path).size() == kHeader + 6 * kRecord);
   const bool torn = GENERATE(false, true);
   if (torn) std::filesystem::resize_file(path, kHeader + 6 * kRecord - 10);
   if (torn)
     REQUIRE_THAT(message([&] { TeacherCache::open(path, full_plan()); }), Catch::Contains("whole records"));
   REQUIRE(build(path) == (torn ? 7 : 6));
-  REQUIRE(read(path) == read(whole));
+  REQUIRE(read_file(path) == read_file(whole));
 }
 
 TEST_CASE("a damaged record is refused when it is read, and made again by a build") {
   const ScratchFolder folder;
   const std::string path = folder / "teacher.cache";
   build(path);
-  const std::string good = read(path);
+  const std::string good = read_file(path);
   for (const std::size_t at : {8u, 40u, 70u, 130u, 159u}) {  // ids, ids, log_p, rest, checksum of window 5
     std::string bytes = good;
     bytes[kHeader + 5 * kRecord + at] ^= 0x10;
-    write(path, bytes);
+    write_file(path, bytes);
     const TeacherCache cache = TeacherCache::open(path, full_plan());
     REQUIRE(cache.answer({4}).ids.defined());
     REQUIRE_THAT(message([&] { cache.answer({4, 5}); }),
                  Catch::Contains(path) && Catch::Contains("window 5") && Catch::Contains("damaged"));
     REQUIRE(TeacherCache::missing(path, full_plan()) == 1);
     REQUIRE(build(path) == 1);
-    REQUIRE(read(path) == good);
+    REQUIRE(read_file(path) == good);
   }
 }
 
@@ -295,20 +274,20 @@ TEST_CASE("records that lie about their window are found") {
   const ScratchFolder folder;
   const std::string path = folder / "teacher.cache";
   build(path);
-  const std::string good = read(path);
+  const std::string good = read_file(path);
   for (const char window : {'\x03', '\x7f'}) {  // one that is there, one that the text does not have
     std::string bytes = good;
     bytes[kHeader + 5 * kRecord] = window;
-    write(path, bytes);
+    write_file(path, bytes);
     REQUIRE_THAT(message([&] { TeacherCache::open(path, full_plan()); }), Catch::Contains("all but 1"));
     REQUIRE(build(path) == 1);
-    REQUIRE(read(path) == good);
+    REQUIRE(read_file(path) == good);
   }
   std::string bytes = good;
   bytes[kHeader + 5 * kRecord + 7] = '\xff';  // beyond 2^63
-  write(path, bytes);
+  write_file(path, bytes);
   REQUIRE(build(path) == 1);
-  REQUIRE(read(path) == good);
+  REQUIRE(read_file(path) == good);
 }
 
 TEST_CASE("numbers that no build writes are refused although their checksum holds") {
@@ -329,7 +308,7 @@ TEST_CASE("numbers that no build writes are refused although their checksum hold
   const std::string other = folder / "narrow.cache";
   const LanguageModel any = [](const at::Tensor& tokens) { return at::zeros({tokens.size(0), 2, 3}); };
   REQUIRE(TeacherCache::build(other, three, any, narrow, options));
-  write(other, read(other).substr(0, kHeader) + read(path).substr(kHeader));
+  write_file(other, read_file(other).substr(0, kHeader) + read_file(path).substr(kHeader));
   const TeacherCache cache = TeacherCache::open(other, three);
   REQUIRE_THAT(message([&] { cache.answer({0}); }), Catch::Contains("no answer"));
 }
@@ -338,17 +317,17 @@ TEST_CASE("every flipped byte of a header is refused, and the file left alone") 
   const ScratchFolder folder;
   const std::string path = folder / "teacher.cache";
   build(path);
-  const std::string good = read(path);
+  const std::string good = read_file(path);
   for (std::size_t at = 0; at < kHeader; ++at) {
     std::string bytes = good;
     bytes[at] ^= 1;
-    write(path, bytes);
+    write_file(path, bytes);
     REQUIRE_THAT(message([&] { TeacherCache::open(path, full_plan()); }), Catch::Contains("header"));
     REQUIRE_THAT(message([&] { build(path); }), Catch::Contains("header"));
-    REQUIRE(read(path) == bytes);
+    REQUIRE(read_file(path) == bytes);
   }
   for (const std::size_t size : {std::size_t{0}, std::size_t{7}, kHeader - 1}) {
-    write(path, good.substr(0, size));
+    write_file(path, good.substr(0, size));
     REQUIRE_THAT(message([&] { TeacherCache::open(path, full_plan()); }), Catch::Contains("header"));
     REQUIRE_THAT(message([&] { build(path); }), Catch::Contains("header"));
   }
@@ -361,14 +340,14 @@ TEST_CASE("another model's, text's or setting's cache is refused by name") {
   const ScratchFolder folder;
   const std::string path = folder / "teacher.cache";
   build(path);
-  const std::string good = read(path);
+  const std::string good = read_file(path);
   const auto refusal = [&](const std::function<void(CacheKey&)>& change) {
     CachePlan plan = full_plan();
     change(plan.key);
     const std::string text = message([&] { TeacherCache::open(path, plan); });
     REQUIRE(message([&] { TeacherCache::missing(path, plan); }) == text);
     REQUIRE(message([&] { build(path, plan); }) == text);
-    REQUIRE(read(path) == good);
+    REQUIRE(read_file(path) == good);
     return text;
   };
   REQUIRE(refusal([](CacheKey&) {}) == "accepted");

@@ -47,9 +47,15 @@ inline qat::Policy tiny_policy() {
   return qat::Policy::from_json(R"({"rules": [{"match": "up|head", "weight": "int2_channel"}]})");
 }
 
+/// The same with learned scales.
+inline qat::Policy tiny_learned_policy() {
+  return qat::Policy::from_json(
+      R"({"rules": [{"match": "up|head", "weight": "int2_channel"}], "estimator": {"kind": "lsq"}})");
+}
+
 /// A student with the teacher's weights, prepared, and both as functions.
 struct TinySetup {
-  explicit TinySetup(double dropout = 0) {
+  explicit TinySetup(double dropout = 0, const qat::Policy& policy = tiny_policy()) {
     at::manual_seed(5);
     teacher = std::make_shared<TinyModelImpl>();
     at::manual_seed(5);
@@ -58,7 +64,7 @@ struct TinySetup {
       const c10::NoGradGuard no_grad;
       net->head->weight.mul_(5);  // logits that differ from one another, so that there is something to lose
     }
-    model.emplace(qat::prepare(student, tiny_policy()));
+    model.emplace(qat::prepare(student, policy));
   }
 
   qat::eval::LogitsFunction student_function() const {

@@ -3,14 +3,18 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/log_softmax.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
 
 #include <cmath>
 #include <map>
+#include <stdexcept>
 
 #include "catch.hpp"
 #include "qat/core/error.hpp"
 #include "qat/ops/ops.hpp"
-#include "train/tiny_model.hpp"
+#include "train/tiny_run.hpp"
 
 namespace {
 
@@ -20,27 +24,11 @@ using qat::train::StepReport;
 using qat::train::TokenData;
 using qat::train::Trainer;
 
-Options tiny_options() {
-  Options options;
-  options.steps = 12;
-  options.batch_size = 2;
-  options.sequence_length = 8;
-  options.learning_rate = 1e-2;
-  options.compute_dtype = "float32";
-  options.save_every = 5;
-  options.telemetry_every = 4;
-  return options;
-}
-
-TokenData tiny_data() {
-  return TokenData::from_tensor(tiny_tokens(400), kTinyVocabulary);
-}
-
 std::unique_ptr<Trainer> make_trainer(TinySetup& setup, const Options& options,
                                       const std::string& folder = "") {
   return std::make_unique<Trainer>(*setup.model, setup.student_function(),
-                                   options.objective.kl > 0 ? setup.teacher_function() : nullptr, tiny_data(),
-                                   options, folder);
+                                   options.objective.needs_teacher() ? setup.teacher_function() : nullptr,
+                                   tiny_data(), options, folder);
 }
 
 std::vector<StepReport> train(TinySetup& setup, const Options& options) {
@@ -231,4 +219,134 @@ TEST_CASE("frozen parameters stay, tied ones move together, and requires_grad is
   REQUIRE(setup.student->embed->weight.requires_grad());
   REQUIRE_FALSE(setup.student->head->bias.requires_grad());
   REQUIRE_FALSE(setup.student->up->weight.grad().defined());
+}
+
+namespace {
+
+qat::Quantizer& quantizer_of(TinySetup& setup, const std::string& name) {
+  for (std::size_t i = 0; i < setup.model->slots().size(); ++i) {
+    if (setup.model->slots()[i].name == name) return *setup.model->quantizers()[i];
+  }
+  throw std::runtime_error(name);
+}
+
+/// AdamW in double, of one tensor.
+struct Adam {
+  at::Tensor value, unit, first, second;
+
+  explicit Adam(const at::Tensor& start, const at::Tensor& units = {})
+      : value(start.detach().to(at::kDouble)),
+        unit(units.defined() ? units : at::ones({1}, at::kDouble)),
+        first(at::zeros_like(value)),
+        second(at::zeros_like(value)) {}
+
+  void update(const at::Tensor& gradient, double rate, int64_t step, const Options& options) {
+    const at::Tensor g = gradient.to(at::kDouble);
+    first = options.beta1 * first + (1 - options.beta1) * g;
+    second = options.beta2 * second + (1 - options.beta2) * g * g;
+    const at::Tensor m = first / (1 - std::pow(options.beta1, step));
+    const at::Tensor v = second / (1 - std::pow(options.beta2, step));
+    value = value - rate * unit * m / (v.sqrt() + options.epsilon);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("learned scales take AdamW's steps in units of their mean, clipped together with the weights") {
+  Options options = tiny_options();
+  options.steps = 4;
+  options.learning_rate = 1e-3;
+  options.scale_learning_rate = 3e-2;
+  options.clip_norm = 0.2;
+  TinySetup trained(0, tiny_learned_policy()), followed(0, tiny_learned_policy());
+  // The same gradients, by a loop of ordinary steps.
+  std::vector<at::Tensor> leaves = followed.student->parameters();
+  std::vector<Adam> reference(leaves.begin(), leaves.end());
+  for (const auto& scale : followed.model->scale_parameters()) {
+    leaves.push_back(scale.value);
+    reference.emplace_back(scale.value, scale.value.detach().abs().mean().to(at::kDouble));
+  }
+  REQUIRE(leaves.size() == reference.size());
+  const std::size_t weights = followed.student->parameters().size();
+  for (int64_t step = 1; step <= options.steps; ++step) {
+    const at::Tensor tokens = tiny_data().batch(step - 1, 2, 8, 0);
+    at::Tensor loss;
+    {
+      const auto scope = followed.model->quantized();
+      loss = qat::train::objective_loss(followed.student->forward(tokens),
+                                        followed.teacher->forward(tokens).detach(), tokens, {});
+    }
+    loss.backward();
+    double squares = 0;
+    for (const at::Tensor& leaf : leaves)
+      squares += leaf.grad().to(at::kDouble).square().sum().item<double>();
+    REQUIRE(std::sqrt(squares) > options.clip_norm);
+    const double clip = options.clip_norm / std::sqrt(squares), rate = learning_rate_at(options, step);
+    for (std::size_t i = 0; i < leaves.size(); ++i) {
+      const double own = i < weights ? rate : options.scale_learning_rate * rate / options.learning_rate;
+      reference[i].update(leaves[i].grad() * clip, own, step, options);
+      leaves[i].mutable_grad() = at::Tensor();
+      leaves[i].detach().copy_(reference[i].value);
+    }
+  }
+  train(trained, options);
+  // A step moves a weight by 1e-3, a scale (about 0.1) by 3e-3; both are float32 from double at each step.
+  REQUIRE(difference(*trained.student, *followed.student) < 1e-6);
+  const auto got = trained.model->scale_parameters();
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    CAPTURE(got[i].name);
+    REQUIRE((got[i].value - leaves[weights + i]).abs().max().item<double>() < 1e-6);
+  }
+  TinySetup fresh(0, tiny_learned_policy());
+  const at::Tensor moved = got[0].value - fresh.model->scale_parameters()[0].value;
+  REQUIRE(moved.abs().max().item<double>() > 1e-3);
+}
+
+TEST_CASE(
+    "scales are held by rate 0, by a frozen weight and by their own name, and are released afterwards") {
+  const auto changed = [](const std::function<void(Options&)>& change) {
+    TinySetup setup(0, tiny_learned_policy());
+    std::vector<at::Tensor> before;
+    for (const auto& scale : setup.model->scale_parameters()) before.push_back(scale.value.detach().clone());
+    Options options = tiny_options();
+    change(options);
+    train(setup, options);
+    std::vector<std::string> names;
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      const auto scale = setup.model->scale_parameters()[i];
+      if (!scale.value.equal(before[i])) names.push_back(scale.name);
+      REQUIRE(scale.value.requires_grad());
+      REQUIRE_FALSE(scale.value.grad().defined());
+    }
+    return names;
+  };
+  using Names = std::vector<std::string>;
+  REQUIRE(changed([](Options&) {}) == Names{"up.weight_scales", "head.weight_scales"});
+  REQUIRE(changed([](Options& o) { o.scale_learning_rate = 0; }).empty());
+  REQUIRE(changed([](Options& o) { o.frozen = {"up"}; }) == Names{"head.weight_scales"});
+  REQUIRE(changed([](Options& o) { o.frozen = {"head\\.weight_scales"}; }) == Names{"up.weight_scales"});
+}
+
+TEST_CASE("learned scales of other shapes train by the same relative rate") {
+  // Two layers whose weights differ a hundredfold: their scales move by the same share of themselves.
+  TinySetup setup(0, tiny_learned_policy());
+  {
+    const c10::NoGradGuard no_grad;
+    setup.student->up->weight.div_(100);
+    setup.model->initialize_scales();
+  }
+  Options options = tiny_options();
+  options.steps = 1;
+  options.warmup = 0;
+  options.final_learning_rate = 1;
+  options.scale_learning_rate = 1e-2;
+  const at::Tensor up = quantizer_of(setup, "up.weight").scales().detach().clone();
+  const at::Tensor head = quantizer_of(setup, "head.weight").scales().detach().clone();
+  train(setup, options);
+  const auto share = [](const at::Tensor& before, const at::Tensor& after) {
+    return ((after - before).abs() / before.abs().mean()).max().item<double>();
+  };
+  // Adam's first step is the rate itself, up to epsilon against the gradient and float32 rounding.
+  REQUIRE(share(up, quantizer_of(setup, "up.weight").scales().detach()) == Approx(1e-2).epsilon(1e-3));
+  REQUIRE(share(head, quantizer_of(setup, "head.weight").scales().detach()) == Approx(1e-2).epsilon(1e-3));
 }

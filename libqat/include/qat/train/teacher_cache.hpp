@@ -56,8 +56,9 @@ struct CachePlan {
   int64_t bytes() const;
 };
 
-/// The windows that a run with these options reads: all of them, or those of its batches when they are fewer.
-/// ArgumentError for a top_k outside [1, vocabulary) and for text shorter than one window.
+/// The windows that a run with these options reads: all of them, or those of its batches and of its probe
+/// (see StepReport) when they are fewer. ArgumentError for a top_k outside [1, vocabulary) and for text
+/// shorter than one window.
 CachePlan plan_teacher_cache(const TokenData& data, const Options& options, int64_t top_k,
                              std::uint64_t teacher);
 

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,9 +34,19 @@ struct StepReport {
   double gradient_norm = 0;
   double tokens_per_second = 0;  ///< since this process started training
   double seconds_left = 0;
-  /// Over the quantized weights that train; -1 = not measured at this step.
+  /// Over the weights on integer grids that train, at the end of this step; -1 = not measured.
   double flip_rate = -1;         ///< share of codes that differ from the last measurement
+  double oscillation = -1;       ///< share of codes that also changed the other way than the last time
+  double clip_rate = -1;         ///< share of weights beyond the range of their scale
+  double scale_drift = -1;       ///< RMS change of the scales since the start, in units of their field's mean
   double distance_to_grid = -1;  ///< RMS(w_hat - w) / RMS(w)
+  /// By grid: the share of the codes that no weight of a tensor has. Empty when not measured.
+  std::map<std::string, double> dead_codes = {};
+  /// KL(teacher || student) on the probe, a micro-batch that the run does not train on (of the evaluation
+  /// tokens, else the first batch after the run's last, which a short text may have had before), of what
+  /// would ship; at temperature 1, or a cache's. And the same before the first step. -1 = not measured.
+  double probe_kl = -1;
+  double probe_kl_start = -1;
   /// Empty unless evaluated at this step; else the teacher's score (if there is one) and the student's.
   std::vector<eval::Score> evaluation;
 };
@@ -74,16 +85,20 @@ class Trainer {
   /// Called after each step; return false to save the state and stop.
   void set_progress(std::function<bool(const StepReport&)> progress);
 
-  /// Trains to `options.steps`. kInterrupted when progress or `request_stop` ended it; the state is saved
-  /// then, and `run` may be called again. The step's number and `seed` seed the default random generator
-  /// before each step. FileError when the folder holds another run's state and `resume` was not called.
-  /// NumericError naming the step for a loss or gradient that is not finite; the latents are then those of
-  /// the step before, and the last saved state stays.
+  /// Trains to `options.steps`. With options.ema the parameters are then the averages. kInterrupted when
+  /// progress or `request_stop` ended it; the state is saved then, and `run` may be called again. The step's
+  /// number and `seed` seed the default random generator before each step. FileError when the folder holds
+  /// another run's state and `resume` was not called. NumericError naming the step for a loss or gradient
+  /// that is not finite; the latents are then those of the step before, and the last saved state stays.
   Outcome run();
   /// Async-signal-safe: the step under way is finished, the state saved, and `run` returns kInterrupted.
   void request_stop() noexcept;
 
   int64_t step() const noexcept;  ///< optimizer steps done
+
+  /// What a user should know about the run so far: empty when the probe's KL is below that of the start, else
+  /// that it is not, and what in telemetry explains it.
+  std::vector<std::string> warnings() const;
 
  private:
   struct Impl;
