@@ -53,7 +53,9 @@ def run(
         int, typer.Option(min=1, help="At most this many tokens of the text, spread over it.")
     ] = ptq.TOKENS,
     window: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = ptq.WINDOW,
-    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("rtn.qat.safetensors"),
+    out: Annotated[
+        Path | None, typer.Option(help="Checkpoint to write. Default: METHOD.qat.safetensors.")
+    ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Print each tensor's grid, bits, error and bytes.")
     ] = False,
@@ -73,6 +75,7 @@ def run(
     if method in CALIBRATED:
         ids = finetune.tokenize_files(model, text or [])
         found = _calibrate(method, prepared, ptq.calibration_windows(ids, tokens, window))
+    out = out or Path(f"{method or Method.RTN}.qat.safetensors")
     rows = prepared.report()
     if report and not json:
         console.out.print(rows)
