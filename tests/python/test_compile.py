@@ -57,6 +57,7 @@ def images(batch):
 FAMILIES = {
     # name: (model, policy, input of a size, output of a model)
     "llama": (make_llama, "gguf-q4_0", tokens, logits),
+    "learned scales": (make_llama, ALL_Q4 | {"estimator": {"kind": "lsq"}}, tokens, logits),
     "bert": (make_bert, ALL_Q4, tokens, lambda model, ids: model(ids).last_hidden_state),
     "convolutions": (
         make_convolutions,

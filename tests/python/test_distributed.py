@@ -121,13 +121,33 @@ def run_fsdp(ids):
     return {"losses": losses, "state": get_model_state_dict(model, options=options), "errors": errors}
 
 
+def learned_llama():
+    policy = {"rules": [{"match": ".*_proj", "weight": "q4_0"}], "estimator": {"kind": "lsq"}}
+    return libqat.prepare(make_llama(), policy).model
+
+
+def run_learned(ids):
+    """Learned scales are gathered and split as every other parameter."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    model = learned_llama()
+    for layer in (*model.model.layers, model):
+        fully_shard(layer, mesh=mesh)
+    losses = train(model, sgd(model), ids)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return {"losses": losses, "state": get_model_state_dict(model, options=options)}
+
+
 def worker(rank, folder):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # accelerate asks; the store below is used
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=WORLD)
     ids = batch()[rank::WORLD]
-    seen = {run.__name__: run(ids) for run in (run_ddp, run_accelerate, run_fsdp, run_fsdp1)}
+    seen = {run.__name__: run(ids) for run in (run_ddp, run_accelerate, run_fsdp, run_fsdp1, run_learned)}
     torch.save(seen, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -165,6 +185,23 @@ def test_two_processes_equal_one(ranks, alone, run, tolerance):
     for name, value in ranks[0][run]["state"].items():
         start, end = make_llama().state_dict()[name], alone["state"][name]
         assert (value - end).norm() <= 10 * tolerance * (end - start).norm(), name
+
+
+def test_learned_scales_in_two_processes_equal_one(ranks):
+    torch.set_num_threads(1)
+    model = learned_llama()
+    start = model.state_dict()["model.layers.1.mlp.up_proj.weight_scales"].clone()
+    losses = train(model, sgd(model), batch())
+    shared = [
+        sum(pair) / WORLD for pair in zip(*(rank["run_learned"]["losses"] for rank in ranks), strict=True)
+    ]
+    assert shared == pytest.approx(losses, rel=1e-4)  # see test_two_processes_equal_one
+    for name, value in model.state_dict().items():
+        if not name.endswith("weight_scales"):
+            continue
+        torch.testing.assert_close(ranks[0]["run_learned"]["state"][name], value, rtol=1e-3, atol=1e-6)
+    moved = model.state_dict()["model.layers.1.mlp.up_proj.weight_scales"] - start
+    assert moved.abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("run", ["run_ddp", "run_fsdp1"])

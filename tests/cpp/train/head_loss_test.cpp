@@ -241,6 +241,31 @@ TEST_CASE("a head with learned scales, rounding blended in: gradients of latent 
   }
 }
 
+TEST_CASE("a head with learned scales: they get their gradient, with and without the latent's") {
+  const Objective objective{0.5, 0.5, 1};
+  Case made(at::kFloat);
+  const auto quantizer = std::make_shared<Quantizer>(
+      "w", qat::Scheme{"q4_0"}, qat::Estimator{qat::EstimatorKind::kClippedSte, qat::ScaleRule::kLearned});
+  quantizer->initialize_scales(made.weight, qat::ScaleRule::kReference);
+  quantizer->set_scales(quantizer->scales().detach() * 0.8);  // clips the largest weights
+  const at::Tensor& scales = quantizer->scales();
+  const TeacherAnswer answer = made.teacher_logits();
+  const at::Tensor expected =
+      objective_loss(quantizer->linear(made.hidden, made.weight, made.bias), answer, made.tokens, objective);
+  const auto reference = torch::autograd::grad({expected}, {made.hidden, made.weight, made.bias, scales});
+  const auto loss = [&](const at::Tensor& weight) {
+    return head_loss(made.hidden, {weight, made.bias, quantizer}, answer, made.tokens, objective, 4);
+  };
+  const auto got = torch::autograd::grad({loss(made.weight)}, {made.hidden, made.weight, made.bias, scales});
+  // float32 sums of 32 products of magnitude up to 10, in another order.
+  for (std::size_t i = 0; i < 4; ++i) REQUIRE(worst(got[i], reference[i]) < 1e-5);
+  REQUIRE(got[3].abs().min().item<double>() > 0.0);
+  const auto held = torch::autograd::grad({loss(made.weight.detach())}, {scales});
+  REQUIRE(held[0].equal(got[3]));
+  scales.set_requires_grad(false);
+  REQUIRE(torch::autograd::grad({loss(made.weight)}, {made.weight})[0].equal(got[1]));
+}
+
 TEST_CASE("in bfloat16 a single piece has the bits of full logits, and pieces differ by its rounding") {
   const Case made(at::kBFloat16, 5000);  // wider than a block of the table's gradient
   const Objective objective{1, 0, 1};
