@@ -29,6 +29,9 @@ def operator_calls():
     strided, low = normal(64, 64).t().requires_grad_(), normal(3, 64, dtype=half)
     clipped = ("q4_0", "clipped_ste")
     searched = ("q4_0", "clipped_ste", "search")
+    scales = 0.9 * ops.choose_scales(latent, "q4_1")
+    learned = ("q4_1", "clipped_ste", "learned", "a.weight", scales.clone().requires_grad_())
+    held = (scales, "q4_1", "clipped_ste")
     return [
         ("fake_quantize", LIBQAT.fake_quantize, (w, *searched, "a.weight")),
         ("fake_quantize-rank4", LIBQAT.fake_quantize, (leaf(4, 2, 4, 8), "q8_0")),
@@ -59,6 +62,32 @@ def operator_calls():
             LIBQAT.quantized_embedding_backward,
             (normal(2, 3, 64, seed=4), indices, latent, 1, *searched),
         ),
+        ("fake_quantize-learned", LIBQAT.fake_quantize, (w, *learned, "tensor")),
+        ("linear-learned", LIBQAT.quantized_linear, (leaf(2, 3, 64), w, b, *learned)),
+        ("embedding-learned", LIBQAT.quantized_embedding, (indices, w, 1, *learned)),
+        (
+            "backward_scales",
+            LIBQAT.fake_quantize_backward_scales,
+            (normal(48, 64), latent, *held, "tensor", "a.weight"),
+        ),
+        (
+            "grad_scales",
+            LIBQAT.quantized_linear_grad_scales,
+            (normal(2, 3, 48), normal(2, 3, 64), latent, *held),
+        ),
+        (
+            "grad_input-learned",
+            LIBQAT.quantized_linear_grad_input,
+            (normal(2, 3, 48), latent, "q4_1", "learned", "", scales),
+        ),
+        (
+            "embedding_backward_scales",
+            LIBQAT.quantized_embedding_backward_scales,
+            (normal(2, 3, 64, seed=4), indices, latent, scales, 1, "q4_1", "clipped_ste"),
+        ),
+        ("fake_quantize-differentiated", LIBQAT.fake_quantize, (w, "q4_0", "ste", "differentiated")),
+        ("choose_scales", LIBQAT.choose_scales, (w, "q4_1")),
+        ("quantize-learned", LIBQAT.quantize, (w, "q4_1", "learned", "", scales)),
         ("quantize", LIBQAT.quantize, (w, "q4_1", "search")),
         ("quantize-rank3", LIBQAT.quantize, (leaf(4, 2, 4), "int8_channel")),
         (
