@@ -6,10 +6,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import torch
 import typer
-from click.core import ParameterSource
 
 from libqat import StepReport, default_options, finetune, run_folder, teacher
 from libqat import dry_run as planning
@@ -50,6 +48,7 @@ _DEFAULTS = default_options()
 
 
 def run(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Hugging Face folder or GGUF file.")],
     text: Annotated[list[Path], typer.Option(help="UTF-8 text file; may be given several times.")],
     out: Annotated[Path, typer.Option(help="Run folder; the checkpoint is model.qat.safetensors in it.")],
@@ -108,6 +107,7 @@ def run(
     policy = finetune.FLOAT if control else policy
     tokens = finetune.tokenize_files(model, text)
     settings = _settings(
+        context,
         options,
         steps=steps,
         batch_size=batch_size,
@@ -133,15 +133,15 @@ def run(
         console.print_json(_outcome(started, last))
 
 
-def _settings(file: Path | None, **given: Any) -> dict[str, Any]:
+def _settings(context: typer.Context, file: Path | None, **given: Any) -> dict[str, Any]:
     """Options of a run: what the command line says, else what the file says, else the defaults."""
-    context = click.get_current_context()
+
+    def is_said(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        return source is not None and source.name != "DEFAULT"
+
     names = {name: (name, "temperature") if name == "objective" else (name,) for name in given}
-    said = {
-        name
-        for name, arguments in names.items()
-        if any(context.get_parameter_source(one) is not ParameterSource.DEFAULT for one in arguments)
-    }
+    said = {name for name, arguments in names.items() if any(map(is_said, arguments))}
     read = run_folder.read_json(file) if file else {}
     return given | read | {name: given[name] for name in said}
 
