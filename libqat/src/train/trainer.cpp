@@ -284,6 +284,7 @@ int64_t Trainer::step() const noexcept {
 
 std::vector<std::string> Trainer::warnings() const {
   const Impl& impl = *impl_;
+  if (impl.training.weights.empty()) return {};  // nothing was rounded, so nothing was to be won back
   RunFacts facts = impl.probe.facts();
   const Options& options = impl.options;
   facts.tokens = static_cast<double>(impl.step * options.accumulate * options.batch_size) *
