@@ -78,7 +78,9 @@ def test_an_unknown_rule_is_refused_by_every_operator():
         lambda: torch.ops.libqat.quantized_linear_grad_input(normal(2, 4), weight, "q4_0", "serch"),
         lambda: ops.fake_quantize(weight.to("meta"), "q4_0", scale="serch"),
     ):
-        with pytest.raises(libqat.ArgumentError, match='reference, search, got "serch"'):
+        with pytest.raises(
+            libqat.ArgumentError, match='reference, search, differentiated, learned, got "serch"'
+        ):
             call()
 
 

@@ -7,6 +7,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <array>
 #include <vector>
 
 #include "ops/check.hpp"
@@ -75,13 +76,18 @@ at::Tensor look_up(const at::Tensor& table, const at::Tensor& position) {
   return table.index_select(0, position.flatten()).view(sizes);
 }
 
-/// The scales that the rule gives to a grid with one for the whole tensor, which all of `latent` decides.
+/// The scales that the rule gives to a grid with one for the whole tensor, which all of `latent` decides. An
+/// error names the row at fault.
 at::Tensor shared_scale(const Subject& subject, const grid::Grid& grid, ScaleRule rule,
                         const at::Tensor& latent) {
   const at::Tensor s = at::empty({1, 1, grid.params()}, latent.options());
   const float* w = latent.const_data_ptr<float>();
   float* to = s.mutable_data_ptr<float>();
-  const auto choose = [&](int64_t) { return grid.scales(rule, w, latent.numel(), to); };
+  std::array<float, grid::kMaxParams> stored{};
+  const auto choose = [&](int64_t) {
+    const grid::Status status = grid.scales(rule, w, latent.numel(), to);
+    return status == grid::Status::kOk ? grid.store(to, latent.numel(), stored.data()) : status;
+  };
   for_each_row(subject, 1, latent.numel(), [&] { return choose; }, GridRows(grid, latent));
   return s;
 }
