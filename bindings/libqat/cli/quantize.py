@@ -14,10 +14,10 @@ from . import console
 NAME = "quantize"
 HELP = """Round a model to the numbers of a policy's grids, without training.
 
-Methods, from the quickest to the best (docs/ptq.md): rtn takes the consumers' own scales, the baseline that
-fine-tuning has to beat; search takes the scales of least error; weighted counts that error by how large each
-input is; awq rescales the input channels first; gptq lets the weights still to come make up for each error.
-The last three read --text. All files have the same size.
+Methods (docs/ptq.md): rtn takes the consumers' own scales, the baseline that fine-tuning has to beat; search
+takes the scales of least error; weighted counts that error by how large each input is; awq rescales the input
+channels first; gptq lets the weights still to come make up for each error. The last three read --text. All
+files have the same size.
 
 Example: [bold]libqat quantize ./SmolLM2-135M --policy gguf-q4_0 --out rtn.qat.safetensors[/bold]
 
