@@ -6,6 +6,10 @@
 TEST_CASE("names and kinds are each other's reverse") {
   for (const char* name : {"ste", "clipped_ste", "trust_mask", "stable_qat"})
     REQUIRE(qat::to_string(qat::estimator_kind(name)) == name);
+  for (const char* name : {"reference", "search", "differentiated", "learned"})
+    REQUIRE(qat::to_string(qat::scale_rule(name)) == name);
+  for (const char* name : {"lsq", "tensor", "plain"})
+    REQUIRE(qat::to_string(qat::scale_gradient(name)) == name);
   for (const char* name : {"linear", "embedding", "conv", "other"}) {
     REQUIRE(qat::to_string(qat::slot_kind(name)) == name);
   }
@@ -14,6 +18,6 @@ TEST_CASE("names and kinds are each other's reverse") {
 TEST_CASE("an unknown name is refused with the legal ones") {
   REQUIRE_THROWS_AS(qat::estimator_kind("lsqq"), qat::ArgumentError);
   REQUIRE_THROWS_WITH(qat::estimator_kind("lsqq"),
-                      "estimator: expected one of ste, clipped_ste, got \"lsqq\"");
+                      "estimator: expected one of ste, clipped_ste, trust_mask, stable_qat, got \"lsqq\"");
   REQUIRE_THROWS_AS(qat::slot_kind(""), qat::ArgumentError);
 }

@@ -95,13 +95,13 @@ TEST_CASE("only the rules that ask for it learn their scales") {
 TEST_CASE("whatever becomes of the scales, the file decodes to the numbers that forward used") {
   at::manual_seed(4);
   const TemporaryPath file;
-  int refused = 0;
+  int refused = 0, decoded = 0;
   for (const auto name : qat::grid::names()) {
     if (qat::grid::find(name).info().is_float) continue;
     auto layer = qat::nn::Linear(256, 6, /*bias=*/false);
     auto model = qat::prepare(layer.ptr(), all(std::string(name), "lsq"));
     const at::Tensor scales = model.scale_parameters().at(0).value;
-    for (int round = 0; round < 12; ++round) {
+    for (int round = 0; round < 6; ++round) {
       CAPTURE(name, round);
       shake(scales, round);
       at::Tensor forward;
@@ -117,10 +117,10 @@ TEST_CASE("whatever becomes of the scales, the file decodes to the numbers that 
       qat::save(qat::freeze(model), file.path);
       REQUIRE(differing(qat::weight_of(qat::load(file.path), "weight"), forward) == 0);
       REQUIRE(differing(layer->quantizer->weight(layer->weight, at::kFloat), forward) == 0);
+      ++decoded;
     }
   }
-  INFO(refused);
-  REQUIRE(refused < 100);  // of some 500: the test would be empty otherwise
+  REQUIRE(decoded > 4 * refused);  // the test would be empty otherwise
 }
 
 TEST_CASE("reports and checkpoints see the learned scales, and never the training grid") {
