@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -10,6 +11,7 @@
 #include "qat/ptq/awq.hpp"
 #include "qat/ptq/calibration.hpp"
 #include "qat/ptq/gptq.hpp"
+#include "qat/ptq/sensitivity.hpp"
 #include "qat/ptq/weighted_search.hpp"
 #include "qat/train/compute.hpp"
 
@@ -19,12 +21,13 @@ namespace qat::python {
 namespace {
 
 ptq::GptqOptions gptq_options(double damping, bool act_order, bool static_scales, int64_t block,
-                              const std::string& scale) {
+                              const std::string& scale, int64_t sweeps) {
   return {.damping = damping,
           .act_order = act_order,
           .static_scales = static_scales,
           .block = block,
-          .scale = ptq::scale_source(scale)};
+          .scale = ptq::scale_source(scale),
+          .sweeps = sweeps};
 }
 
 ptq::AwqOptions awq_options(int64_t steps, const std::string& scale, int64_t rows) {
@@ -32,12 +35,17 @@ ptq::AwqOptions awq_options(int64_t steps, const std::string& scale, int64_t row
 }
 
 /// A Python progress function as the library's; Ctrl-C is raised from it.
-ptq::CalibrationOptions calibration_options(int64_t batch, const py::object& progress) {
-  return {.batch = batch, .progress = [progress](int64_t done, int64_t total, const std::string& tensor) {
-            const py::gil_scoped_acquire locked;
-            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-            if (!progress.is_none()) progress(done, total, tensor);
-          }};
+ptq::Progress progress_function(const py::object& progress) {
+  return [progress](int64_t done, int64_t total, const std::string& tensor) {
+    const py::gil_scoped_acquire locked;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (!progress.is_none()) progress(done, total, tensor);
+  };
+}
+
+ptq::CalibrationOptions calibration_options(int64_t batch, const py::object& progress,
+                                            ptq::TokenWeights tokens = {}) {
+  return {.batch = batch, .tokens = std::move(tokens), .progress = progress_function(progress)};
 }
 
 /// Runs `method` on a decoder without the GIL, in that compute dtype.
@@ -54,9 +62,10 @@ void bind_gptq(py::module_& module) {
   module.def(
       "gptq_tensor",
       [](const at::Tensor& weight, const at::Tensor& hessian, const std::string& grid, double damping,
-         bool act_order, bool static_scales, int64_t block, const std::string& source,
+         bool act_order, bool static_scales, int64_t block, const std::string& source, int64_t sweeps,
          const std::string& tensor) {
-        const ptq::GptqOptions options = gptq_options(damping, act_order, static_scales, block, source);
+        const ptq::GptqOptions options =
+            gptq_options(damping, act_order, static_scales, block, source, sweeps);
         const py::gil_scoped_release unlocked;
         ptq::Solution solution = ptq::gptq(weight, hessian, grid, options, tensor);
         return std::pair(std::move(solution.latent), std::move(solution.scales));
@@ -64,30 +73,52 @@ void bind_gptq(py::module_& module) {
       py::arg("weight"), py::arg("hessian"), py::arg("grid"), py::kw_only(),
       py::arg("damping") = defaults.damping, py::arg("act_order") = defaults.act_order,
       py::arg("static_scales") = defaults.static_scales, py::arg("block") = defaults.block,
-      py::arg("scale") = scale, py::arg("tensor") = "",
+      py::arg("scale") = scale, py::arg("sweeps") = defaults.sweeps, py::arg("tensor") = "",
       R"(Rounds a matrix so that its layer errs least on its own inputs (GPTQ, arXiv:2210.17323).
 
 weight: float32[R, ...] of N weights a row; hessian: float32 or float64[N, N], E[x x^T] of the layer's inputs.
 Returns (latent, scales): encoding `latent`, float32 in the weight's shape, with `scales`, float32[R, G, P], gives
 the method's codes. scale: "reference", "search" or "weighted" (by the hessian's diagonal). act_order: columns
 by falling diagonal; whole blocks of a grid with block scales, unless static_scales takes those from the weights
-as they were. NumericError for a hessian that is not positive definite with that damping.)");
+as they were. sweeps: of coordinate descent over codes and scales afterwards. NumericError for a hessian that is not positive definite with that damping.)");
   module.def(
       "apply_gptq",
       [](PreparedDecoder& prepared, const at::Tensor& windows, double damping, bool act_order,
-         bool static_scales, int64_t block, const std::string& source, int64_t batch,
-         const std::string& compute_dtype, const py::object& progress) {
-        const ptq::GptqOptions options = gptq_options(damping, act_order, static_scales, block, source);
-        const ptq::CalibrationOptions calibration = calibration_options(batch, progress);
+         bool static_scales, int64_t block, const std::string& source, int64_t sweeps,
+         ptq::TokenWeights tokens, int64_t batch, const std::string& compute_dtype,
+         const py::object& progress) {
+        const ptq::GptqOptions options =
+            gptq_options(damping, act_order, static_scales, block, source, sweeps);
+        const ptq::CalibrationOptions calibration = calibration_options(batch, progress, std::move(tokens));
         return run(prepared, compute_dtype, [&](PreparedModel& model, const std::vector<Stage>& stages) {
           return ptq::apply_gptq(model, stages, windows, options, calibration);
         });
       },
       py::arg("prepared"), py::arg("windows"), py::kw_only(), py::arg("damping") = defaults.damping,
       py::arg("act_order") = defaults.act_order, py::arg("static_scales") = defaults.static_scales,
-      py::arg("block") = defaults.block, py::arg("scale") = scale,
-      py::arg("batch") = ptq::CalibrationOptions{}.batch, py::arg("compute_dtype") = "auto",
-      py::arg("progress") = py::none(), "GPTQ on a prepared decoder; use `libqat.gptq`.");
+      py::arg("block") = defaults.block, py::arg("scale") = scale, py::arg("sweeps") = defaults.sweeps,
+      py::arg("tokens") = ptq::TokenWeights(), py::arg("batch") = ptq::CalibrationOptions{}.batch,
+      py::arg("compute_dtype") = "auto", py::arg("progress") = py::none(),
+      "GPTQ on a prepared decoder; use `libqat.gptq`.");
+}
+
+void bind_sensitivity(py::module_& module) {
+  module.def(
+      "token_sensitivity",
+      [](PreparedDecoder& prepared, const at::Tensor& windows, int64_t seed, int64_t batch,
+         const std::string& compute_dtype, const py::object& progress) {
+        const ptq::Progress report = progress_function(progress);
+        const auto logits = [&](const at::Tensor& tokens) { return prepared.decoder->forward(tokens); };
+        const py::gil_scoped_release unlocked;
+        const train::ComputeScope compute(train::compute_dtype(compute_dtype));
+        return ptq::token_sensitivity(prepared.model, logits, windows, seed, batch, report);
+      },
+      py::arg("prepared"), py::arg("windows"), py::kw_only(), py::arg("seed") = 0, py::arg("batch") = 2,
+      py::arg("compute_dtype") = "auto", py::arg("progress") = py::none(),
+      R"(How much each token of a calibration text counts for each linear layer of a prepared decoder.
+
+windows: int64[n, T]. Returns weight name -> float32[n, T] of mean 1: the mean over the layer's outputs of their squared
+gradients, under the float model's cross-entropy with labels that it draws itself, clipped at 8 means.)");
 }
 
 void bind_weighted_search(py::module_& module) {
@@ -180,8 +211,15 @@ void bind_results(py::module_& module) {
   py::class_<ptq::InputMoments>(module, "InputMoments",
                                 "Moments of a layer's inputs, summed over calls; N^2 float64 of memory.")
       .def(py::init<int64_t>(), py::arg("width"))
-      .def("add", &ptq::InputMoments::add, py::arg("input"), py::call_guard<py::gil_scoped_release>(),
-           "input: floats [..., N]; each of its vectors counts once. ArgumentError for another width.")
+      .def(
+          "add",
+          [](ptq::InputMoments& moments, const at::Tensor& input, const std::optional<at::Tensor>& weights) {
+            moments.add(input, weights.value_or(at::Tensor()));
+          },
+          py::arg("input"), py::arg("weights") = py::none(), py::call_guard<py::gil_scoped_release>(),
+          "input: floats [..., N]; each of its vectors counts once, or weights[...] times. ArgumentError for "
+          "another "
+          "width.")
       .def_property_readonly("count", &ptq::InputMoments::count, "Vectors added so far.")
       .def("second", &ptq::InputMoments::second, "E[x x^T], float64[N, N].")
       .def("magnitude", &ptq::InputMoments::magnitude, "E[|x|], float64[N].");
@@ -192,6 +230,7 @@ void bind_results(py::module_& module) {
 void bind_ptq(py::module_& module) {
   bind_results(module);
   bind_gptq(module);
+  bind_sensitivity(module);
   bind_weighted_search(module);
   bind_awq(module);
 }

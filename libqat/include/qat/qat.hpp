@@ -16,6 +16,7 @@
 #include "qat/nn/linear.hpp"
 #include "qat/ops/ops.hpp"
 #include "qat/policy/policy.hpp"
+#include "qat/policy/recipe.hpp"
 #include "qat/prepare/batch_norm.hpp"
 #include "qat/prepare/prepare.hpp"
 #include "qat/prepare/state.hpp"

@@ -33,10 +33,8 @@ std::vector<RoundedTensor> apply(const std::string& function, PreparedModel& mod
   while (walk.stage() != nullptr) {
     std::vector<StageWeight> weights = walk.weights();
     std::erase_if(weights, [](const StageWeight& weight) { return !weight.quantizer; });
-    const auto moments = walk.advance(/*measure=*/!weights.empty());
-    if (!moments) continue;
-    const at::Tensor hessian = moments->second();
-    for (const StageWeight& weight : weights) done.push_back(round_weight(weight, hessian, solve));
+    const std::vector<at::Tensor> hessians = walk.advance(weights, calibration.tokens);
+    for (size_t i = 0; i < weights.size(); ++i) done.push_back(round_weight(weights[i], hessians[i], solve));
   }
   return done;
 }

@@ -21,21 +21,22 @@ constexpr int64_t kPanel = 192;
 InputMoments::InputMoments(int64_t width)
     : second_(at::zeros({width, width}, at::kDouble)), magnitude_(at::zeros({width}, at::kDouble)) {}
 
-void InputMoments::add(const at::Tensor& input) {
+void InputMoments::add(const at::Tensor& input, const at::Tensor& weights) {
   const int64_t n = magnitude_.size(0);
   if (input.dim() < 1 || input.size(-1) != n || !input.is_floating_point()) {
     fail({"InputMoments", "input"}, "floats [..., " + std::to_string(n) + "]", describe(input));
   }
   const at::NoGradGuard no_grad;
   const NoAutocast full_precision;
-  const at::Tensor x = input.detach().reshape({-1, n}).to(at::kCPU, at::kFloat);
+  at::Tensor x = input.detach().reshape({-1, n}).to(at::kCPU, at::kFloat);
+  magnitude_.add_(x.abs().sum(0, /*keepdim=*/false, at::kDouble));
+  if (weights.defined()) x = x * weights.reshape({-1, 1}).to(at::kFloat).sqrt();
   for (int64_t first = 0; first < n; first += kPanel) {
     const int64_t count = std::min(kPanel, n - first);
     second_.narrow(0, first, count)
         .narrow(1, first, n - first)
         .add_(at::mm(x.narrow(1, first, count).t(), x.narrow(1, first, n - first)));
   }
-  magnitude_.add_(x.abs().sum(0, /*keepdim=*/false, at::kDouble));
   count_ += x.size(0);
 }
 

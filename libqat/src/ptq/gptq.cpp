@@ -14,6 +14,7 @@
 #include "ptq/inverse_factor.hpp"
 #include "ptq/rows.hpp"
 #include "qat/core/error.hpp"
+#include "qat/ptq/refine.hpp"
 
 namespace qat::ptq {
 namespace {
@@ -133,6 +134,9 @@ Solution gptq(const at::Tensor& weight, const at::Tensor& hessian, std::string_v
   solution.scales = plan.dynamic ? at::empty({rows.size(0), found.blocks(n), found.params()}, rows.options())
                                  : choose_scales("gptq", tensor, found, options.scale, rows, importance);
   solve(subject, plan, rows, solution);
+  if (options.sweeps > 0) {
+    solution = refine(rows, h, grid, solution, {options.damping, options.sweeps}, tensor);
+  }
   return {solution.latent.view(weight.sizes()).to(weight.device()), solution.scales.to(weight.device())};
 }
 

@@ -19,6 +19,7 @@ StageWalk::StageWalk(std::string function, PreparedModel& model, const std::vect
   }
   if (calibration_.batch < 1) fail({function_, "batch"}, "at least 1", std::to_string(calibration_.batch));
   for (const at::Tensor& batch : windows.split(calibration_.batch)) states_.push_back({batch});
+  shape_ = windows.sizes().vec();
 }
 
 std::vector<StageWeight> StageWalk::weights() const {
@@ -35,23 +36,61 @@ std::vector<StageWeight> StageWalk::weights() const {
   return found;
 }
 
-std::optional<InputMoments> StageWalk::advance(bool measure) {
+/// visit(first window of the batch, what the stage left of it)
+template <class Visit>
+void StageWalk::run_next(const Visit& visit) {
   const at::NoGradGuard no_grad;
   const Stage& stage = stages_[next_++];
-  std::optional<InputMoments> moments;
   const auto total = static_cast<int64_t>(stages_.size() * states_.size());
+  int64_t first = 0;
   for (std::vector<at::Tensor>& state : states_) {
     state = stage.run(state);
-    if (measure) {
-      if (!moments) moments.emplace(state.back().size(-1));
-      moments->add(state.back());
-    }
+    visit(first, state.back());
+    first += calibration_.batch;
     ++done_;
     if (calibration_.progress) {
       calibration_.progress(done_, total, stage.weights.empty() ? "" : stage.weights.front());
     }
   }
+}
+
+std::optional<InputMoments> StageWalk::advance(bool measure) {
+  std::optional<InputMoments> moments;
+  run_next([&](int64_t, const at::Tensor& input) {
+    if (!measure) return;
+    if (!moments) moments.emplace(input.size(-1));
+    moments->add(input);
+  });
   return moments;
+}
+
+std::vector<at::Tensor> StageWalk::advance(const std::vector<StageWeight>& weights,
+                                           const TokenWeights& tokens) {
+  std::vector<at::Tensor> counts;
+  bool alike = true;
+  for (const StageWeight& weight : weights) {
+    const auto found = tokens.find(weight.name);
+    counts.push_back(found == tokens.end() ? at::Tensor() : found->second);
+    if (!counts.back().defined()) continue;
+    alike = false;
+    if (counts.back().sizes() != at::IntArrayRef(shape_)) {
+      fail({function_, weight.name}, "a weight for each token of the windows", describe(counts.back()));
+    }
+  }
+  if (alike) {
+    const auto moments = advance(!weights.empty());
+    return std::vector<at::Tensor>(weights.size(), moments ? moments->second() : at::Tensor());
+  }
+  std::vector<InputMoments> moments;
+  run_next([&](int64_t first, const at::Tensor& input) {
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (moments.size() <= i) moments.emplace_back(input.size(-1));
+      moments[i].add(input, counts[i].defined() ? counts[i].narrow(0, first, input.size(0)) : at::Tensor());
+    }
+  });
+  std::vector<at::Tensor> hessians;
+  for (const InputMoments& moment : moments) hessians.push_back(moment.second());
+  return hessians;
 }
 
 EnabledScope::EnabledScope(PreparedModel& model, bool enabled) {

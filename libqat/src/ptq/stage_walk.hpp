@@ -31,13 +31,21 @@ class StageWalk {
   std::vector<StageWeight> weights() const;
   /// Runs the next stage on all windows. Moments of what it leaves if `measure`.
   std::optional<InputMoments> advance(bool measure);
+  /// Runs the next stage on all windows. E[s x x^T] of what it leaves for each of `weights`, float64[N, N], s
+  /// the weight's tokens (1 where `tokens` has none for it). ArgumentError for tokens of another shape than
+  /// the windows'.
+  std::vector<at::Tensor> advance(const std::vector<StageWeight>& weights, const TokenWeights& tokens);
 
  private:
+  template <class Visit>
+  void run_next(const Visit& visit);
+
   std::string function_;
   PreparedModel& model_;
   const std::vector<Stage>& stages_;
   CalibrationOptions calibration_;
   std::vector<std::vector<at::Tensor>> states_;  ///< of each batch of windows
+  std::vector<int64_t> shape_;                   ///< of the windows
   size_t next_ = 0;
   int64_t done_ = 0;
 };

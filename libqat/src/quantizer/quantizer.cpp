@@ -33,7 +33,7 @@ Quantizer::Quantizer(std::string tensor, Scheme scheme, Estimator estimator)
 
 std::shared_ptr<Quantizer> Quantizer::clone(const std::optional<at::Device>& device) const {
   std::shared_ptr<Quantizer> copy(new Quantizer(*this));
-  copy->input_hook_ = nullptr;
+  copy->input_hook_ = copy->output_hook_ = nullptr;
   if (!scales_.defined()) return copy;
   const at::NoGradGuard no_grad;
   copy->scales_ = scales_.detach().to(device.value_or(scales_.device()), at::kFloat, false, /*copy=*/true);
@@ -55,9 +55,11 @@ at::Tensor Quantizer::fake_quantize(const at::Tensor& latent) const {
 at::Tensor Quantizer::linear(const at::Tensor& input, const at::Tensor& latent,
                              const std::optional<at::Tensor>& bias) const {
   if (input_hook_) input_hook_(input);
-  return blended(
+  at::Tensor output = blended(
       [&] { return float_linear(input, latent, bias); },
       [&] { return ops::quantized_linear(input, latent, bias, grid(), estimator_, tensor_, scales_); });
+  if (output_hook_) output_hook_(output);
+  return output;
 }
 
 at::Tensor Quantizer::embedding(const at::Tensor& indices, const at::Tensor& latent,

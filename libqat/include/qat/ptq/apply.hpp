@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "qat/prepare/prepare.hpp"
+#include "qat/ptq/calibration.hpp"
 #include "qat/ptq/gptq.hpp"
 #include "qat/quantizer/stage.hpp"
 
@@ -29,7 +30,8 @@ using Progress = std::function<void(int64_t done, int64_t total, const std::stri
 
 /// How calibration windows go through the model.
 struct CalibrationOptions {
-  int64_t batch = 8;  ///< windows per forward call
+  int64_t batch = 8;         ///< windows per forward call
+  TokenWeights tokens = {};  ///< empty: all tokens count alike
   Progress progress = {};
 };
 

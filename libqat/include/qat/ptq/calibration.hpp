@@ -5,8 +5,14 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <map>
+#include <string>
 
 namespace qat::ptq {
+
+/// How much each token of the calibration windows counts, for each weight: name -> float32[n, T], not
+/// negative, of mean 1; see token_sensitivity. Weights without an entry count all tokens alike.
+using TokenWeights = std::map<std::string, at::Tensor>;
 
 /// Moments of one layer's inputs. Memory: N^2 float64.
 class InputMoments {
@@ -14,9 +20,10 @@ class InputMoments {
   /// width: N, the layer's in_features.
   explicit InputMoments(int64_t width);
 
-  /// input: [..., N] of any float type; each of its vectors counts once. Products are summed in float32
-  /// within a call and in float64 between calls. ArgumentError for another width.
-  void add(const at::Tensor& input);
+  /// input: [..., N] of any float type; each of its vectors x counts once, or weights[...] times where there
+  /// are any: E[weight x x^T]. Products are summed in float32 within a call and in float64 between calls.
+  /// ArgumentError for another width.
+  void add(const at::Tensor& input, const at::Tensor& weights = {});
 
   /// Vectors added so far.
   int64_t count() const noexcept { return count_; }

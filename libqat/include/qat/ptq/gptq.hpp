@@ -44,6 +44,7 @@ struct GptqOptions {
   /// block.
   int64_t block = 128;
   ScaleSource scale = ScaleSource::kWeighted;
+  int64_t sweeps = 0;  ///< of coordinate descent afterwards, see `refine`
 };
 
 /// What a method found. encode(latent, scales) are its codes, for any grid, so that learned scales that start

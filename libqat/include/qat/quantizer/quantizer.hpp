@@ -35,7 +35,7 @@ class Quantizer {
   Quantizer(std::string tensor, Scheme scheme, Estimator estimator);
   Quantizer& operator=(const Quantizer&) = delete;
 
-  /// A deep copy, its scales on `device` if one is given; without the input hook.
+  /// A deep copy, its scales on `device` if one is given; without the hooks.
   std::shared_ptr<Quantizer> clone(const std::optional<at::Device>& device = std::nullopt) const;
 
   /// float32[R, ...] latent -> float32 on the grid; see ops::fake_quantize. Returns the latent when disabled.
@@ -93,6 +93,8 @@ class Quantizer {
 
   /// Called by `linear`, enabled or not, with the layer's input [..., I] before the product; null is none.
   void set_input_hook(std::function<void(const at::Tensor& input)> hook) { input_hook_ = std::move(hook); }
+  /// The same with the layer's output [..., O], after the product.
+  void set_output_hook(std::function<void(const at::Tensor& output)> hook) { output_hook_ = std::move(hook); }
 
  private:
   Quantizer(const Quantizer&) = default;
@@ -111,7 +113,7 @@ class Quantizer {
   at::Tensor scales_;
   double blend_ = 1.0;
   std::string training_grid_;
-  std::function<void(const at::Tensor&)> input_hook_;
+  std::function<void(const at::Tensor&)> input_hook_, output_hook_;
 };
 
 }  // namespace qat

@@ -1,0 +1,41 @@
+#pragma once
+
+// Which tokens of a calibration text matter. A layer's error counts where the model's answer depends on the
+// layer, and that differs by orders of magnitude from token to token: the first tokens of a window have the
+// largest activations of all and hardly any influence.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+
+#include "qat/prepare/prepare.hpp"
+#include "qat/ptq/apply.hpp"
+#include "qat/ptq/calibration.hpp"
+
+namespace qat::ptq {
+
+/// For each quantized linear layer and each token the mean over its output features of (dL/dy)^2. L is the
+/// float model's cross-entropy with labels that are drawn from its own distribution at each position, so that
+/// the expectation of the product of gradients is the Fisher information, the curvature of the KL divergence
+/// to the float model. (Martens 2014, arXiv:1412.1193; per-token weights in layer-wise quantization: Kim et
+/// al. 2025, GuidedQuant, arXiv:2505.07004)
+///
+/// Clipped at 8 times their mean, and scaled to mean 1: few tokens would outweigh all others.
+///
+/// Weighting a layer's inputs by them turns E[x x^T] into E[s x x^T], the Kronecker-factored curvature of
+/// that loss with one factor per token.
+///
+/// logits: int64[B, T] -> [B, T, V], the model that `model` was prepared from, on its own layers: quantizers
+/// are switched off meanwhile. windows: int64[n, T]. batch: windows per call. The same seed gives the same
+/// labels. Runs in autocast's dtype when autocast is on. Memory beside the model: the activations of `batch`
+/// windows, as in training, but no gradients of weights.
+///
+/// ArgumentError for windows of another shape, for logits that depend on no parameter beside the quantized
+/// weights; NumericError naming the weight for gradients that are not finite.
+TokenWeights token_sensitivity(PreparedModel& model,
+                               const std::function<at::Tensor(const at::Tensor& tokens)>& logits,
+                               const at::Tensor& windows, int64_t seed = 0, int64_t batch = 2,
+                               const Progress& progress = {});
+
+}  // namespace qat::ptq
