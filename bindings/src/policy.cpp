@@ -8,6 +8,7 @@
 
 #include "module.hpp"
 #include "qat/core/error.hpp"
+#include "qat/policy/recipe.hpp"
 
 namespace py = pybind11;
 
@@ -79,6 +80,23 @@ ArgumentError lists the legal names.)")
       });
 }
 
+void bind_recipe(py::module_& module) {
+  py::class_<Recipe>(module, "Recipe", "How to train on a policy's grids; see `recommended`.")
+      .def_readonly("policy", &Recipe::policy, "The policy, with the estimator that its rules train with.")
+      .def_readonly("start", &Recipe::start,
+                    "'guided', 'gptq': at that PTQ method's solution; 'none': at the model as it is.")
+      .def_readonly("learning_rate", &Recipe::learning_rate, "Of the latents.")
+      .def_readonly("scale_learning_rate", &Recipe::scale_learning_rate,
+                    "Of learned scales, relative to their size.")
+      .def_readonly("final_learning_rate", &Recipe::final_learning_rate,
+                    "The share of the peak at which the cosine ends.");
+  module.def("recommended", &recommended, py::arg("policy"),
+             R"(The settings that came out best for the policy's grids, see docs/quality.md.
+
+`libqat.finetune.start` and `libqat finetune` use them for what they are not told. A policy of the user's own that
+names an estimator keeps it, and starts from "none" unless its scales are learned.)");
+}
+
 }  // namespace
 
 void bind_policy(py::module_& module) {
@@ -136,6 +154,7 @@ not divide, naming the tensor.)")
            })
       .def(py::pickle([](const Policy& policy) { return policy.to_json(); },
                       [](const std::string& json) { return Policy::from_json(json); }));
+  bind_recipe(module);
 }
 
 }  // namespace qat::python
