@@ -21,6 +21,7 @@ from ._core import (
     PreparedDecoder,
     QuantizedCheckpoint,
     QuantizedTensor,
+    Recipe,
     Requantization,
     RoundedTensor,
     Score,
@@ -47,6 +48,7 @@ from ._core import (
     log_likelihoods,
     mean_interval,
     objective_loss,
+    recommended,
     removed,
     requantization_report,
     resampled_means,
@@ -67,7 +69,7 @@ from .grids import Grid, grids
 from .html_report import write_model_report, write_report
 from .optimizers import parameter_groups
 from .prepare import PreparedModel, freeze, prepare, unprepare
-from .ptq import awq, gptq, weighted_search
+from .ptq import awq, gptq, guided, weighted_search
 from .report import Report
 from .tokenizer import load_tokenizer
 
@@ -95,6 +97,7 @@ __all__ = [
     "QuantizedCheckpoint",
     "QuantizedTensor",
     "Question",
+    "Recipe",
     "Report",
     "Requantization",
     "RoundedTensor",
@@ -129,6 +132,7 @@ __all__ = [
     "freeze_batch_norm",
     "gptq",
     "grids",
+    "guided",
     "head_loss",
     "import_checkpoint",
     "include_paths",
@@ -145,6 +149,7 @@ __all__ = [
     "parameter_groups",
     "prepare",
     "read_choices",
+    "recommended",
     "removed",
     "requantization_report",
     "resampled_means",

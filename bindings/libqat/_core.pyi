@@ -32,6 +32,7 @@ __all__: list[str] = [
     "PreparedDecoder",
     "QuantizedCheckpoint",
     "QuantizedTensor",
+    "Recipe",
     "Requantization",
     "RoundedTensor",
     "Score",
@@ -87,6 +88,7 @@ __all__: list[str] = [
     "prepare_decoder",
     "read_gguf_header",
     "read_safetensors_header",
+    "recommended",
     "removed",
     "report_tensor",
     "requantization_report",
@@ -95,6 +97,7 @@ __all__: list[str] = [
     "score_choices",
     "score_intervals",
     "share_removed",
+    "token_sensitivity",
     "verify",
     "weighted_search_tensor",
     "write_tokens",
@@ -253,6 +256,41 @@ class Policy:
     def scale(self) -> str:
         """
         Where scales come from, where a rule does not say otherwise: see Estimator.
+        """
+
+class Recipe:
+    """
+    How to train on a policy's grids; see `recommended`.
+    """
+
+    @property
+    def final_learning_rate(self) -> float:
+        """
+        The share of the peak at which the cosine ends.
+        """
+
+    @property
+    def learning_rate(self) -> float:
+        """
+        Of the latents.
+        """
+
+    @property
+    def policy(self) -> Policy:
+        """
+        The policy, with the estimator that its rules train with.
+        """
+
+    @property
+    def scale_learning_rate(self) -> float:
+        """
+        Of learned scales, relative to their size.
+        """
+
+    @property
+    def start(self) -> str:
+        """
+        'guided', 'gptq': at that PTQ method's solution; 'none': at the model as it is.
         """
 
 class QuantizedTensor:
@@ -647,9 +685,9 @@ class InputMoments:
     """
 
     def __init__(self, width: typing.SupportsIndex) -> None: ...
-    def add(self, input: torch.Tensor) -> None:
+    def add(self, input: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """
-        input: floats [..., N]; each of its vectors counts once. ArgumentError for another width.
+        input: floats [..., N]; each of its vectors counts once, or weights[...] times. ArgumentError for another width.
         """
 
     def magnitude(self) -> torch.Tensor:
@@ -1153,6 +1191,8 @@ def apply_gptq(
     static_scales: bool = False,
     block: typing.SupportsIndex = 128,
     scale: str = "weighted",
+    sweeps: typing.SupportsIndex = 0,
+    tokens: collections.abc.Mapping[str, torch.Tensor] = {},
     batch: typing.SupportsIndex = 8,
     compute_dtype: str = "auto",
     progress: typing.Any = None,
@@ -1351,6 +1391,7 @@ def gptq_tensor(
     static_scales: bool = False,
     block: typing.SupportsIndex = 128,
     scale: str = "weighted",
+    sweeps: typing.SupportsIndex = 0,
     tensor: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -1360,7 +1401,7 @@ def gptq_tensor(
     Returns (latent, scales): encoding `latent`, float32 in the weight's shape, with `scales`, float32[R, G, P], gives
     the method's codes. scale: "reference", "search" or "weighted" (by the hessian's diagonal). act_order: columns
     by falling diagonal; whole blocks of a grid with block scales, unless static_scales takes those from the weights
-    as they were. NumericError for a hessian that is not positive definite with that damping.
+    as they were. sweeps: of coordinate descent over codes and scales afterwards. NumericError for a hessian that is not positive definite with that damping.
     """
 
 def grid_backward(
@@ -1617,6 +1658,14 @@ def read_safetensors_header(path: os.PathLike | str | bytes) -> dict:
     Offsets are in bytes from the start of the file. Raises FileError when the file is missing or malformed.
     """
 
+def recommended(policy: Policy) -> Recipe:
+    """
+    The settings that came out best for the policy's grids, see docs/quality.md.
+
+    `libqat.finetune.start` and `libqat finetune` use them for what they are not told. A policy of the user's own that
+    names an estimator keeps it, and starts from "none" unless its scales are learned.
+    """
+
 def removed(
     reference: Score,
     quantized: Score,
@@ -1728,6 +1777,22 @@ def score_intervals(
 def share_removed(quantized: float, trained: float) -> float:
     """
     Share of a quantization loss that training won back: 1 - trained / quantized; NaN when `quantized` is not positive.
+    """
+
+def token_sensitivity(
+    prepared: PreparedDecoder,
+    windows: torch.Tensor,
+    *,
+    seed: typing.SupportsIndex = 0,
+    batch: typing.SupportsIndex = 2,
+    compute_dtype: str = "auto",
+    progress: typing.Any = None,
+) -> dict[str, torch.Tensor]:
+    """
+    How much each token of a calibration text counts for each linear layer of a prepared decoder.
+
+    windows: int64[n, T]. Returns weight name -> float32[n, T] of mean 1: the mean over the layer's outputs of their squared
+    gradients, under the float model's cross-entropy with labels that it draws itself, clipped at 8 means.
     """
 
 def verify(path: os.PathLike | str | bytes, checkpoint: QuantizedCheckpoint) -> list[Difference]:

@@ -21,25 +21,28 @@ def dry_run(
     tokens: torch.Tensor,
     policy: "str | PathLike | Mapping | Policy",
     *,
+    start: str | None = None,
     progress: Callable[[StepReport], Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Takes two steps in memory and says what the whole run would amount to. Writes nothing.
 
-    Arguments as in `finetune.start`. The result, ready for JSON:
+    Arguments as in `finetune.start`; the time does not count its start, a few passes over the calibration
+    tokens. The result, ready for JSON:
         tensors: [{"name", "shape", "grid", "trained", "bytes"}], bytes as they ship;
         grids: {grid: {"tensors", "weights", "bytes"}}; weights, trained_weights, bytes, bits_per_weight;
         memory: bytes of "latents", "gradients", "moments", and "peak", the most this process has held;
         time: "seconds_per_step", "tokens_per_second", "seconds" for the whole run, measured here and now;
         tokens: "per_step", "run", "text", and "epochs", how often the run reads the text.
     """
-    options = _core.check_options(**options)
-    run = finetune.start(model, tokens, policy, "", **options)
+    policy, start, options = finetune.settled(policy, start, options)
+    run = finetune.start(model, tokens, policy, "", start="none", **options)
     reports = _take_steps(run.trainer, progress)
     per_step = options["batch_size"] * options["sequence_length"] * options["accumulate"]
     seconds = _seconds_per_step(reports, per_step)
     return {
         "model": str(run.model),
+        "start": start,
         **_sizes(run),
         "time": {
             "seconds_per_step": seconds,

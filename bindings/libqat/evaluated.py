@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import math
 import os
 import time
@@ -99,7 +100,7 @@ def open_model(path: str | os.PathLike, row: str | None = None) -> EvaluatedMode
 def _rounded(source: str, policy: dict) -> EvaluatedModel:
     """The model under a policy without training, with the numbers of its grids as ordinary weights."""
     loaded = _core.load_model(source)
-    prepared = _core.prepare_decoder(loaded.decoder, as_policy(policy))
+    prepared = _core.prepare_decoder(loaded.decoder, _untrained(as_policy(policy)))
     size = prepared.report().bytes
     checkpoint = prepared.freeze(loaded.config)
     loaded.decoder.set_trainable(False)
@@ -108,6 +109,17 @@ def _rounded(source: str, policy: dict) -> EvaluatedModel:
             weight.copy_(checkpoint.weight(name))
     prepared.set_enabled(False)
     return EvaluatedModel(PTQ, loaded.decoder, "", size)
+
+
+def _untrained(policy: _core.Policy) -> _core.Policy:
+    """Learned scales say nothing about rounding without training: the consumer's own rule then."""
+    learned = "learned" in (policy.scale, *(rule["scale"] for rule in _estimators(policy)))
+    return policy.with_scale("reference") if learned else policy
+
+
+def _estimators(policy: _core.Policy) -> list[dict]:
+    rules = json.loads(policy.to_json())["rules"]
+    return [{"scale": ""} | rule["estimator"] for rule in rules if "estimator" in rule]
 
 
 def _stored_bytes(path: Path, as_float: bool) -> int:

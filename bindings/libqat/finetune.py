@@ -9,9 +9,18 @@ from typing import Any
 
 import torch
 
-from . import _core, run_folder
+from . import _core, ptq, run_folder
 from . import teacher as teachers
-from ._core import CacheCheck, CacheProgress, LoadedModel, Policy, PreparedDecoder, StepReport, Trainer
+from ._core import (
+    ArgumentError,
+    CacheCheck,
+    CacheProgress,
+    LoadedModel,
+    Policy,
+    PreparedDecoder,
+    StepReport,
+    Trainer,
+)
 from .data import read_texts, tokenize
 from .prepare import as_policy
 from .run_folder import CHECKPOINT
@@ -21,6 +30,11 @@ FLOAT = {"rules": []}
 """The policy that quantizes nothing: the control with which a fine-tuned model is compared."""
 FROZEN = ("model\\.embed_tokens",)
 """Not trained by default: an embedding moves only for the tokens of the text, which hurts all others."""
+
+STARTS = {"guided": ptq.guided, "gptq": ptq.gptq}
+"""Methods whose solution a run can start from."""
+CALIBRATION = 51_200
+"""Tokens that a start looks at, of those that the run will train on."""
 
 
 @dataclass
@@ -35,6 +49,8 @@ class Run:
     """Where `loaded` came from."""
     text: tuple[Path, ...] = ()
     """The files of the training text, when they are known."""
+    start: str = "none"
+    """The PTQ method whose solution the weights started from."""
     cache_check: CacheCheck | None = None
     """Of a teacher cache that was built for this run: its loss beside the live teacher's."""
 
@@ -58,7 +74,7 @@ class Run:
         if begun and not text and (self.folder / run_folder.FINETUNE).exists():
             text = run_folder.read_finetune(self.folder)["text"]
         control = not json.loads(self.prepared.policy.to_json())["rules"]
-        run_folder.write_finetune(self.folder, self.model, text, control)
+        run_folder.write_finetune(self.folder, self.model, text, control, self.start)
 
     @property
     def checkpoint(self) -> Path:
@@ -73,6 +89,8 @@ def start(
     folder: str | os.PathLike,
     *,
     resume: bool = False,
+    start: str | None = None,
+    on_start: ptq.Progress | None = None,
     text: Iterable[str | os.PathLike] = (),
     teacher_cache: str | os.PathLike | bool | None = None,
     teacher_top_k: int = teachers.TOP_K,
@@ -83,7 +101,14 @@ def start(
 
     model: Hugging Face folder or GGUF. tokens: int64[n], see `tokenize_files`. text: the files they came
     from, for the record (`finetune.json`, written when training begins). options: see
-    `libqat.default_options()`. ArgumentError for bad options, policies and token ids; FileError when there is
+    `libqat.default_options()`.
+
+    start: "guided" or "gptq", a PTQ method that first rounds the model by the tokens that the run trains on,
+    at most CALIBRATION of them; training goes on from its solution, with learned scales. "none": from the
+    model as it is. By default, and for the learning rates that `options` leave out, what
+    `libqat.recommended` says for the policy, whose estimator goes with a start. on_start follows it.
+
+    ArgumentError for bad options, policies and token ids; FileError when there is
     nothing to resume. A folder that holds a run although `resume` is false is a FileError of `Run.train`.
 
     teacher_cache: a file with the teacher's `teacher_top_k` most likely tokens at each position (True:
@@ -91,8 +116,7 @@ def start(
     `on_cache` follows; then no float model is kept in memory. It pays when the text is read more than once,
     by this run or by others.
     """
-    options = _core.check_options(**options)
-    policy = as_policy(policy)
+    policy, start, options = settled(policy, start, options)
     loaded = _core.load_model(model)
     data = _core.TokenData.from_tensor(tokens, json.loads(loaded.config)["vocab_size"])
     teacher, check = None, None
@@ -105,11 +129,40 @@ def start(
         teacher, check = teachers.cached_teacher(
             path, loaded, prepared, data, teacher_top_k, options, on_cache
         )
+    if start != "none" and not resume:
+        windows = _first_windows(data, options)
+        STARTS[start](prepared, windows, compute_dtype=options["compute_dtype"], progress=on_start)
     trainer = Trainer(prepared, teacher, data, folder, **options)
     if resume:
         trainer.resume()
     files = tuple(Path(path) for path in text)
-    return Run(Path(folder), loaded, prepared, trainer, Path(model), files, check)
+    return Run(Path(folder), loaded, prepared, trainer, Path(model), files, start, check)
+
+
+def settled(
+    policy: "str | os.PathLike | Mapping | Policy", start: str | None, options: Mapping[str, Any]
+) -> tuple[Policy, str, dict[str, Any]]:
+    """Policy, start and all options of a run, with what is recommended where they do not say."""
+    policy = as_policy(policy)
+    recipe = _core.recommended(policy)
+    start = recipe.start if start is None else start
+    if start not in (*STARTS, "none"):
+        raise ArgumentError(f"start: expected one of {', '.join(STARTS)}, none, got {start!r}")
+    rates = ("learning_rate", "scale_learning_rate", "final_learning_rate")
+    known = {rate: getattr(recipe, rate) for rate in rates} if start == recipe.start else {}
+    return (
+        policy if start == "none" else recipe.policy,
+        start,
+        _core.check_options(**(known | dict(options))),
+    )
+
+
+def _first_windows(data: _core.TokenData, options: Mapping[str, Any]) -> torch.Tensor:
+    """What the run reads first, each window once: int64[n, sequence_length]."""
+    size, length = options["batch_size"], options["sequence_length"]
+    batches = min(options["steps"] * options["accumulate"], max(1, CALIBRATION // (size * length)))
+    windows = [w for i in range(batches) for w in data.windows(i, size, length, options["seed"])]
+    return data.read(list(dict.fromkeys(windows)), length)
 
 
 def tokenizer_source(model: str | os.PathLike) -> str:

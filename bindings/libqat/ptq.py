@@ -10,6 +10,7 @@ All of them need a model that was prepared with learned scales, which hold the r
 `gptq` and `weighted_search` also take any `torch.nn` model; `awq` knows libqat's own decoder only.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,12 @@ TOKENS = 51_200
 WINDOW = 512
 """Tokens of a calibration window."""
 
-__all__ = ["awq", "calibration_windows", "gptq", "weighted_search"]
+SWEEPS = 4
+"""Of coordinate descent, in `guided`: later ones change next to nothing."""
+DAMPING = 0.03
+"""Of `guided`, whose Hessians rest on fewer tokens than GPTQ's."""
+
+__all__ = ["awq", "calibration_windows", "gptq", "guided", "weighted_search"]
 
 
 def calibration_windows(tokens: Tensor, count: int = TOKENS, window: int = WINDOW) -> Tensor:
@@ -93,6 +99,52 @@ def gptq(
         return _core.gptq_tensor(layer.weight, hessian, quantizer.grid, tensor=quantizer.tensor, **options)
 
     return _round_layers("gptq", prepared, batches, blocks, forward, progress, solve)
+
+
+def guided(
+    prepared: "PreparedModel | PreparedDecoder",
+    batches: "Tensor | Iterable[Any]",
+    *,
+    damping: float = DAMPING,
+    sweeps: int = SWEEPS,
+    scale: str = "weighted",
+    loss: Callable[[Any], Tensor] | None = None,
+    seed: int = 0,
+    blocks: Sequence[nn.Module] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    batch: int = 8,
+    compute_dtype: str = "auto",
+    progress: Progress | None = None,
+) -> list[RoundedTensor]:
+    """GPTQ in which a token counts as much as the model's answer depends on it, then refined.
+
+    First a backward pass of the float model tells, for each layer, how far its output at each token moves the
+    loss; the Hessian becomes E[s x x^T]. After GPTQ, `sweeps` of coordinate descent go over codes and scales
+    again. Arguments, errors and what becomes of the model as for `gptq`; see docs/ptq.md.
+
+    loss: of a `torch.nn` model, output -> scalar, the sum over all tokens. By default, for an output with
+    `logits`, the cross-entropy with labels drawn from them; else the product of the output (or its
+    `last_hidden_state`) with noise, whose squared gradients are those of a squared error. seed: of both.
+    """
+    if isinstance(prepared, PreparedDecoder):
+        tokens = _core.token_sensitivity(
+            prepared, batches, seed=seed, compute_dtype=compute_dtype, progress=progress
+        )
+        return _core.apply_gptq(
+            prepared, batches, damping=damping, sweeps=sweeps, scale=scale, tokens=tokens, batch=batch,
+            compute_dtype=compute_dtype, progress=progress,
+        )  # fmt: skip
+    layers = _linear_layers("guided", prepared)
+    weights = _sensitivity(prepared, batches, layers, forward or _call, loss, seed)
+
+    def solve(layer: QuantizedLinear, hessian: Tensor) -> tuple[Tensor, Tensor]:
+        quantizer = layer.weight_quantizer
+        return _core.gptq_tensor(
+            layer.weight, hessian, quantizer.grid, tensor=quantizer.tensor, damping=damping, sweeps=sweeps,
+            scale=scale,
+        )  # fmt: skip
+
+    return _round_layers("guided", prepared, batches, blocks, forward, progress, solve, weights)
 
 
 def weighted_search(
@@ -162,6 +214,8 @@ def awq(
 # ---- any torch.nn model
 
 _Solve = Callable[[QuantizedLinear, Tensor], tuple[Tensor, Tensor]]
+_Weights = dict[QuantizedLinear, list[Tensor]]
+"""How much each vector of a layer's input counts, for each batch."""
 
 
 class _BlockReachedError(Exception):
@@ -176,6 +230,7 @@ def _round_layers(
     forward: Callable[[nn.Module, Any], Any] | None,
     progress: Progress | None,
     solve: _Solve,
+    weights: _Weights | None = None,
 ) -> list[RoundedTensor]:
     layers = _linear_layers(function, prepared)
     groups = [(None, layers)] if blocks is None else [(block, _layers_in(block, layers)) for block in blocks]
@@ -184,7 +239,7 @@ def _round_layers(
     for block, group in groups:
         # without blocks the whole model is measured as it was; with blocks, behind those that are rounded
         with prepared.enabled(block is not None), Enabled([layer.weight_quantizer for layer in group], False):
-            moments = _measure(prepared.model, batches, block, group, forward or _call)
+            moments = _measure(prepared.model, batches, block, group, forward or _call, weights or {})
         for layer in group:
             name = layer.weight_quantizer.tensor
             if layer not in moments:
@@ -229,13 +284,17 @@ def _measure(
     block: nn.Module | None,
     layers: list[QuantizedLinear],
     forward: Callable[[nn.Module, Any], Any],
+    weights: _Weights,
 ) -> dict[QuantizedLinear, InputMoments]:
     moments: dict[QuantizedLinear, InputMoments] = {}
+    calls: Counter[QuantizedLinear] = Counter()
 
     def record(layer: QuantizedLinear, inputs: tuple[Tensor, ...]) -> None:
         if layer not in moments:
             moments[layer] = InputMoments(layer.in_features)
-        moments[layer].add(inputs[0])
+        counted = weights[layer][calls[layer]] if layer in weights else None
+        moments[layer].add(inputs[0], counted)
+        calls[layer] += 1
 
     def stop(*_: Any) -> None:
         raise _BlockReachedError
@@ -257,6 +316,72 @@ def _measure(
         for hook in hooks:
             hook.remove()
     return moments
+
+
+def _sensitivity(
+    prepared: PreparedModel,
+    batches: Iterable[Any],
+    layers: list[QuantizedLinear],
+    forward: Callable[[nn.Module, Any], Any],
+    loss: Callable[[Any], Tensor] | None,
+    seed: int,
+) -> _Weights:
+    """As `token_sensitivity` of a decoder: the mean square of each output vector's gradient, clipped."""
+    found: _Weights = {layer: [] for layer in layers}
+    generator = torch.Generator().manual_seed(seed)
+
+    def record(layer: QuantizedLinear, _: Any, output: Tensor) -> None:
+        place = len(found[layer])
+        found[layer].append(torch.zeros(output.shape[:-1]))
+
+        def keep(gradient: Tensor) -> None:
+            found[layer][place] = gradient.detach().float().square().mean(-1).cpu()
+
+        output.register_hook(keep)
+
+    model = prepared.model
+    needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    hooks = [layer.register_forward_hook(record) for layer in layers]
+    model.eval()
+    try:
+        latents = {id(layer.weight) for layer in layers}
+        for parameter, _ in needed:
+            parameter.requires_grad_(parameter.is_floating_point() and id(parameter) not in latents)
+        with prepared.enabled(False), torch.enable_grad():
+            for batch in batches:
+                output = forward(model, batch)
+                (_own_loss(output, generator) if loss is None else loss(output)).backward()
+                model.zero_grad(set_to_none=True)
+    finally:
+        for parameter, required in needed:
+            parameter.requires_grad_(required)
+        for module, training in modes:
+            module.training = training
+        for hook in hooks:
+            hook.remove()
+    return {layer: _clipped(squares) for layer, squares in found.items() if squares}
+
+
+def _own_loss(output: Any, generator: torch.Generator) -> Tensor:
+    logits = getattr(output, "logits", None)
+    if logits is not None:
+        rows = logits.float().flatten(0, -2)
+        labels = torch.multinomial(rows.detach().softmax(-1).cpu(), 1, generator=generator)
+        return -rows.log_softmax(-1).gather(1, labels.to(rows.device)).sum()
+    value = getattr(output, "last_hidden_state", output)
+    return (value * torch.randn(value.shape, generator=generator).to(value)).sum()
+
+
+def _clipped(squares: list[Tensor]) -> list[Tensor]:
+    """Of mean 1, none above 8; all 1 where the loss does not depend on the layer."""
+    count = sum(part.numel() for part in squares)
+    mean = sum(float(part.sum()) for part in squares) / count
+    if not mean > 0:
+        return [torch.ones_like(part) for part in squares]
+    clipped = [(part / mean).clamp_max(8.0) for part in squares]
+    kept = sum(float(part.sum()) for part in clipped) / count
+    return [part / kept for part in clipped]
 
 
 @torch.no_grad()

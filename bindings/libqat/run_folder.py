@@ -23,7 +23,8 @@ RUN = "run.json"
 STATE = "state.safetensors"
 """What a run resumes from."""
 FINETUNE = "finetune.json"
-"""{"libqat": version, "model": path of the source, "text": [paths], "control": bool}, paths absolute."""
+"""{"libqat": version, "model": path of the source, "text": [paths], "control": bool, "start": PTQ method or
+"none"}, paths absolute."""
 EVALUATION = "evaluation.json"
 """Scores of float, ptq and qat; see `read_evaluation`."""
 
@@ -74,7 +75,11 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_finetune(
-    folder: str | os.PathLike, model: str | os.PathLike, text: Iterable[str | os.PathLike], control: bool
+    folder: str | os.PathLike,
+    model: str | os.PathLike,
+    text: Iterable[str | os.PathLike],
+    control: bool,
+    start: str = "none",
 ) -> None:
     """Writes finetune.json, and the folder when there is none. Paths become absolute."""
     from . import __version__
@@ -89,6 +94,7 @@ def write_finetune(
         "model": os.path.abspath(model),
         "text": [os.path.abspath(path) for path in text],
         "control": control,
+        "start": start,
     }
     write_json(folder / FINETUNE, entry)
 

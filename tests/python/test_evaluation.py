@@ -174,7 +174,9 @@ def test_the_models_of_a_run(run, hf_folder, text_file, tmp_path):
 
     source = libqat.load_model(hf_folder)
     assert rows[0].decoder(tokens).equal(source.decoder(tokens))
-    prepared = libqat.prepare(source.decoder, run_folder.read_policy(run))
+    policy = libqat.Policy.from_json(json.dumps(run_folder.read_policy(run)))
+    assert policy.scale == "learned"
+    prepared = libqat.prepare(source.decoder, policy.with_scale("reference"))
     path = tmp_path / "rtn.qat.safetensors"
     libqat.save(prepared.freeze(source.config, source.tokenizer), path)
     assert rows[1].decoder(tokens).equal(libqat.load_checkpoint(path).decoder(tokens))

@@ -41,11 +41,13 @@ def test_training_records_where_the_run_came_from(run, hf_folder, tmp_path, monk
             "model": os.path.abspath(hf_folder),
             "text": [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")],
             "control": False,
+            "start": "guided",
         }
     ]
     assert run_folder.is_run_folder(tmp_path / "run")
     assert not run_folder.is_run_folder(hf_folder)
-    assert run_folder.read_policy(tmp_path / "run") == json.loads(libqat.Policy.load("gguf-q4_0").to_json())
+    trained = libqat.recommended(libqat.Policy.load("gguf-q4_0")).policy
+    assert run_folder.read_policy(tmp_path / "run") == json.loads(trained.to_json())
 
 
 def test_a_resumed_run_keeps_its_text_and_a_refused_one_changes_nothing(run, tmp_path):

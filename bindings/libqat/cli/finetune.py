@@ -2,14 +2,16 @@
 
 import shlex
 import sys
+from contextlib import ExitStack
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from libqat import StepReport, default_options, finetune, run_folder, teacher
+from libqat import StepReport, finetune, run_folder, teacher
 from libqat import dry_run as planning
 
 from . import console
@@ -44,7 +46,14 @@ WEIGHTS = {
     Objective.jsd: {"kl": 0.0, "jsd": 1.0},
     Objective.cakld: {"kl": 0.0, "cakld": 1.0},
 }
-_DEFAULTS = default_options()
+
+
+class Start(str, Enum):
+    """Where the weights start."""
+
+    guided = "guided"
+    gptq = "gptq"
+    none = "none"
 
 
 def run(
@@ -59,10 +68,24 @@ def run(
     batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = 2,
     sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 256,
     accumulate: Annotated[int, typer.Option(help="Batches per optimizer step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Peak; a cosine follows the warm-up.")] = 1e-4,
+    start: Annotated[
+        Start | None,
+        typer.Option(
+            help="Where the weights start: at a PTQ method's solution on the run's own tokens, or as they "
+            "are. Default: what came out best for the policy's grids."
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Peak; a cosine follows the warm-up.", show_default="by the grids"),
+    ] = None,
     scale_learning_rate: Annotated[
-        float, typer.Option(help="Peak for learned scales, as a share of their mean size; 0 holds them.")
-    ] = _DEFAULTS["scale_learning_rate"],
+        float | None,
+        typer.Option(
+            help="Peak for learned scales, as a share of their mean size; 0 holds them.",
+            show_default="by the grids",
+        ),
+    ] = None,
     objective: Annotated[
         Objective,
         typer.Option(help="KL to the float model, cross-entropy, half of each, or another divergence."),
@@ -120,10 +143,11 @@ def run(
         frozen=list(finetune.FROZEN if frozen is None else frozen),
         seed=seed,
     )
+    begin = None if start is None else start.value
     if dry_run:
-        _plan(model, tokens, policy, settings, json)
+        _plan(model, tokens, policy, settings, begin, json)
         return
-    started = _start(model, tokens, policy, out, teacher_cache, resume=resume, text=text,
+    started = _start(model, tokens, policy, out, teacher_cache, resume=resume, text=text, start=begin,
                      teacher_top_k=teacher_top_k, **settings)  # fmt: skip
     last = _train(started, settings["steps"])
     for warning in started.trainer.warnings:
@@ -143,23 +167,41 @@ def _settings(context: typer.Context, file: Path | None, **given: Any) -> dict[s
     names = {name: (name, "temperature") if name == "objective" else (name,) for name in given}
     said = {name for name, arguments in names.items() if any(map(is_said, arguments))}
     read = run_folder.read_json(file) if file else {}
-    return given | read | {name: given[name] for name in said}
+    known = {name: value for name, value in given.items() if value is not None}
+    return known | read | {name: given[name] for name in said}
+
+
+class _Stages(ExitStack):
+    """Progress of work whose parts are known by name only when they begin."""
+
+    title = ""
+
+    def __call__(self, title: str, done: int, total: int, note: str = "") -> None:
+        if title != self.title:
+            self.close()
+            self.title, self.update = title, self.enter_context(console.progress(title))
+        self.update(done, total, note)
 
 
 def _start(
     model: Path, tokens: torch.Tensor, policy: Any, out: Path, teacher_cache: str | None, **settings: Any
 ) -> finetune.Run:
-    if teacher_cache is None:
-        return finetune.start(model, tokens, policy, out, **settings)
+    cached = {} if teacher_cache is None else {"teacher_cache": teacher_cache}
     try:
-        with console.progress("asking the teacher") as update:
+        with _Stages() as show:
             started = finetune.start(
-                model, tokens, policy, out, teacher_cache=teacher_cache, **settings,
-                on_cache=lambda now: update(now.done, now.total, f"{now.tokens_per_second:.0f} tokens/s"),
+                model, tokens, policy, out, **cached, **settings, on_start=partial(show, "rounding"),
+                on_cache=lambda now: show(
+                    "asking the teacher", now.done, now.total, f"{now.tokens_per_second:.0f} tokens/s"
+                ),
             )  # fmt: skip
     except KeyboardInterrupt:
-        console.say("interrupted; the teacher's answers so far are kept, and the same command goes on")
+        console.say(
+            "interrupted before training began; the teacher's answers so far are kept, and the same command goes on"
+        )
         raise typer.Exit(130) from None
+    if not settings["resume"]:
+        console.say(f"starting from {'the float weights' if started.start == 'none' else started.start}")
     if check := started.cache_check:
         console.say(
             f"the cached teacher's loss is {check.cached:.4f}, the live one's {check.live:.4f} "
@@ -203,10 +245,12 @@ def _outcome(started: finetune.Run, last: StepReport | None) -> dict[str, Any]:
     }
 
 
-def _plan(model: Path, tokens: torch.Tensor, policy: Any, options: dict[str, Any], json: bool) -> None:
+def _plan(
+    model: Path, tokens: torch.Tensor, policy: Any, options: dict[str, Any], start: str | None, json: bool
+) -> None:
     with console.progress("trying two steps") as update:
         plan = planning.dry_run(
-            model, tokens, policy, progress=lambda report: update(report.step, 2), **options
+            model, tokens, policy, start=start, progress=lambda report: update(report.step, 2), **options
         )
     if json:
         console.print_json(plan)
@@ -223,6 +267,7 @@ def _plan_text(plan: dict[str, Any], steps: int) -> str:
     time, text = plan["time"], plan["tokens"]
     gigabytes = {name: f"{size / 1e9:.2f}" for name, size in plan["memory"].items()}
     lines = [
+        f"start: {plan['start']}",
         f"trained: {plan['trained_weights']:,} of {plan['weights']:,} weights",
         f"ships: {plan['bytes'] / 1e6:,.1f} MB, {plan['bits_per_weight']:.2f} bits per weight",
         "memory: {peak} GB at most: latents {latents}, gradients {gradients}, moments {moments}, and the "

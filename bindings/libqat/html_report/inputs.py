@@ -52,6 +52,8 @@ class RunFolder:
     """The float model; None when the run does not say."""
     texts: list[str]
     control: bool
+    start: str
+    """The PTQ method that training started from, or "none"."""
     version: str
     """Of the libqat that trained; "" when the run does not say."""
     evaluation: Evaluation | None
@@ -84,6 +86,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         source=Path(started["model"]) if started else None,
         texts=list(map(str, started["text"])) if started else [],
         control=bool(started and started["control"]),
+        start=started.get("start", "none") if started else "none",
         version=started["libqat"] if started else "",
         evaluation=evaluation,
     )

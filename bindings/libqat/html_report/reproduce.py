@@ -12,12 +12,24 @@ from .inputs import RunFolder
 
 BOOKKEEPING = ("compute_dtype", "eval_every", "save_every", "telemetry_every")
 """Options that a command may leave out: the type was chosen by the machine, the others change no number."""
+RATES = ("learning_rate", "scale_learning_rate", "final_learning_rate")
+"""Options whose defaults depend on the policy."""
 POLICY_FILE = "policy.json"
 
 
 def policy_name(policy: Policy) -> str:
-    """The preset of that content, or "" for a user's own."""
-    return next((name for name in Policy.presets() if Policy.preset(name) == policy), "")
+    """The preset of that content, as it is or as a run trains it, or "" for a user's own."""
+    presets = {name: Policy.preset(name) for name in Policy.presets()}
+    return next(
+        (name for name, preset in presets.items() if policy in (preset, _core.recommended(preset).policy)),
+        "",
+    )
+
+
+def _recipe(run: RunFolder) -> _core.Recipe:
+    """What a command that names the policy would do by itself."""
+    name = policy_name(run.policy)
+    return _core.recommended(Policy.preset(name) if name else run.policy)
 
 
 def command_of(run: RunFolder) -> str:
@@ -27,8 +39,12 @@ def command_of(run: RunFolder) -> str:
 
 def _changed(run: RunFolder) -> dict[str, Any]:
     """The options that differ from the defaults of the command line."""
+    recipe = _recipe(run)
     defaults = _core.default_options() | {"frozen": list(FROZEN)}
-    return {
+    if run.start == recipe.start:
+        defaults |= {name: getattr(recipe, name) for name in RATES}
+    start = {} if run.start == recipe.start else {"start": run.start}
+    return start | {
         name: value
         for name, value in run.options.items()
         if value != defaults.get(name) and name not in BOOKKEEPING

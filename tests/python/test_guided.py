@@ -1,0 +1,159 @@
+"""Guided rounding, and runs that start from it."""
+
+import copy
+import json
+
+import pytest
+import torch
+from conftest import make_llama
+
+import libqat
+from libqat import _core, data, finetune, ptq, run_folder
+
+POLICY = libqat.Policy.preset("gguf-q4_0").with_scale("learned")
+LAYER = "model.layers.1.mlp.down_proj"
+OPTIONS = {"steps": 4, "batch_size": 2, "sequence_length": 32, "compute_dtype": "float32"}
+
+
+@pytest.fixture
+def tokens(hf_folder, text_file):
+    return data.tokenize(libqat.load_tokenizer(hf_folder), data.read_texts([text_file]))
+
+
+@pytest.fixture
+def windows(tokens):
+    return ptq.calibration_windows(tokens, 256, 32)
+
+
+def prepared_decoder(folder):
+    loaded = libqat.load_model(folder)
+    return loaded, libqat.prepare(loaded.decoder, POLICY)
+
+
+def clipped(squares):
+    share = (squares / squares.mean()).clamp_max(8)
+    return share / share.mean()
+
+
+def sensitivity_by_autograd(model, windows, seed):
+    """The definition, on a transformers model: squared gradients of each down_proj's output."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for part in windows.split(2):
+        outputs = []
+        hook = model.get_submodule(LAYER).register_forward_hook(lambda *a, o=outputs: o.append(a[2]))
+        logits = model(part).logits.flatten(0, 1)
+        hook.remove()
+        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, outputs[0])
+        found.append(gradient.square().mean(-1))
+    return clipped(torch.cat(found))
+
+
+def test_tokens_count_by_the_gradients_of_the_layers_outputs(hf_folder, windows):
+    _, prepared = prepared_decoder(hf_folder)
+    found = _core.token_sensitivity(prepared, windows, seed=3, compute_dtype="float32")
+    expected = sensitivity_by_autograd(make_llama(), windows, seed=3)
+    assert len(found) == 15  # seven layers of two blocks, and the tied embedding as the head
+    # two implementations of the same forward pass in float32
+    torch.testing.assert_close(found[f"{LAYER}.weight"], expected, rtol=2e-3, atol=1e-4)
+
+
+def test_the_model_is_left_as_it_was(hf_folder, windows):
+    loaded, prepared = prepared_decoder(hf_folder)
+    loaded.decoder.set_trainable(True)
+    before = {name: value.clone() for name, value in loaded.decoder.parameters().items()}
+    first = _core.token_sensitivity(prepared, windows)
+    second = _core.token_sensitivity(prepared, windows)
+    for name, value in loaded.decoder.parameters().items():
+        assert value.requires_grad
+        assert value.grad is None
+        assert torch.equal(value, before[name])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_without_guidance_and_sweeps_it_is_gptq(hf_folder, windows, monkeypatch):
+    _, plain = prepared_decoder(hf_folder)
+    libqat.gptq(plain, windows, damping=0.03)
+    _, guided = prepared_decoder(hf_folder)
+    monkeypatch.setattr(_core, "token_sensitivity", lambda *a, **k: {})
+    libqat.guided(guided, windows, sweeps=0)
+    one, two = libqat.dequantize(plain.freeze("", "")), libqat.dequantize(guided.freeze("", ""))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_guidance_and_sweeps_change_codes_and_stay_on_the_grid(hf_folder, windows, tmp_path):
+    loaded, prepared = prepared_decoder(hf_folder)
+    _, plain = prepared_decoder(hf_folder)
+    libqat.gptq(plain, windows)
+    done = libqat.guided(prepared, windows)
+    assert len(done) == 14
+    checkpoint = prepared.freeze(loaded.config)
+    libqat.save(checkpoint, tmp_path / "guided.qat.safetensors")
+    assert libqat.verify(tmp_path / "guided.qat.safetensors", checkpoint) == []
+    key = f"{LAYER}.weight"
+    assert not torch.equal(checkpoint.weight(key), plain.freeze("", "").weight(key))
+
+
+def test_a_torch_module_is_guided_by_its_own_loss():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, 4))
+    original = copy.deepcopy(model)
+    rules = {"rules": [{"match": ".*", "weight": "int4_g32"}], "estimator": {"kind": "lsq"}}
+    prepared = libqat.prepare(model, rules)
+    batches = [torch.randn(8, 32) for _ in range(4)]
+    seen = []
+
+    def loss(output):
+        seen.append(output.detach())
+        return output.square().sum()
+
+    found = libqat.guided(prepared, batches, loss=loss)
+    assert [one.name for one in found] == ["0.weight", "2.weight"]
+    assert all(torch.equal(a, original(b)) for a, b in zip(seen, batches, strict=True))
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert model.training
+    libqat.guided(libqat.prepare(original, rules), batches)  # by noise, when no loss is given
+
+
+def run(hf_folder, tokens, folder, policy="gguf-q4_0", **changes):
+    return finetune.start(hf_folder, tokens, policy, folder, **(OPTIONS | changes))
+
+
+def test_a_run_starts_where_its_grids_do_best(hf_folder, tokens, tmp_path):
+    said = []
+    started = run(hf_folder, tokens, tmp_path / "run", on_start=lambda *a: said.append(a))
+    assert started.start == "guided"
+    assert said
+    assert started.train()
+    assert run_folder.read_finetune(tmp_path / "run")["start"] == "guided"
+    options = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
+    recipe = libqat.recommended(libqat.Policy.preset("gguf-q4_0"))
+    assert options["learning_rate"] == recipe.learning_rate
+    assert run_folder.read_policy(tmp_path / "run")["estimator"] == {"kind": "ste", "scale": "learned"}
+    plain = run(hf_folder, tokens, tmp_path / "plain", start="none")
+    assert plain.start == "none"
+    assert json.loads(plain.prepared.policy.to_json()) == json.loads(
+        libqat.Policy.preset("gguf-q4_0").to_json()
+    )
+
+
+def test_a_run_from_a_start_resumes_bit_for_bit(hf_folder, tokens, tmp_path):
+    whole = run(hf_folder, tokens, tmp_path / "whole")
+    assert whole.train()
+    part = run(hf_folder, tokens, tmp_path / "part")
+    assert not part.train(lambda report: report.step < 2)
+    said = []
+    resumed = run(hf_folder, tokens, tmp_path / "part", resume=True, on_start=lambda *a: said.append(a))
+    assert not said  # nothing is rounded again
+    assert resumed.train()
+    assert whole.checkpoint.read_bytes() == resumed.checkpoint.read_bytes()
+
+
+def test_unknown_starts_are_refused(hf_folder, tokens, tmp_path):
+    with pytest.raises(libqat.ArgumentError, match="start: expected one of guided, gptq, none, got 'awq'"):
+        run(hf_folder, tokens, tmp_path / "run", start="awq")
+    policy = {"rules": [{"match": ".*", "weight": "q4_0"}], "estimator": {"kind": "clipped_ste"}}
+    with pytest.raises(libqat.ArgumentError, match="learned scales"):
+        run(hf_folder, tokens, tmp_path / "run", policy, start="gptq")
