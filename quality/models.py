@@ -1,0 +1,108 @@
+"""Checkpoints: a float model rounded by every PTQ method, and trained on its grids. Each is made once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from cases import Case
+from libqat.cli import console
+from texts import BATCH, STEP, WINDOW
+
+import libqat
+from libqat import finetune, html_report, ptq, run_folder
+
+CALIBRATION = 51_200
+"""Tokens that GPTQ and AWQ see: as many as the short runs train on."""
+TERMS = ("kl", "ce", "reverse_kl", "jsd", "cakld")
+CALIBRATED = {"awq": libqat.awq, "gptq": libqat.gptq, "guided": libqat.guided}
+
+
+class Run(NamedTuple):
+    """A finished training run."""
+
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """What ships."""
+        return self.folder / finetune.CHECKPOINT
+
+    def entry(self) -> dict:
+        """How it was made, for summary.json."""
+        run = json.loads((self.folder / "run.json").read_text())
+        options = run["options"]
+        terms = [name for name, weight in options["objective"].items() if weight and name in TERMS]
+        steps = html_report.read_telemetry(self.folder / "telemetry.jsonl")
+        return {
+            "method": "qat",
+            "objective": "+".join(terms),
+            "learning_rate": options["learning_rate"],
+            "scale_learning_rate": options["scale_learning_rate"],
+            "estimator": run["policy"].get("estimator"),
+            "start": run_folder.read_finetune(self.folder)["start"],
+            "steps": options["steps"],
+            "train_seconds": STEP * options["steps"] / steps[-1]["tokens_per_second"],
+        }
+
+
+class Maker:
+    """Makes what is missing below a folder."""
+
+    def __init__(self, source: Path, training: torch.Tensor, out: Path):
+        self.source, self.training, self.out = source, training, out
+
+    def rounded(self, case: Case, method: str) -> Path:
+        """The checkpoint of a PTQ method."""
+        path = self.out / "ptq" / f"{case.name.removesuffix('-256k')}-{method}.qat.safetensors"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            loaded = libqat.load_model(self.source)
+            scale = {"rtn": "reference", "search": "search"}.get(method, "learned")
+            policy = libqat.Policy.from_json(json.dumps(case.policy)).with_scale(scale)
+            prepared = libqat.prepare(loaded.decoder, policy)
+            if method in CALIBRATED:
+                with console.progress(f"{case.title}: {method}") as update:
+                    CALIBRATED[method](prepared, self._calibration(), progress=update)
+            libqat.save(libqat.freeze(prepared, loaded.config, loaded.tokenizer), path)
+        return path
+
+    def round_to_nearest(self, model: Path, policy: dict, path: Path) -> None:
+        """Any model's checkpoint under a policy, by the consumers' own rules."""
+        loaded = libqat.load_model(model)
+        plain = libqat.Policy.from_json(json.dumps(policy)).with_scale("reference")
+        prepared = libqat.prepare(loaded.decoder, plain)
+        libqat.save(libqat.freeze(prepared, loaded.config, loaded.tokenizer or str(self.source)), path)
+
+    def trained(self, case: Case, seed: int) -> Run:
+        """The run of a case, continued when it was interrupted."""
+        folder = self.out / "runs" / f"{case.name}-seed{seed}"
+        if not (folder / finetune.CHECKPOINT).exists():
+            with console.progress(f"{case.title}: starting, seed {seed}") as update:
+                run = self._start(case, seed, folder, update)
+            with console.progress(f"{case.title}: training, seed {seed}") as update:
+                run.train(lambda report: update(report.step, report.steps, console.describe(report)))
+        return Run(folder)
+
+    def _start(self, case: Case, seed: int, folder: Path, update: ptq.Progress) -> finetune.Run:
+        return finetune.start(
+            self.source,
+            self.training,
+            case.policy,
+            folder,
+            resume=(folder / "state.safetensors").exists(),
+            steps=case.steps,
+            batch_size=BATCH,
+            sequence_length=WINDOW,
+            frozen=list(finetune.FROZEN),
+            seed=seed,
+            on_start=update,
+            **case.options,
+        )
+
+    def _calibration(self) -> torch.Tensor:
+        """The windows that a run with seed 0 trains on first, int64[n, WINDOW]."""
+        data = libqat.TokenData.from_tensor(self.training, int(self.training.max()) + 1)
+        return torch.cat([data.batch(step, BATCH, WINDOW, 0) for step in range(CALIBRATION // STEP)])
