@@ -44,6 +44,7 @@ __all__: list[str] = [
     "UnsupportedError",
     "apply_awq",
     "apply_gptq",
+    "apply_guided",
     "apply_weighted_search",
     "awq_scale",
     "can_export",
@@ -1199,6 +1200,22 @@ def apply_gptq(
 ) -> list[RoundedTensor]:
     """
     GPTQ on a prepared decoder; use `libqat.gptq`.
+    """
+
+def apply_guided(
+    prepared: PreparedDecoder,
+    windows: torch.Tensor,
+    *,
+    damping: float = 0.03,
+    sweeps: typing.SupportsIndex = 4,
+    scale: str = "weighted",
+    seed: typing.SupportsIndex = 0,
+    batch: typing.SupportsIndex = 8,
+    compute_dtype: str = "auto",
+    progress: typing.Any = None,
+) -> list[RoundedTensor]:
+    """
+    Guided rounding of a prepared decoder; use `libqat.guided`.
     """
 
 def apply_weighted_search(

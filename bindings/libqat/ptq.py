@@ -127,11 +127,8 @@ def guided(
     `last_hidden_state`) with noise, whose squared gradients are those of a squared error. seed: of both.
     """
     if isinstance(prepared, PreparedDecoder):
-        tokens = _core.token_sensitivity(
-            prepared, batches, seed=seed, compute_dtype=compute_dtype, progress=progress
-        )
-        return _core.apply_gptq(
-            prepared, batches, damping=damping, sweeps=sweeps, scale=scale, tokens=tokens, batch=batch,
+        return _core.apply_guided(
+            prepared, batches, damping=damping, sweeps=sweeps, scale=scale, seed=seed, batch=batch,
             compute_dtype=compute_dtype, progress=progress,
         )  # fmt: skip
     layers = _linear_layers("guided", prepared)

@@ -11,6 +11,7 @@
 #include "qat/ptq/awq.hpp"
 #include "qat/ptq/calibration.hpp"
 #include "qat/ptq/gptq.hpp"
+#include "qat/ptq/guided.hpp"
 #include "qat/ptq/sensitivity.hpp"
 #include "qat/ptq/weighted_search.hpp"
 #include "qat/train/compute.hpp"
@@ -119,6 +120,31 @@ void bind_sensitivity(py::module_& module) {
 
 windows: int64[n, T]. Returns weight name -> float32[n, T] of mean 1: the mean over the layer's outputs of their squared
 gradients, under the float model's cross-entropy with labels that it draws itself, clipped at 8 means.)");
+}
+
+void bind_guided(py::module_& module) {
+  const ptq::GuidedOptions defaults;
+  module.def(
+      "apply_guided",
+      [](PreparedDecoder& prepared, const at::Tensor& windows, double damping, int64_t sweeps,
+         const std::string& source, int64_t seed, int64_t batch, const std::string& compute_dtype,
+         const py::object& progress) {
+        ptq::GuidedOptions options;
+        options.gptq.damping = damping;
+        options.gptq.sweeps = sweeps;
+        options.gptq.scale = ptq::scale_source(source);
+        options.seed = seed;
+        const ptq::CalibrationOptions calibration = calibration_options(batch, progress);
+        const auto logits = [&](const at::Tensor& tokens) { return prepared.decoder->forward(tokens); };
+        return run(prepared, compute_dtype, [&](PreparedModel& model, const std::vector<Stage>& stages) {
+          return ptq::apply_guided(model, stages, logits, windows, options, calibration);
+        });
+      },
+      py::arg("prepared"), py::arg("windows"), py::kw_only(), py::arg("damping") = defaults.gptq.damping,
+      py::arg("sweeps") = defaults.gptq.sweeps,
+      py::arg("scale") = std::string(ptq::to_string(defaults.gptq.scale)), py::arg("seed") = defaults.seed,
+      py::arg("batch") = ptq::CalibrationOptions{}.batch, py::arg("compute_dtype") = "auto",
+      py::arg("progress") = py::none(), "Guided rounding of a prepared decoder; use `libqat.guided`.");
 }
 
 void bind_weighted_search(py::module_& module) {
@@ -231,6 +257,7 @@ void bind_ptq(py::module_& module) {
   bind_results(module);
   bind_gptq(module);
   bind_sensitivity(module);
+  bind_guided(module);
   bind_weighted_search(module);
   bind_awq(module);
 }

@@ -73,13 +73,26 @@ def test_the_model_is_left_as_it_was(hf_folder, windows):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_without_guidance_and_sweeps_it_is_gptq(hf_folder, windows, monkeypatch):
-    _, plain = prepared_decoder(hf_folder)
-    libqat.gptq(plain, windows, damping=0.03)
+def test_it_is_gptq_with_these_tokens_and_sweeps(hf_folder, windows):
+    _, parts = prepared_decoder(hf_folder)
+    weights = _core.token_sensitivity(parts, windows, seed=5)
+    _core.apply_gptq(parts, windows, tokens=weights, damping=0.03, sweeps=4)
     _, guided = prepared_decoder(hf_folder)
-    monkeypatch.setattr(_core, "token_sensitivity", lambda *a, **k: {})
-    libqat.guided(guided, windows, sweeps=0)
-    one, two = libqat.dequantize(plain.freeze("", "")), libqat.dequantize(guided.freeze("", ""))
+    libqat.guided(guided, windows, seed=5)
+    _, plain = prepared_decoder(hf_folder)
+    _core.apply_guided(plain, windows, seed=5)  # C++ has the same defaults
+    one = libqat.dequantize(parts.freeze("", ""))
+    for other in (libqat.dequantize(guided.freeze("", "")), libqat.dequantize(plain.freeze("", ""))):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_equal_tokens_and_no_sweeps_are_plain_gptq(hf_folder, windows):
+    _, plain = prepared_decoder(hf_folder)
+    libqat.gptq(plain, windows)
+    _, alike = prepared_decoder(hf_folder)
+    names = _core.token_sensitivity(alike, windows)
+    _core.apply_gptq(alike, windows, tokens={name: torch.ones(windows.shape) for name in names})
+    one, two = libqat.dequantize(plain.freeze("", "")), libqat.dequantize(alike.freeze("", ""))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 

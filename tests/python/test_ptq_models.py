@@ -347,7 +347,15 @@ def test_any_model_refuses():
 # ---- the command line
 
 
-@pytest.mark.parametrize("method", ["weighted", "gptq", "awq"])
+METHODS = {
+    "weighted": libqat.weighted_search,
+    "gptq": libqat.gptq,
+    "awq": libqat.awq,
+    "guided": libqat.guided,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_quantize_calibrates(method, hf_folder, text_file, tmp_path):
     path = tmp_path / "model.qat.safetensors"
     options = ["--text", text_file, "--tokens", 512, "--window", 64, "--out", path, "--json"]
@@ -361,8 +369,7 @@ def test_quantize_calibrates(method, hf_folder, text_file, tmp_path):
     loaded = libqat.load_model(hf_folder)
     ids = data.tokenize(libqat.load_tokenizer(hf_folder), data.read_texts([text_file]))
     prepared = libqat.prepare(loaded.decoder, POLICY)
-    apply = {"weighted": libqat.weighted_search, "gptq": libqat.gptq, "awq": libqat.awq}[method]
-    apply(prepared, ptq.calibration_windows(ids, 512, 64))
+    METHODS[method](prepared, ptq.calibration_windows(ids, 512, 64))
     expected = libqat.dequantize(libqat.freeze(prepared, loaded.config, loaded.tokenizer))
     weights = libqat.dequantize(libqat.load(path))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)

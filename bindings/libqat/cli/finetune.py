@@ -197,7 +197,8 @@ def _start(
             )  # fmt: skip
     except KeyboardInterrupt:
         console.say(
-            "interrupted before training began; the teacher's answers so far are kept, and the same command goes on"
+            "interrupted before training began; the teacher's answers so far are kept, and the same command "
+            "goes on"
         )
         raise typer.Exit(130) from None
     if not settings["resume"]:

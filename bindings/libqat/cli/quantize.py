@@ -16,12 +16,13 @@ HELP = """Round a model to the numbers of a policy's grids, without training.
 
 Methods (docs/ptq.md): rtn takes the consumers' own scales, the baseline that fine-tuning has to beat; search
 takes the scales of least error; weighted counts that error by how large each input is; awq rescales the input
-channels first; gptq lets the weights still to come make up for each error. The last three read --text. All
-files have the same size.
+channels first; gptq lets the weights still to come make up for each error; guided is gptq in which a token
+counts as much as the model's answer depends on it, and goes over codes and scales again. The last four read
+--text. All files have the same size.
 
 Example: [bold]libqat quantize ./SmolLM2-135M --policy gguf-q4_0 --out rtn.qat.safetensors[/bold]
 
-Example: [bold]libqat quantize ./SmolLM2-135M --method gptq --text book.txt --out gptq.qat.safetensors[/bold]
+Example: [bold]libqat quantize ./SmolLM2-135M --method guided --text book.txt --out it.qat.safetensors[/bold]
 """
 
 
@@ -33,9 +34,15 @@ class Method(StrEnum):
     WEIGHTED = "weighted"
     GPTQ = "gptq"
     AWQ = "awq"
+    GUIDED = "guided"
 
 
-CALIBRATED = {Method.WEIGHTED: libqat.weighted_search, Method.GPTQ: libqat.gptq, Method.AWQ: libqat.awq}
+CALIBRATED = {
+    Method.WEIGHTED: libqat.weighted_search,
+    Method.GPTQ: libqat.gptq,
+    Method.AWQ: libqat.awq,
+    Method.GUIDED: libqat.guided,
+}
 """Methods that look at the inputs of the layers."""
 
 

@@ -6,11 +6,13 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <stdexcept>
 
 #include "qat/core/error.hpp"
 #include "qat/models/decoder.hpp"
 #include "qat/ptq/apply.hpp"
 #include "qat/ptq/awq.hpp"
+#include "qat/ptq/guided.hpp"
 
 #include "catch.hpp"
 
@@ -64,6 +66,30 @@ TEST_CASE("GPTQ on a decoder, as docs/ptq.md shows it") {
 
   CHECK(difference(decoder->forward(windows), expected) < difference(plain->forward(windows), expected));
   std::filesystem::remove(path);
+}
+
+TEST_CASE("guided rounding of a decoder, as docs/ptq.md shows it") {
+  const auto decoder = tiny();
+  const at::Tensor windows = text();
+  auto model = prepare(decoder, Policy::preset("gguf-q4_0").with_scale(ScaleRule::kLearned));
+  const auto logits = [&](const at::Tensor& tokens) { return decoder->forward(tokens); };
+  std::vector<ptq::RoundedTensor> layers;
+  std::vector<int64_t> totals;
+  const auto show = [&](int64_t done, int64_t total, const std::string&) {
+    CHECK((1 <= done && done <= total));
+    totals.push_back(total);
+  };
+
+  layers = qat::ptq::apply_guided(model, decoder->stages(), logits, windows, {.seed = 1}, {.progress = show});
+
+  CHECK(layers.size() == 14);
+  CHECK(totals.front() == 12);  // windows first
+  CHECK(totals.back() != 12);   // then what apply_gptq counts
+  for (const auto& quantizer : model.quantizers()) CHECK((!quantizer || quantizer->enabled()));
+
+  auto held = prepare(tiny(), Policy::preset("gguf-q4_0"));
+  const auto unasked = [](const at::Tensor&) -> at::Tensor { throw std::logic_error("asked"); };
+  CHECK_THROWS_AS(ptq::apply_guided(held, decoder->stages(), unasked, windows), ArgumentError);
 }
 
 TEST_CASE("AWQ leaves the float decoder, and quantizers are enabled again") {
