@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import ablations
 import page
 import peers
 import tables
@@ -23,11 +24,13 @@ from cases import CASES, Case
 from libqat.cli import console
 from models import Maker
 from scoring import Scores
-from texts import STEP, WINDOW, read
+from texts import STEP, WINDOW, Texts, read
 
 import libqat
 from libqat import data
 
+ABLATION_TOKENS = 8192
+"""Of each text: enough to rank settings, not to publish one."""
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "quality.md"
 
 
@@ -89,6 +92,16 @@ def row(case: Case, text: str, found: dict, rtn: dict, qat: bool = False) -> dic
     return entry | {"kl_removed": libqat.share_removed(rtn[text]["model"]["kl"], model["kl"])}
 
 
+def further(options: argparse.Namespace, source: Path, maker: Maker, texts: Texts) -> str:
+    """The sections behind the cases: the experiments, and the peers in llama.cpp."""
+    fewer = read(source, ABLATION_TOKENS).judged
+    changed = ablations.rows(maker, Scores(options.out / "scores", source, fewer, WINDOW), None)
+    tables.write_json(options.out / "ablations.json", changed)
+    served = peers.rows(maker, texts.judged)
+    tables.write_json(options.out / "llama_cpp.json", served)
+    return peers.section(served) + "\n" + ablations.section(changed)
+
+
 def main() -> None:
     """All cases in order; the summary grows with each."""
     begin = time.monotonic()
@@ -108,9 +121,7 @@ def main() -> None:
         tables.write_json(summary, rows)
         print(f"\n{case.title}\n\n{tables.of_case(found)}", flush=True)
     if not options.quick and not options.only:
-        served = peers.rows(maker, texts.judged)
-        tables.write_json(options.out / "llama_cpp.json", served)
-        page.write(rows, PAGE, peers.section(served))
+        page.write(rows, PAGE, further(options, source, maker, texts))
     console.say(f"done in {console.clock(time.monotonic() - begin)}; figures: {summary}")
 
 

@@ -1,0 +1,106 @@
+"""The experiments behind the defaults: one setting changed at a time, one seed, fewer judged tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import tables
+from cases import CASES, Case
+from models import Maker
+from scoring import Scores
+from texts import TITLES
+
+
+class Change(NamedTuple):
+    """What differs from the recommended run."""
+
+    name: str
+    title: str
+    options: dict[str, Any]
+    estimator: dict[str, str] | None = None
+    """Instead of the recipe's: `{"kind": ..., "scale": ...}`."""
+
+
+STE = {"kind": "ste"}
+LSQ = {"kind": "lsq"}
+STABLE = {"kind": "stable_qat", "scale": "learned"}
+TRUST = {"kind": "trust_mask", "scale": "learned"}
+CHANGES: dict[str, tuple[Change, ...]] = {
+    "q4_0": (
+        Change("plain", "from RTN, consumer's scales, 1e-4", {"start": "none", "learning_rate": 1e-4}, STE),
+        Change(
+            "search",
+            "from RTN, searched scales, 1e-4",
+            {"start": "none", "learning_rate": 1e-4},
+            STE | {"scale": "search"},
+        ),
+        Change("gptq", "from GPTQ", {"start": "gptq"}),
+        Change("held", "scales held", {"scale_learning_rate": 0.0}),
+        Change("slow", "half the learning rate", {"learning_rate": 1e-4}),
+        Change("fast", "twice the learning rate", {"learning_rate": 4e-4}),
+        Change("lsq", "clipped STE (LSQ)", {}, LSQ),
+        Change("stable", "StableQAT", {}, STABLE),
+        Change("trust", "trust mask", {}, TRUST),
+        Change("jsd", "loss: JSD", {"objective": {"kl": 0.0, "jsd": 1.0}}),
+        Change("reverse", "loss: reverse KL", {"objective": {"kl": 0.0, "reverse_kl": 1.0}}),
+        Change("ema", "average of the weights, 0.95", {"ema": 0.95}),
+    ),
+    "q2_0": (
+        Change("plain", "from RTN, consumer's scales, 3e-4", {"start": "none", "learning_rate": 3e-4}, STE),
+        Change("guided", "from guided", {"start": "guided"}),
+        Change("guided-fast", "from guided, 1e-3", {"start": "guided", "learning_rate": 1e-3}),
+        Change("held", "scales held", {"scale_learning_rate": 0.0}),
+        Change("lsq", "clipped STE (LSQ)", {}, LSQ),
+        Change("jsd", "loss: JSD", {"objective": {"kl": 0.0, "jsd": 1.0}}),
+        Change("progressive", "4 bits first", {"progressive": [{"grid": "q4_0", "until": 0.2}]}),
+    ),
+}
+
+
+def case_of(case: Case, change: Change) -> Case:
+    """The case with that change."""
+    policy = case.policy if change.estimator is None else case.policy | {"estimator": change.estimator}
+    return replace(case, name=f"{case.name}-{change.name}", policy=policy, options=change.options, ptq=())
+
+
+def rows(maker: Maker, scores: Scores, only: list[str] | None) -> list[dict]:
+    """{"case", "change", "title", "text", "kl", "nats", "top1"}; the change "" is the recommended run."""
+    found = []
+    for name, changes in CHANGES.items():
+        if only and name not in only:
+            continue
+        base = next(case for case in CASES if case.name == name)
+        every = [Change("", "recommended", {}), *changes]
+        runs = {
+            change.name: maker.trained(case_of(base, change) if change.name else base, 0) for change in every
+        }
+        scored = scores.of({name: run.checkpoint for name, run in runs.items()})
+        for change in every:
+            for text, score in scored[change.name].items():
+                model, reference = score["model"], score["float"]
+                entry = {"case": name, "change": change.name, "title": change.title, "text": text}
+                entry |= {"eval_tokens": score["tokens"], "kl": model["kl"], "top1": model["top1"]}
+                found.append(entry | {"nats": model["nll"] - reference["nll"]} | runs[change.name].entry())
+    return found
+
+
+def section(found: list[dict]) -> str:
+    """The Markdown of the rows."""
+    text = "## What the defaults rest on\n\nOne setting changed at a time, seed 0, "
+    text += f"{max(row['eval_tokens'] for row in found):,} judged tokens of each text; KL (and nats).\n\n"
+    for name in CHANGES:
+        here = [row for row in found if row["case"] == name]
+        lines = []
+        for title in dict.fromkeys(row["title"] for row in here):
+            cells = {
+                row["text"]: f"{row['kl']:.4f} ({row['nats']:.3f})" for row in here if row["title"] == title
+            }
+            lines.append([title, *(cells[text] for text in TITLES)])
+        if lines:
+            columns = ["setting", *(f">{title}" for title in TITLES.values())]
+            text += f"`{name}`:\n\n{tables.table(columns, lines)}\n"
+    return text
+
+
+__all__ = ["CHANGES", "case_of", "rows", "section"]
