@@ -47,7 +47,7 @@ std::vector<Sample> samples_of(const Subject& subject, const std::vector<at::Ten
   }
   std::vector<Sample> samples;
   for (size_t i = 0; i < weights.size(); ++i) {
-    const grid::Grid& grid = check_weight(subject, weights[i], grids[i]);
+    const grid::Grid& grid = check_coded(subject, weights[i], grids[i]);
     if (weights[i].dim() != 2 || weights[i].size(1) != weights[0].size(1)) {
       fail(subject, "weights [R, " + std::to_string(weights[0].size(-1)) + "]", describe(weights[i]));
     }

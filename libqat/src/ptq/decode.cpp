@@ -2,7 +2,7 @@
 
 #include <ATen/ops/empty_like.h>
 
-#include "ptq/rows.hpp"
+#include "ptq/check.hpp"
 
 namespace qat::ptq {
 
@@ -14,7 +14,7 @@ at::Tensor decoded(std::string_view function, std::string_view tensor, const gri
   const float* w = latent.const_data_ptr<float>();
   const float* s = scales.const_data_ptr<float>();
   float* w_hat = result.mutable_data_ptr<float>();
-  for_each_row({function, tensor}, latent.size(0), [&] {
+  for_each_row(Subject{function, tensor}, latent.size(0), n, [&] {
     return [&](int64_t row) {
       return grid.fake_quantize_with(w + row * n, n, s + row * row_scales, w_hat + row * n);
     };

@@ -12,7 +12,6 @@
 #include "ptq/check.hpp"
 #include "ptq/column_solver.hpp"
 #include "ptq/inverse_factor.hpp"
-#include "ptq/rows.hpp"
 #include "qat/core/error.hpp"
 #include "qat/ptq/refine.hpp"
 
@@ -110,7 +109,7 @@ ScaleSource scale_source(std::string_view name) {
 Solution gptq(const at::Tensor& weight, const at::Tensor& hessian, std::string_view grid,
               const GptqOptions& options, std::string_view tensor) {
   const Subject subject{"gptq", tensor};
-  const grid::Grid& found = check_weight(subject, weight, grid);
+  const grid::Grid& found = check_coded(subject, weight, grid);
   check_options(subject, options);
   const at::Tensor rows = rows_of(weight);
   check_finite(subject, "weight", rows);

@@ -9,7 +9,6 @@
 
 #include "ptq/check.hpp"
 #include "ptq/row_refiner.hpp"
-#include "ptq/rows.hpp"
 
 namespace qat::ptq {
 namespace {
@@ -103,7 +102,7 @@ void check_start(const Subject& subject, const grid::Grid& grid, const at::Tenso
 Solution refine(const at::Tensor& weight, const at::Tensor& hessian, std::string_view grid,
                 const Solution& start, const RefineOptions& options, std::string_view tensor) {
   const Subject subject{"refine", tensor};
-  const grid::Grid& found = check_weight(subject, weight, grid);
+  const grid::Grid& found = check_coded(subject, weight, grid);
   if (!(options.damping >= 0.0) || !std::isfinite(options.damping)) {
     fail(subject, "damping of at least 0", std::to_string(options.damping));
   }

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "ptq/check.hpp"
-#include "ptq/rows.hpp"
 #include "qat/grid/device.hpp"
 
 namespace qat::ptq {
@@ -60,7 +59,7 @@ at::Tensor choose_scales(std::string_view function, std::string_view tensor, con
   const float* w = weight.const_data_ptr<float>();
   const double* h = importance.defined() ? importance.const_data_ptr<double>() : nullptr;
   float* s = scales.mutable_data_ptr<float>();
-  for_each_row(subject, rows, [&] {
+  for_each_row(subject, rows, n, [&] {
     return [&, choose = ScaleChooser(grid, source, n)](int64_t row) mutable {
       return choose(w + row * n, h, n, s + row * row_scales);
     };

@@ -10,14 +10,13 @@ namespace qat::ptq {
 at::Tensor weighted_search(const at::Tensor& weight, const at::Tensor& importance, std::string_view grid,
                            std::string_view tensor) {
   const Subject subject{"weighted_search", tensor};
-  const grid::Grid& found = check_weight(subject, weight, grid);
+  const grid::Grid& found = check_coded(subject, weight, grid);
   const at::Tensor rows = rows_of(weight);
   const at::Tensor counted = checked_statistics(subject, "importance", importance, {rows.size(1)});
   if (const double least = at::min(counted).item<double>(); least < 0.0) {
     fail(subject, "an importance of at least 0", std::to_string(least));
   }
-  return choose_scales(subject.function, tensor, found, ScaleSource::kWeighted, rows, counted)
-      .to(weight.device());
+  return choose_scales(subject.op, tensor, found, ScaleSource::kWeighted, rows, counted).to(weight.device());
 }
 
 }  // namespace qat::ptq

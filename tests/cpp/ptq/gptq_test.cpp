@@ -15,6 +15,7 @@
 #include "qat/ptq/weighted_search.hpp"
 
 #include "catch.hpp"
+#include "decoded.hpp"
 
 using namespace qat;
 
@@ -22,19 +23,6 @@ namespace {
 
 at::Generator seeded(uint64_t seed) {
   return at::detail::createCPUGenerator(seed);
-}
-
-/// The weights that ship: latents rounded under held scales by the grid itself.
-at::Tensor decoded(const ptq::Solution& solution, const std::string& name) {
-  const grid::Grid& grid = grid::find(name);
-  at::Tensor result = at::empty_like(solution.latent);
-  const int64_t n = result.size(1);
-  for (int64_t row = 0; row < result.size(0); ++row) {
-    REQUIRE(grid.fake_quantize_with(solution.latent[row].const_data_ptr<float>(), n,
-                                    solution.scales[row].const_data_ptr<float>(),
-                                    result[row].mutable_data_ptr<float>()) == grid::Status::kOk);
-  }
-  return result;
 }
 
 }  // namespace

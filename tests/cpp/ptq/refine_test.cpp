@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "decoded.hpp"
 #include "qat/core/error.hpp"
 #include "qat/grid/grid.hpp"
 
@@ -37,18 +38,6 @@ at::Tensor correlated(int64_t n, uint64_t seed) {
       at::mm(at::randn({3 * n, n / 4}, seeded(seed)), at::randn({n / 4, n}, seeded(seed + 1)));
   const at::Tensor noisy = x + 0.5 * at::randn({3 * n, n}, seeded(seed + 2));
   return at::mm(noisy.t(), noisy) / (3.0 * static_cast<double>(n));
-}
-
-at::Tensor decoded(const ptq::Solution& solution, const std::string& name) {
-  const grid::Grid& grid = grid::find(name);
-  at::Tensor result = at::empty_like(solution.latent);
-  const int64_t n = result.size(1);
-  for (int64_t row = 0; row < result.size(0); ++row) {
-    REQUIRE(grid.fake_quantize_with(solution.latent[row].const_data_ptr<float>(), n,
-                                    solution.scales[row].const_data_ptr<float>(),
-                                    result[row].mutable_data_ptr<float>()) == grid::Status::kOk);
-  }
-  return result;
 }
 
 /// Each row's e^T (H + damping) e in float64, damping a hundredth of the mean diagonal.
