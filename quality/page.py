@@ -10,8 +10,8 @@ from cases import CASES
 HEAD = """# Quality: what rounding takes, and what training gives back
 
 SmolLM2-135M-Instruct, trained on Wikipedia articles (30 % of the windows as raw wikitext) and judged on
-held-out articles and on the Python language reference, {tokens:,} tokens of each in windows of 256, in
-float32 from the numbers that ship. **KL** is the divergence of the rounded model from the float one in nats
+held-out articles and on the Python language reference, in windows of 256, in float32 from the numbers that
+ship. **KL** is the divergence of the rounded model from the float one in nats
 per token, **KL removed** is 1 - KL/KL(RTN), and beside it the same against the best of RTN, search, AWQ and
 GPTQ; top-1 is how often both models choose the same next token; nats is the loss above the float model's.
 RTN rounds by the consumer's own rule. AWQ, GPTQ and guided have seen the tokens that the training run with
@@ -26,10 +26,12 @@ are files of the same size. Where there are several seeds, the mean stands befor
 
 def write(rows: list[dict], page: Path, more: str = "") -> None:
     """rows: of summary.json. more: further sections."""
-    text = HEAD.format(tokens=max(row["eval_tokens"] for row in rows))
+    text = HEAD
     for case in CASES:
         here = [row for row in rows if row["case"] == case.name]
         if here:
             tokens = max(row["tokens"] for row in here)
-            text += f"## {case.title}\n\n{tokens:,} training tokens.\n\n{tables.of_case(here)}\n"
+            judged = max(row["eval_tokens"] for row in here)
+            text += f"## {case.title}\n\n{tokens:,} training tokens, {judged:,} judged ones of each text.\n\n"
+            text += tables.of_case(here) + "\n"
     page.write_text((text + more).rstrip() + "\n")
