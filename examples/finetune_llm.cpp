@@ -3,29 +3,34 @@
 //     finetune_llm --model DIR_OR_GGUF --tokens TEXT.tokens --policy gguf-q4_0 --out out/smollm2
 //
 // --model is a Hugging Face folder or a GGUF file of the llama family; the teacher is the float model as it
-// was loaded. Tokenising is left to Python, once per text:
+// was loaded. Training begins at a PTQ method's solution on its own text, with the rates that
+// qat::recommended names for the grids, unless told otherwise. Tokenising is left to Python, once per text:
 //
 //     tokens = libqat.data.tokenize(libqat.load_tokenizer(model), texts)
 //     libqat.write_tokens("text.tokens", tokens, vocabulary)
 
 #include <c10/core/ScalarType.h>
 
-#include <charconv>
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "arguments.hpp"
 #include "qat/checkpoint/checkpoint.hpp"
 #include "qat/core/error.hpp"
 #include "qat/export/export.hpp"
 #include "qat/models/load.hpp"
+#include "qat/policy/recipe.hpp"
 #include "qat/prepare/prepare.hpp"
+#include "qat/ptq/guided.hpp"
 #include "qat/train/cache_check.hpp"
 #include "qat/train/compute.hpp"
 #include "qat/train/trainer.hpp"
@@ -41,7 +46,8 @@ Writes DIR/model.qat.safetensors, DIR/model.gguf and the run folder DIR/run.
   --batch-size N        sequences per micro-batch (2)
   --sequence-length N   tokens per sequence (256)
   --accumulate N        micro-batches per step (1)
-  --learning-rate X     peak (1e-4)
+  --start S             guided, gptq or none: where the weights start (what suits the grids)
+  --learning-rate X     peak (what suits the grids)
   --kl X, --ce X        weights of KL to the float model (1) and of cross-entropy (0)
   --compute-dtype D     auto, float32 or bfloat16 (auto)
   --seed N              order of the text (0)
@@ -54,56 +60,29 @@ Writes DIR/model.qat.safetensors, DIR/model.gguf and the run folder DIR/run.
 Ctrl-C saves the run and stops.
 )";
 
-/// Flags and their values as they were given.
-class Arguments {
- public:
-  Arguments(int count, char** values) {
-    for (int i = 1; i < count; ++i) {
-      const std::string flag = values[i];
-      if (flag == "--resume" || flag == "--help") {
-        given_[flag] = "";
-      } else if (!kWithValue.contains(flag)) {
-        throw qat::ArgumentError("finetune_llm: " + flag + ": expected a flag that --help lists");
-      } else if (++i == count) {
-        throw qat::ArgumentError("finetune_llm: " + flag + ": expected a value, got none");
-      } else {
-        given_[flag] = values[i];
-      }
-    }
-  }
-
-  bool has(const std::string& flag) const { return given_.contains(flag); }
-
-  std::string required(const std::string& flag) const {
-    if (!has(flag)) throw qat::ArgumentError("finetune_llm: " + flag + ": expected a value, see --help");
-    return given_.at(flag);
-  }
-  std::string text(const std::string& flag, const std::string& otherwise) const {
-    return has(flag) ? given_.at(flag) : otherwise;
-  }
-  template <typename Number>
-  void read(const std::string& flag, Number& value) const {
-    if (!has(flag)) return;
-    const std::string& given = given_.at(flag);
-    const auto [end, error] = std::from_chars(given.data(), given.data() + given.size(), value);
-    if (error != std::errc() || end != given.data() + given.size()) {
-      throw qat::ArgumentError("finetune_llm: " + flag + ": expected a number, got \"" + given + "\"");
-    }
-  }
-
- private:
-  static const std::set<std::string> kWithValue;
-  std::map<std::string, std::string> given_;
-};
-
-const std::set<std::string> Arguments::kWithValue = {
+const std::set<std::string> kFlags = {
     "--model",     "--tokens",        "--policy",          "--out",        "--steps",
     "--seed",      "--batch-size",    "--sequence-length", "--accumulate", "--kl",
     "--ce",        "--learning-rate", "--compute-dtype",   "--frozen",     "--eval",
-    "--tokenizer", "--teacher-cache", "--teacher-top-k"};
+    "--tokenizer", "--teacher-cache", "--teacher-top-k",   "--start"};
 
-qat::train::Options read_options(const Arguments& arguments) {
+/// What is recommended for the grids; with another start than the recommended one, the library's own rates.
+qat::Recipe read_recipe(const Arguments& arguments) {
+  const auto policy = qat::Policy::load(arguments.required("--policy"));
+  qat::Recipe recipe = qat::recommended(policy);
+  const std::string start = arguments.text("--start", recipe.start);
+  if (start != "guided" && start != "gptq" && start != "none") {
+    throw qat::ArgumentError("finetune_llm: --start: expected guided, gptq or none, got \"" + start + "\"");
+  }
+  if (start == recipe.start) return recipe;
+  return {.policy = start == "none" ? policy : recipe.policy, .start = start};
+}
+
+qat::train::Options read_options(const Arguments& arguments, const qat::Recipe& recipe) {
   qat::train::Options options;
+  options.learning_rate = recipe.learning_rate;
+  options.scale_learning_rate = recipe.scale_learning_rate;
+  options.final_learning_rate = recipe.final_learning_rate;
   arguments.read("--steps", options.steps);
   arguments.read("--batch-size", options.batch_size);
   arguments.read("--sequence-length", options.sequence_length);
@@ -160,11 +139,11 @@ struct Session {
   std::shared_ptr<qat::models::Decoder> teacher;
   qat::PreparedModel model;
 
-  explicit Session(const Arguments& arguments)
+  Session(const Arguments& arguments, const qat::Policy& policy)
       : compute(qat::train::compute_dtype(arguments.text("--compute-dtype", "auto"))),
         loaded(qat::models::load_model(arguments.required("--model"))),
         teacher(loaded.decoder->frozen_copy(compute)),
-        model(qat::prepare(loaded.decoder, qat::Policy::load(arguments.required("--policy")))) {}
+        model(qat::prepare(loaded.decoder, policy)) {}
 
   /// What decides a teacher's answers besides its weights.
   std::string note() const { return loaded.config + "\n" + c10::toString(compute); }
@@ -193,31 +172,73 @@ bool print_cache_progress(const qat::train::CacheProgress& progress) {
   return true;
 }
 
-/// The trainer with the live teacher, or with its answers from --teacher-cache, which are computed first. The
-/// float model is then given up, unless --eval will ask it.
-std::unique_ptr<qat::train::Trainer> make_trainer(Session& session, const Arguments& arguments,
-                                                  const qat::train::Options& options,
-                                                  const std::string& folder) {
+/// The teacher's answers from --teacher-cache, which are computed first; the float model is then given up,
+/// unless --eval will ask it. Nothing without the flag: the teacher stays.
+std::optional<qat::train::TeacherCache> ask_teacher(Session& session, const Arguments& arguments,
+                                                    const qat::train::TokenData& text,
+                                                    const qat::train::Options& options) {
   namespace train = qat::train;
-  const train::TokenData text = train::TokenData::open(arguments.required("--tokens"));
-  const train::LanguageModel student = train::in_halves(session.loaded.decoder);
-  train::LanguageModel teacher = train::in_halves(session.teacher);
-  if (!arguments.has("--teacher-cache") || !options.objective.needs_teacher()) {
-    return std::make_unique<train::Trainer>(session.model, student, teacher, text, options, folder);
-  }
+  if (!arguments.has("--teacher-cache") || !options.objective.needs_teacher()) return std::nullopt;
   const std::string path = arguments.required("--teacher-cache");
   int64_t top_k = 64;
   arguments.read("--teacher-top-k", top_k);
   const train::CachePlan plan = train::plan_teacher_cache(
       text, options, top_k, train::fingerprint(*session.loaded.decoder, session.note()));
+  const train::LanguageModel teacher = train::in_halves(session.teacher);
   if (train::TeacherCache::missing(path, plan) > 0) {
     train::TeacherCache::build(path, plan, teacher, text, options, print_cache_progress);
-    const train::CacheCheck check = train::check_teacher_cache(
-        session.model, student, teacher, train::TeacherCache::open(path, plan), text, options);
+    const train::CacheCheck check =
+        train::check_teacher_cache(session.model, train::in_halves(session.loaded.decoder), teacher,
+                                   train::TeacherCache::open(path, plan), text, options);
     std::printf("loss with the cache %.4f, with the teacher itself %.4f\n", check.cached, check.live);
   }
   if (!arguments.has("--eval")) session.teacher.reset();
-  return std::make_unique<train::Trainer>(session.model, student, train::TeacherCache::open(path, plan), text,
+  return train::TeacherCache::open(path, plan);
+}
+
+/// What the run reads first, each window once: int64[n, T], some 51,200 tokens.
+at::Tensor first_windows(const qat::train::TokenData& text, const qat::train::Options& options) {
+  const int64_t enough = 51200 / (options.batch_size * options.sequence_length);
+  const int64_t batches = std::min(options.steps * options.accumulate, std::max<int64_t>(1, enough));
+  std::set<int64_t> seen;
+  std::vector<int64_t> windows;
+  for (int64_t i = 0; i < batches; ++i) {
+    for (const int64_t window : text.windows(i, options.batch_size, options.sequence_length, options.seed)) {
+      if (seen.insert(window).second) windows.push_back(window);
+    }
+  }
+  return text.read(windows, options.sequence_length);
+}
+
+/// Rounds the model by a PTQ method; training goes on from there, with the scales that were found.
+void begin_at(const std::string& start, Session& session, const qat::train::TokenData& text,
+              const qat::train::Options& options) {
+  if (start == "none") return;
+  const at::Tensor windows = first_windows(text, options);
+  std::printf("starting from %s on %ld tokens\n", start.c_str(), static_cast<long>(windows.numel()));
+  std::fflush(stdout);
+  const qat::train::ComputeScope compute(session.compute);
+  const auto stages = session.loaded.decoder->stages();
+  const auto logits = [&](const at::Tensor& tokens) { return session.answer(tokens); };
+  if (start == "gptq") {
+    qat::ptq::apply_gptq(session.model, stages, windows);
+  } else {
+    qat::ptq::apply_guided(session.model, stages, logits, windows);
+  }
+}
+
+/// The trainer with the teacher's answers, or with the teacher itself.
+std::unique_ptr<qat::train::Trainer> make_trainer(Session& session,
+                                                  std::optional<qat::train::TeacherCache> answers,
+                                                  const qat::train::TokenData& text,
+                                                  const qat::train::Options& options,
+                                                  const std::string& folder) {
+  namespace train = qat::train;
+  const train::LanguageModel student = train::in_halves(session.loaded.decoder);
+  if (answers) {
+    return std::make_unique<train::Trainer>(session.model, student, *answers, text, options, folder);
+  }
+  return std::make_unique<train::Trainer>(session.model, student, train::in_halves(session.teacher), text,
                                           options, folder);
 }
 
@@ -242,9 +263,13 @@ void ship(const Session& session, const Arguments& arguments, const std::filesys
 int finetune(const Arguments& arguments) {
   if (arguments.has("--help")) return std::fputs(kUsage, stdout) < 0;
   const std::filesystem::path out = arguments.required("--out");
-  const qat::train::Options options = read_options(arguments);
-  Session session(arguments);
-  const auto trainer = make_trainer(session, arguments, options, (out / "run").string());
+  const qat::Recipe recipe = read_recipe(arguments);
+  const qat::train::Options options = read_options(arguments, recipe);
+  const auto text = qat::train::TokenData::open(arguments.required("--tokens"));
+  Session session(arguments, recipe.policy);
+  const auto answers = ask_teacher(session, arguments, text, options);
+  if (!arguments.has("--resume")) begin_at(recipe.start, session, text, options);
+  const auto trainer = make_trainer(session, answers, text, options, (out / "run").string());
   std::printf("%s\n", qat::to_string(session.model.report()).c_str());
   if (arguments.has("--resume")) {
     trainer->resume();
@@ -269,7 +294,7 @@ int finetune(const Arguments& arguments) {
 
 int main(int count, char** values) {
   try {
-    return finetune(Arguments(count, values));
+    return finetune({count, values, "finetune_llm", kFlags});
   } catch (const std::exception& error) {
     std::fflush(stdout);
     std::fprintf(stderr, "error: %s\n", error.what());

@@ -178,6 +178,7 @@ TEST_CASE("finetune_llm trains, ships a checkpoint and a GGUF that agree, and lo
   INFO(process.text());
   REQUIRE(code == 0);
   REQUIRE_THAT(process.text(), Contains("model.layers.0.mlp.down_proj.weight") && Contains("step 6/6") &&
+                                   Contains("starting from guided on 192 tokens") &&
                                    Contains("before: perplexity") && Contains("after: perplexity") &&
                                    Contains("0:00 left"));
   const auto checkpoint = qat::load(inputs.path("out/model.qat.safetensors"));
@@ -203,11 +204,28 @@ TEST_CASE("Ctrl-C saves, and --resume ends in the same files as an uninterrupted
   const int code = process.finish();
   INFO(process.text());
   REQUIRE(code == 0);
-  REQUIRE_THAT(process.text(), Contains("resuming after step"));
+  REQUIRE_THAT(process.text(), Contains("resuming after step") && !Contains("starting from"));
   for (const char* file : {"model.qat.safetensors", "model.gguf", "run/state.safetensors"}) {
     REQUIRE(read(inputs.path(std::string("broken/") + file)) ==
             read(inputs.path(std::string("whole/") + file)));
   }
+}
+
+TEST_CASE("--start says where the weights begin; without one no scale is learned") {
+  const Inputs inputs;
+  const auto run = [&](const std::string& start) {
+    Words arguments = inputs.arguments(start);
+    arguments.insert(arguments.end(), {"--start", start});
+    Process process(arguments);
+    const int code = process.finish();
+    INFO(process.text());
+    REQUIRE(code == 0);
+    return process.text();
+  };
+  REQUIRE_THAT(run("gptq"), Contains("starting from gptq"));
+  REQUIRE_THAT(run("none"), !Contains("starting from"));
+  REQUIRE_THAT(read(inputs.path("gptq/run/run.json")), Contains("learned"));
+  REQUIRE_THAT(read(inputs.path("none/run/run.json")), !Contains("learned"));
 }
 
 TEST_CASE("with --teacher-cache the float model is asked once, and a second run reads its answers") {
@@ -253,6 +271,7 @@ TEST_CASE("mistakes end in one line that names them, and in exit code 1") {
   REQUIRE_THAT(changed("--steps", "0"), Contains("steps") && Contains("at least 1"));
   REQUIRE_THAT(changed("--sequence-length", "5000"), Contains("5000"));
   REQUIRE_THAT(changed("--frozen", "nothing"), Contains("frozen[0]"));
+  REQUIRE_THAT(changed("--start", "awq"), Contains("--start") && Contains("guided, gptq or none"));
   REQUIRE_THAT(changed("--speed", "1"), Contains("--speed"));
   Process incomplete({"--model"});
   REQUIRE(incomplete.finish() == 1);
