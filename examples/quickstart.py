@@ -4,8 +4,9 @@
     make quickstart ARGS=--control     # adds the float model, fine-tuned in the same way
 
 Model and text come out of published Python packages (libqat.data). The C++ decoder and the C++ trainer do the
-work; the teacher is the float model. An interrupted run continues where it was. Results: a table on standard
-output, and in the folder `--out` the checkpoint, the GGUF, report.html, training.png and summary.json.
+work; the teacher is the float model. Training starts from the solution of the PTQ method that libqat
+recommends for the grid. An interrupted run continues where it was. Results: a table on standard output, and
+in the folder `--out` the checkpoint, the GGUF, report.html, training.png and summary.json.
 """
 
 import argparse
@@ -30,6 +31,8 @@ WINDOW = 256
 BATCH = 2
 MARKUP = 0.3
 """Share of the training windows that show raw wikitext instead of prose: it helps on other kinds of text."""
+START = "start.qat.safetensors"
+"""In the run folder: what training started from."""
 PROMPT = "The sun rises in the east because"
 GENERATED = 40
 JUDGED = 301
@@ -37,7 +40,14 @@ JUDGED = 301
 TITLES = {"wiki": "held-out Wikipedia", "other": "Python reference"}
 NAMES = {"ptq": "rtn"}
 """Row of evaluation.json -> key in summary.json, where they differ."""
-LABELS = {"float": "float", "rtn": "RTN Q4_0", "qat": "QAT Q4_0", "control": "float, tuned alike"}
+LABELS = {
+    "float": "float",
+    "rtn": "RTN Q4_0",
+    "start": "{start} Q4_0, not trained",
+    "qat": "QAT Q4_0 from {start}",
+    "control": "float, tuned alike",
+}
+"""Row -> what the table calls it."""
 
 
 def parse() -> argparse.Namespace:
@@ -46,8 +56,8 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("out/quickstart"))
-    parser.add_argument("--steps", type=int, default=280, help=f"of {BATCH * WINDOW} tokens")
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--steps", type=int, default=100, help=f"of {BATCH * WINDOW} tokens")
+    parser.add_argument("--learning-rate", type=float, help="peak; default: what suits the grid")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-tokens", type=int, default=8192, help="of each text")
     parser.add_argument("--control", action="store_true", help="also fine-tune the float model")
@@ -78,24 +88,44 @@ def mixed(prose: torch.Tensor, markup: torch.Tensor) -> torch.Tensor:
     return torch.cat([windows.flatten(), data.spread_windows(markup, count, WINDOW)])
 
 
+def rates(options: argparse.Namespace) -> dict[str, float]:
+    """What libqat recommends for the grid: said here so that the float model is tuned alike."""
+    recipe = libqat.recommended(libqat.Policy.preset(POLICY))
+    given = options.learning_rate
+    return {
+        "learning_rate": recipe.learning_rate if given is None else given,
+        "scale_learning_rate": recipe.scale_learning_rate,
+        "final_learning_rate": recipe.final_learning_rate,
+    }
+
+
 def train(
     options: argparse.Namespace, source: Path, tokens: torch.Tensor, policy: str | Mapping, folder: Path
 ) -> Path:
-    """Fine-tunes the model under a policy and returns the checkpoint; continues an interrupted run."""
-    run = finetune.start(
-        source,
-        tokens,
-        policy,
-        folder,
-        resume=(folder / "state.safetensors").exists(),
-        steps=options.steps,
-        batch_size=BATCH,
-        sequence_length=WINDOW,
-        learning_rate=options.learning_rate,
-        objective={"kl": 1.0, "ce": 0.0},
-        frozen=list(finetune.FROZEN),
-        seed=options.seed,
-    )
+    """Fine-tunes the model under a policy and returns the checkpoint; continues an interrupted run.
+
+    Where the run starts at a PTQ method's solution, that is kept beside it, START.
+    """
+    resume = (folder / run_folder.STATE).exists()
+    with console.progress("loading, rounding") as update:
+        run = finetune.start(
+            source,
+            tokens,
+            policy,
+            folder,
+            resume=resume,
+            on_start=update,
+            steps=options.steps,
+            batch_size=BATCH,
+            sequence_length=WINDOW,
+            frozen=list(finetune.FROZEN),
+            seed=options.seed,
+            **rates(options),
+        )
+    if run.start != "none" and not resume:
+        console.say(f"training starts from {run.start}")
+        folder.mkdir(parents=True, exist_ok=True)
+        libqat.save(run.prepared.freeze(run.loaded.config, run.loaded.tokenizer), folder / START)
     title = "fine-tuning on the Q4_0 grid" if policy == POLICY else "fine-tuning the float model"
     with console.progress(title) as update:
         run.train(lambda report: update(report.step, report.steps, console.describe(report)))
@@ -163,7 +193,9 @@ def judge(gguf: Path, ours: libqat.Decoder, tokens: torch.Tensor, threads: int) 
 def report(options: argparse.Namespace) -> Path:
     """Everything about the run as one page. Its text came from a package, so the command is this program."""
     command = ["python", "examples/quickstart.py", "--steps", options.steps]
-    command += ["--learning-rate", options.learning_rate, "--seed", options.seed]
+    if options.learning_rate is not None:
+        command += ["--learning-rate", options.learning_rate]
+    command += ["--seed", options.seed]
     with console.progress("writing the report") as update:
         return libqat.write_report(
             options.out / "run",
@@ -184,6 +216,8 @@ def summarise(options: argparse.Namespace, steps: list[dict], scores: dict, gguf
         "policy": POLICY,
         "objective": "kl",
         "seed": options.seed,
+        "start": run_folder.read_finetune(options.out / "run")["start"],
+        **rates(options),
         "steps": options.steps,
         "tokens": tokens,
         "train_seconds": round(tokens / steps[-1]["tokens_per_second"], 1),
@@ -226,16 +260,16 @@ def print_results(summary: dict, out: Path, seconds: float) -> None:
                 with_interval(text, share, "{:.0%}") if row == "qat" else "-"
                 for share in ("kl_removed", "nll_removed")
             ]
-            bits = summary["bits_per_weight"] if row in ("rtn", "qat") else 32
+            bits = 32 if row in ("float", "control") else summary["bits_per_weight"]
             formats = {"ppl": "{:.2f}", "kl": "{:.3f}", "top1": "{:.1%}"}
             figures = [with_interval(text[row], key, form) for key, form in formats.items()]
-            table.add_row(TITLES[name], LABELS[row], *figures, *shares, f"{bits:.2f}")
+            table.add_row(TITLES[name], LABELS[row].format_map(summary), *figures, *shares, f"{bits:.2f}")
         table.add_section()
     console.out.print(table)
     tokens = summary["texts"]["wiki"]["tokens"]
     lines = [
         f"{tokens:,} tokens of each text, with 95 % intervals; removed: the share of the cost of rounding "
-        "that training won back",
+        "that start and training won back",
         f"{summary['gguf']}: {summary['bytes'] / 1e6:.1f} MB; no number differs from the checkpoint",
         f"llama.cpp ({judged['version']}) on {judged['tokens']} tokens: perplexity {judged['ppl']:.2f}; ours "
         f"on the same tokens {judged['ppl_ours_same_tokens']:.2f} (llama.cpp rounds activations to 8 bits)",
@@ -259,7 +293,11 @@ def main() -> None:
     qat = train(options, source, training, POLICY, out / "run")
     gguf = out / "smollm2-135m-qat-q4_0.gguf"
     export(qat, gguf)
-    checkpoints = {"ptq": round_to_nearest(source, out / "rtn.qat.safetensors"), "qat": qat}
+    checkpoints = {
+        "ptq": round_to_nearest(source, out / "rtn.qat.safetensors"),
+        "start": out / "run" / START,
+        "qat": qat,
+    }
     if options.control:
         checkpoints["control"] = train(options, source, training, finetune.FLOAT, out / "control")
 
