@@ -70,11 +70,11 @@ class Maker:
         return path
 
     def round_to_nearest(self, model: Path, policy: dict, path: Path) -> None:
-        """Any model's checkpoint under a policy, by the consumers' own rules."""
+        """A trained model under a policy by the consumers' own rules, with the tokenizer of the float one."""
         loaded = libqat.load_model(model)
         plain = libqat.Policy.from_json(json.dumps(policy)).with_scale("reference")
         prepared = libqat.prepare(loaded.decoder, plain)
-        libqat.save(libqat.freeze(prepared, loaded.config, loaded.tokenizer or str(self.source)), path)
+        libqat.save(libqat.freeze(prepared, loaded.config, str(self.source)), path)
 
     def trained(self, case: Case, seed: int) -> Run:
         """The run of a case, continued when it was interrupted."""
