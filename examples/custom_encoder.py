@@ -3,10 +3,11 @@
     .venv/bin/python examples/custom_encoder.py
 
 An ordinary Hugging Face model in a loop of its own. No labels are needed: on the same sentence, the rounded
-model's token vectors shall be those of the float model. Under each policy four models face each other: float,
-rounded to nearest with the grid's own scales (PTQ) and with searched ones, and trained from there (QAT), all
-but the first read back from a checkpoint. A table goes to standard output; the trained checkpoints and
-encoder.json to the folder `--out`.
+model's token vectors shall be those of the float model. Under each policy six models face each other: float;
+rounded to nearest with the grid's own scales (ptq) and with searched ones (search); rounded so that the
+sentence embeddings err least (guided); trained from the first with the grid's own scales (ste), and from the
+last with learned ones (qat). All but the first are read back from a checkpoint. A table goes to standard
+output; the trained checkpoints and encoder.json to the folder `--out`.
 """
 
 import argparse
@@ -37,7 +38,11 @@ class Candidate(NamedTuple):
     attention: str
     feed_forward: str
     embeddings: str
+    ste_rate: float
+    """Learning rate of the plain run."""
     learning_rate: float
+    scale_rate: float
+    """Of learned scales, relative to their size."""
 
     @property
     def policy(self) -> dict:
@@ -50,9 +55,9 @@ class Candidate(NamedTuple):
         return {"rules": rules}
 
 
-def uniform(grid: str, embeddings: str, learning_rate: float) -> Candidate:
+def uniform(grid: str, embeddings: str, *rates: float) -> Candidate:
     """Every linear on one grid."""
-    return Candidate(grid, grid, grid, grid, embeddings, learning_rate)
+    return Candidate(grid, grid, grid, grid, embeddings, *rates)
 
 
 LEGEND = """\
@@ -61,13 +66,14 @@ nearest other sentence stays the same; rating: Spearman's correlation with human
 by a regression fitted on the float model's embeddings, or (own fit) on the model's own"""
 
 CANDIDATES = (
-    uniform("q4_0", "q8_0", 1e-4),
-    uniform("int4_g32", "int8_channel", 1e-4),
-    uniform("int4_channel", "int8_channel", 2e-4),
-    uniform("int2_g32", "int8_channel", 5e-4),
-    Candidate("mixed", "4-bit, FFN 2-bit", "int4_g32", "int2_g32", "int8_channel", 5e-4),
-    Candidate("mixed-e4", "+ embeddings 4-bit", "int4_g32", "int2_g32", "int4_g32", 5e-4),
+    uniform("q4_0", "q8_0", 1e-4, 1e-4, 1e-3),
+    uniform("int4_g32", "int8_channel", 1e-4, 1e-4, 1e-3),
+    uniform("int2_g32", "int8_channel", 1e-3, 5e-4, 3e-3),
+    uniform("q2_0", "q8_0", 1e-3, 5e-4, 3e-3),
+    Candidate("mixed-e4", "4-bit, FFN 2-bit", "int4_g32", "int2_g32", "int4_g32", 1e-3, 5e-4, 3e-3),
 )
+
+ROWS = ("ptq", "search", "guided", "ste", "qat")
 
 Vectors = dict[str, Tensor]
 """Text -> embeddings float32[N, D]; "regression" too."""
@@ -137,31 +143,54 @@ class Judge:
         return [libqat.compare_metric(models, metric, name=name) for name, metric in metrics.items()]
 
 
-def run(
-    candidate: Candidate, teacher: nn.Module, steps: list, targets: list, judge: Judge, out: Path
-) -> dict:
-    """Rounds, searches, trains and scores one policy, each as a file holds it."""
-    prepared = qat.attach(teacher, candidate.policy)
-    path = out / f"encoder-{candidate.name}.qat.safetensors"
-    vectors = {"float": judge.reference, "ptq": judge.vectors(qat.ship(prepared, path))}
-    qat.search_scales(prepared)
-    vectors["search"] = judge.vectors(qat.ship(prepared, path))
-    begin = time.monotonic()
-    with console.progress(f"training {candidate.title}") as update:
-        qat.train(prepared, steps, targets, candidate.learning_rate, update)
-    seconds = time.monotonic() - begin
-    vectors["qat"] = judge.vectors(qat.ship(prepared, path))
-    return {
-        "name": candidate.name,
-        "title": candidate.title,
-        "policy": candidate.policy,
-        "learning_rate": candidate.learning_rate,
-        "train_seconds": round(seconds, 1),
-        "checkpoint": str(path),
-        "bytes": path.stat().st_size,
-        "bits_per_weight": prepared.report().bits_per_weight,
-        "metrics": judge.metrics(vectors),
-    }
+class Study(NamedTuple):
+    """What all policies share."""
+
+    teacher: nn.Module
+    steps: list[qat.Batch]
+    targets: list[Tensor]
+    judge: Judge
+    out: Path
+
+    def run(self, candidate: Candidate) -> dict:
+        """Rounds, trains and scores one policy in every way, each as a file holds it."""
+        path = self.out / f"encoder-{candidate.name}.qat.safetensors"
+        plain = qat.attach(self.teacher, candidate.policy)
+        best = qat.attach(self.teacher, candidate.policy, "learned")
+        vectors, seconds = {"float": self.judge.reference}, {}
+
+        def score(row: str, prepared: libqat.PreparedModel) -> None:
+            vectors[row] = self.judge.vectors(qat.ship(prepared, path))
+
+        def train(row: str, prepared: libqat.PreparedModel, rate: float) -> None:
+            begin = time.monotonic()
+            with console.progress(f"training {candidate.title}, {row}") as update:
+                qat.train(prepared, self.steps, self.targets, rate, candidate.scale_rate, update)
+            seconds[row] = round(time.monotonic() - begin, 1)
+            score(row, prepared)
+
+        score("ptq", plain)
+        score("search", best)
+        train("ste", plain, candidate.ste_rate)
+        begin = time.monotonic()
+        with console.progress(f"rounding {candidate.title}") as update:
+            qat.guide(best, self.steps[: qat.CALIBRATION], update)
+        seconds["guided"] = round(time.monotonic() - begin, 1)
+        score("guided", best)
+        train("qat", best, candidate.learning_rate)
+        return {
+            "name": candidate.name,
+            "title": candidate.title,
+            "policy": candidate.policy,
+            "ste_rate": candidate.ste_rate,
+            "learning_rate": candidate.learning_rate,
+            "scale_rate": candidate.scale_rate,
+            "seconds": seconds,
+            "checkpoint": str(path),
+            "bytes": path.stat().st_size,
+            "bits_per_weight": best.report().bits_per_weight,
+            "metrics": self.judge.metrics(vectors),
+        }
 
 
 def figure(entry: dict, metric: str, row: str, form: str = "{:.3f}") -> str:
@@ -171,13 +200,13 @@ def figure(entry: dict, metric: str, row: str, form: str = "{:.3f}") -> str:
 
 
 def print_table(summary: dict) -> None:
-    """Each policy rounded in two ways and trained, below the float model."""
+    """Each policy rounded in three ways and trained in two, below the float model."""
     columns = [">bits", ">MB", *(f">cosine\n{title}" for title in TITLES.values()), ">same\nnearest"]
     columns += [">rating\nmovies", ">own fit", ">rating\nAmazon"]
     table = console.table("", "linears", "model", *columns)
 
     def add(entry: dict, title: str, row: str, bits: float, size: float) -> None:
-        cells = [figure(entry, f"cosine {text}", row) for text in TITLES]
+        cells = [figure(entry, f"cosine {text}", row, "{:.4f}") for text in TITLES]
         cells.append(figure(entry, "neighbour movies", row, "{:.1%}"))
         tasks = ("movies, float's", "movies, own", "amazon, float's")
         cells += [figure(entry, f"sentiment {task} regression", row) for task in tasks]
@@ -186,7 +215,7 @@ def print_table(summary: dict) -> None:
     add(summary["policies"][0], "float32", "float", 32, summary["float"]["bytes"])
     for entry in summary["policies"]:
         table.add_section()
-        for row in ("ptq", "search", "qat"):
+        for row in ROWS:
             add(entry, entry["title"] if row == "ptq" else "", row, entry["bits_per_weight"], entry["bytes"])
     console.out.print(table)
     console.out.print(LEGEND, highlight=False)
@@ -206,6 +235,7 @@ def main() -> None:
     steps = qat.batches(tokenizer, texts.training, settings)
     with console.progress("float token vectors to learn from") as update:
         targets = qat.token_vectors(teacher, steps, update)
+    study = Study(teacher, steps, targets, judge, options.out)
     chosen = [candidate for candidate in CANDIDATES if candidate.name in options.policies]
     weights = sum(parameter.numel() for parameter in teacher.parameters())
     summary = {
@@ -220,7 +250,7 @@ def main() -> None:
         "batch_size": options.batch_size,
         "seed": options.seed,
         "float": {"bytes": 4 * weights, "bits_per_weight": 32},
-        "policies": [run(candidate, teacher, steps, targets, judge, options.out) for candidate in chosen],
+        "policies": [study.run(candidate) for candidate in chosen],
     }
     summary["seconds"] = round(time.monotonic() - begin, 1)
     path = options.out / "encoder.json"

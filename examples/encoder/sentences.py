@@ -63,16 +63,20 @@ def tokenized(tokenizer, texts: list[str]) -> dict[str, Tensor]:
     return dict(tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"))
 
 
+def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
+    """[N, D]: the mean of a sentence's token vectors [N, T, D], of length 1, as the model is made for."""
+    real = mask[..., None].to(hidden.dtype)
+    return F.normalize((hidden * real).sum(1) / real.sum(1), dim=-1)
+
+
 @torch.no_grad()
 def embed(model: nn.Module, tokenizer, texts: list[str]) -> Tensor:
-    """float32[N, D]: the mean of a sentence's token vectors, scaled to length 1, as the model is made for."""
+    """float32[N, D]: the sentences' embeddings, in their order."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
     parts = []
     for start in range(0, len(texts), READ_AT_ONCE):
         batch = tokenized(tokenizer, [texts[i] for i in order[start : start + READ_AT_ONCE]])
-        mask = batch["attention_mask"][..., None].float()
-        hidden = model(**batch).last_hidden_state
-        parts.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
+        parts.append(pooled(model(**batch).last_hidden_state, batch["attention_mask"]))
     embeddings = torch.cat(parts)
     return torch.empty_like(embeddings).index_copy_(0, torch.tensor(order), embeddings)
 
