@@ -66,10 +66,9 @@ nearest other sentence stays the same; rating: Spearman's correlation with human
 by a regression fitted on the float model's embeddings, or (own fit) on the model's own"""
 
 CANDIDATES = (
-    uniform("q4_0", "q8_0", 1e-4, 1e-4, 1e-3),
-    uniform("int4_g32", "int8_channel", 1e-4, 1e-4, 1e-3),
+    uniform("q4_0", "q8_0", 1e-4, 2e-4, 1e-3),
+    uniform("int4_g32", "int8_channel", 1e-4, 2e-4, 1e-3),
     uniform("int2_g32", "int8_channel", 1e-3, 5e-4, 3e-3),
-    uniform("q2_0", "q8_0", 1e-3, 5e-4, 3e-3),
     Candidate("mixed-e4", "4-bit, FFN 2-bit", "int4_g32", "int2_g32", "int4_g32", 1e-3, 5e-4, 3e-3),
 )
 
