@@ -1,7 +1,7 @@
 #pragma once
 
-// GPTQ in which a token counts as much as the model's answer depends on it, refined afterwards: the best
-// rounding that libqat has without training, and the start of a run on 3 bits and more.
+// GPTQ in which a token counts as much as the model's answer depends on it, refined afterwards: what
+// runs on 3 bits and more start from.
 
 #include <ATen/core/Tensor.h>
 
