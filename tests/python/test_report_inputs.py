@@ -289,6 +289,13 @@ def test_codes_that_did_not_move_are_a_warning(report_data):
     assert "0.05%" in text
 
 
+def test_steps_that_flipped_nothing_are_a_warning_whatever_the_start_did(report_data):
+    steps = [{"step": 1, "loss": 1.0, "flip_rate": 0.0}, {"step": 2, "loss": 1.0, "flip_rate": 0.0004}]
+    levels, text = remarks(report_data, steps=steps)
+    assert ("warning", "layers") in levels
+    assert "0.04%" in text
+
+
 def test_nothing_to_train_is_no_reason_for_one(report_data):
     frozen = [dataclasses.replace(row, trained=False) for row in report_data.tensors]
     assert ("warning", "layers") not in remarks(report_data, tensors=frozen)[0]

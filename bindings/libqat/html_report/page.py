@@ -178,7 +178,7 @@ def _cards(data: ReportData) -> list[Card]:
     total = sum(row.weights for row in trained)
     if total:
         flipped = sum(row.flip_rate * row.weights for row in trained) / total
-        cards.append(Card("Codes changed", f"{flipped:.1%}", "of the trained tensors', against PTQ"))
+        cards.append(Card("Codes changed", f"{flipped:.1%}", "of the trained tensors', against RTN"))
     return cards
 
 
