@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import plots
 import tables
 from cases import CASES, Case
 from models import Maker
@@ -64,12 +66,10 @@ def case_of(case: Case, change: Change) -> Case:
     return replace(case, name=f"{case.name}-{change.name}", policy=policy, options=change.options, ptq=())
 
 
-def rows(maker: Maker, scores: Scores, only: list[str] | None) -> list[dict]:
+def rows(maker: Maker, scores: Scores) -> list[dict]:
     """{"case", "change", "title", "text", "kl", "nats", "top1"}; the change "" is the recommended run."""
     found = []
     for name, changes in CHANGES.items():
-        if only and name not in only:
-            continue
         base = next(case for case in CASES if case.name == name)
         every = [Change("", "recommended", {}), *changes]
         runs = {
@@ -85,8 +85,8 @@ def rows(maker: Maker, scores: Scores, only: list[str] | None) -> list[dict]:
     return found
 
 
-def section(found: list[dict]) -> str:
-    """The Markdown of the rows."""
+def section(found: list[dict], folder: Path) -> str:
+    """The Markdown of the rows; figures go to `folder`."""
     text = "## What the defaults rest on\n\nOne setting changed at a time, seed 0, "
     text += f"{max(row['eval_tokens'] for row in found):,} judged tokens of each text; KL (and nats).\n\n"
     for name in CHANGES:
@@ -100,6 +100,10 @@ def section(found: list[dict]) -> str:
         if lines:
             columns = ["setting", *(f">{title}" for title in TITLES.values())]
             text += f"`{name}`:\n\n{tables.table(columns, lines)}\n"
+            points = {row["title"]: {} for row in here}
+            for row in here:
+                points[row["title"]][row["text"]] = [row["kl"]]
+            text += plots.dots(points, folder / f"settings-{name}.svg", "recommended") + "\n"
     return text
 
 

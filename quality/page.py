@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import goals
+import plots
 import tables
 from cases import CASES
 
@@ -26,7 +28,7 @@ are files of the same size. Where there are several seeds, the mean stands befor
 
 def write(rows: list[dict], page: Path, more: str = "") -> None:
     """rows: of summary.json. more: further sections."""
-    text = HEAD
+    text = HEAD + goals.section(rows)
     for case in CASES:
         here = [row for row in rows if row["case"] == case.name]
         if here:
@@ -34,4 +36,14 @@ def write(rows: list[dict], page: Path, more: str = "") -> None:
             judged = max(row["eval_tokens"] for row in here)
             text += f"## {case.title}\n\n{tokens:,} training tokens, {judged:,} judged ones of each text.\n\n"
             text += tables.of_case(here) + "\n"
+            text += plots.dots(points(here), page.with_suffix("") / f"{case.name}.svg", "qat") + "\n"
     page.write_text((text + more).rstrip() + "\n")
+
+
+def points(rows: list[dict]) -> plots.Points:
+    """Method -> text -> KL of its seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        kl = row["kl_ptq"] if row["kl_qat"] is None else row["kl_qat"]
+        found.setdefault(row["method"], {}).setdefault(row["text"], []).append(kl)
+    return found

@@ -1,18 +1,22 @@
 """What quantization takes and what training gives back: PTQ and QAT on the same grids, tokens and texts.
 
     make quality                                   # all cases; resumable, hours
-    make quality ARGS="--only q4_0 --seeds 1"
+    make quality ARGS="--only q4_0 --seeds 1"      # one case again
+    make quality ARGS="--only ablations peers"     # the other sections
     make quality-quick                             # the Q4_0 and q2_0 rows, one seed
 
 Every checkpoint and every score is kept in out/quality, so an interrupted command goes on where it was.
-Writes out/quality/summary.json, and docs/quality.md when all cases ran.
+Writes out/quality/summary.json and docs/quality.md, in which cases that this command left out stay as they
+were. --quick writes out/quality/quick.json only.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ablations
@@ -20,7 +24,7 @@ import page
 import peers
 import tables
 import torch
-from cases import CASES, Case
+from cases import BASELINES, CASES, Case
 from libqat.cli import console
 from models import Maker
 from scoring import Scores
@@ -31,6 +35,7 @@ from libqat import data
 
 ABLATION_TOKENS = 8192
 """Of each text: enough to rank settings, not to publish one."""
+SECTIONS = ("ablations", "peers")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "quality.md"
 
 
@@ -41,22 +46,22 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("out/quality"))
     parser.add_argument("--quick", action="store_true", help="the quick cases, one seed, 8,192 judged tokens")
-    parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES], metavar="CASE")
+    names = [case.name for case in CASES]
+    parser.add_argument("--only", nargs="+", choices=[*names, *SECTIONS], default=[*names, *SECTIONS])
     parser.add_argument("--seeds", type=int, help="at most this many of each case")
-    parser.add_argument("--eval-tokens", type=int, help="of each text; 65,536, or 8,192 with --quick")
+    parser.add_argument("--eval-tokens", type=int, help="of each text; 16,384, or 8,192 with --quick")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    options.eval_tokens = options.eval_tokens or (8192 if options.quick else 65536)
+    options.eval_tokens = options.eval_tokens or (8192 if options.quick else 16384)
     return options
 
 
 def chosen(options: argparse.Namespace) -> list[tuple[Case, tuple[int, ...]]]:
     """The cases that are asked for, and their seeds."""
-    cases = [case for case in CASES if not options.only or case.name in options.only]
+    cases = [case for case in CASES if case.name in options.only]
     if options.quick:
-        cases = [case for case in cases if case.quick]
-    count = options.seeds or (1 if options.quick else len(max((case.seeds for case in cases), key=len)))
-    return [(case, case.seeds[:count]) for case in cases]
+        cases = [replace(case, ptq=BASELINES, seeds=case.seeds[:1]) for case in cases if case.quick]
+    return [(case, case.seeds[: options.seeds]) for case in cases]
 
 
 def rows_of(case: Case, seeds: tuple[int, ...], maker: Maker, scores: Scores) -> list[dict]:
@@ -92,18 +97,40 @@ def row(case: Case, text: str, found: dict, rtn: dict, qat: bool = False) -> dic
     return entry | {"kl_removed": libqat.share_removed(rtn[text]["model"]["kl"], model["kl"])}
 
 
-def further(options: argparse.Namespace, source: Path, maker: Maker, texts: Texts) -> str:
-    """The sections behind the cases: the experiments, and the peers in llama.cpp."""
-    fewer = read(source, ABLATION_TOKENS).judged
-    changed = ablations.rows(maker, Scores(options.out / "scores", source, fewer, WINDOW), None)
-    tables.write_json(options.out / "ablations.json", changed)
-    served = peers.rows(maker, texts.judged)
-    tables.write_json(options.out / "llama_cpp.json", served)
-    return peers.section(served) + "\n" + ablations.section(changed)
+def measure(options: argparse.Namespace, maker: Maker, scores: Scores, kept: list[dict]) -> list[dict]:
+    """The rows of all cases, in order; summary.json grows with each. kept: rows of an earlier command."""
+    order = {case.name: number for number, case in enumerate(CASES)}
+    for case, seeds in chosen(options):
+        console.say(f"{case.title}: {case.steps} steps, seeds {', '.join(map(str, seeds))}")
+        found = rows_of(case, seeds, maker, scores)
+        kept = sorted(
+            [row for row in kept if row["case"] != case.name] + found, key=lambda row: order[row["case"]]
+        )
+        tables.write_json(options.out / ("quick.json" if options.quick else "summary.json"), kept)
+        print(f"\n{case.title}\n\n{tables.of_case(found)}", flush=True)
+    return kept
+
+
+def further(options: argparse.Namespace, maker: Maker, texts: Texts) -> str:
+    """The sections behind the cases: the peers in llama.cpp, and the experiments."""
+    text = ""
+    changed, served = options.out / "ablations.json", options.out / "llama_cpp.json"
+    if "peers" in options.only:
+        tables.write_json(served, peers.rows(maker, texts.judged))
+    if "ablations" in options.only:
+        fewer = read(maker.source, ABLATION_TOKENS).judged
+        tables.write_json(
+            changed, ablations.rows(maker, Scores(options.out / "scores", maker.source, fewer, WINDOW))
+        )
+    if served.exists():
+        text += peers.section(json.loads(served.read_text())) + "\n"
+    if changed.exists():
+        text += ablations.section(json.loads(changed.read_text()), PAGE.with_suffix(""))
+    return text
 
 
 def main() -> None:
-    """All cases in order; the summary grows with each."""
+    """All cases, then the page."""
     begin = time.monotonic()
     options = parse()
     torch.set_num_threads(options.threads)
@@ -112,17 +139,12 @@ def main() -> None:
     texts = read(source, options.eval_tokens)
     maker = Maker(source, texts.training, options.out)
     scores = Scores(options.out / "scores", source, texts.judged, WINDOW)
-    summary = options.out / ("quick.json" if options.quick else "summary.json")
-    rows: list[dict] = []
-    for case, seeds in chosen(options):
-        console.say(f"{case.title}: {case.steps} steps, seeds {', '.join(map(str, seeds))}")
-        found = rows_of(case, seeds, maker, scores)
-        rows += found
-        tables.write_json(summary, rows)
-        print(f"\n{case.title}\n\n{tables.of_case(found)}", flush=True)
-    if not options.quick and not options.only:
-        page.write(rows, PAGE, further(options, source, maker, texts))
-    console.say(f"done in {console.clock(time.monotonic() - begin)}; figures: {summary}")
+    summary = options.out / "summary.json"
+    kept = json.loads(summary.read_text()) if summary.exists() and not options.quick else []
+    rows = measure(options, maker, scores, kept)
+    if not options.quick:
+        page.write(rows, PAGE, further(options, maker, texts))
+    console.say(f"done in {console.clock(time.monotonic() - begin)}; figures in {options.out}")
 
 
 if __name__ == "__main__":
