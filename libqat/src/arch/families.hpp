@@ -6,6 +6,8 @@
 
 namespace qat::arch {
 
+const Family& gemma3();
+const Family& gemma4();
 const Family& llama();
 const Family& qwen2();
 const Family& qwen3();

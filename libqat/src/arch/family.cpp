@@ -25,6 +25,10 @@ struct Match {
 };
 
 std::optional<Match> match(std::string_view pattern, std::string_view name) {
+  if (pattern.ends_with('*')) {
+    pattern.remove_suffix(1);
+    return name.starts_with(pattern) ? std::optional(Match{}) : std::nullopt;
+  }
   const auto hole = pattern.find(kLayer);
   if (hole == std::string_view::npos) return name == pattern ? std::optional(Match{}) : std::nullopt;
   const auto before = pattern.substr(0, hole);
@@ -74,12 +78,18 @@ std::string_view to_string(TensorKind kind) noexcept {
       return "head";
     case TensorKind::kBias:
       return "bias";
+    case TensorKind::kLayerEmbedding:
+      return "layer_embedding";
+    case TensorKind::kRouter:
+      return "router";
+    case TensorKind::kScale:
+      return "scale";
   }
   return "?";
 }
 
 const std::vector<const Family*>& families() {
-  static const std::vector<const Family*> all{&llama(), &qwen2(), &qwen3()};
+  static const std::vector<const Family*> all{&gemma3(), &gemma4(), &llama(), &qwen2(), &qwen3()};
   return all;
 }
 
@@ -103,8 +113,17 @@ const Family& find_by_gguf_architecture(std::string_view architecture) {
   fail_unknown("general.architecture", architecture, known);
 }
 
+std::string canonical_name(const Family& family, std::string_view hf_name) {
+  for (const auto& [prefix, canonical] : family.hf_prefixes) {
+    if (hf_name.starts_with(prefix)) {
+      return std::string(canonical).append(hf_name.substr(prefix.size()));
+    }
+  }
+  return std::string(hf_name);
+}
+
 std::optional<Mapped> hf_to_gguf(const Family& family, std::string_view hf_name) {
-  return map_name(family, hf_name, &TensorRule::hf, &TensorRule::gguf);
+  return map_name(family, canonical_name(family, hf_name), &TensorRule::hf, &TensorRule::gguf);
 }
 
 std::optional<Mapped> gguf_to_hf(const Family& family, std::string_view gguf_name) {

@@ -37,6 +37,24 @@ double yarn_divisor(const Rope& rope, std::int64_t pair, std::int64_t head_dim) 
   return 1.0 / (ramp / rope.factor + (1.0 - ramp));
 }
 
+/// As transformers rounds it.
+std::int64_t turning_pairs(const Rope& rope, std::int64_t head_dim) {
+  return static_cast<std::int64_t>(std::floor(rope.share * static_cast<double>(head_dim) / 2.0));
+}
+
+/// The last pairs do not turn, and the others are divided by one number.
+Rope proportional_through(Rope rope, const std::vector<float>& divisors) {
+  const auto still = [](float divisor) { return divisor >= static_cast<float>(kNoTurn); };
+  const auto first = std::find_if(divisors.begin(), divisors.end(), still);
+  rope.type = RopeType::kProportional;
+  if (first != divisors.begin()) rope.factor = divisors.front();
+  const auto turning = first - divisors.begin();
+  const auto pairs = static_cast<std::int64_t>(divisors.size());
+  rope.share = static_cast<double>(turning) / static_cast<double>(pairs);
+  if (turning_pairs(rope, 2 * pairs) < turning) rope.share = std::nextafter(rope.share, 1.0);
+  return rope;
+}
+
 bool gives(const Rope& rope, const std::vector<float>& divisors) {
   constexpr double kTolerance = 1e-6;  // converters compute the divisors in float32
   const std::vector<double> expected = rope_divisors(rope, 2 * static_cast<std::int64_t>(divisors.size()));
@@ -99,6 +117,8 @@ std::string_view to_string(RopeType type) noexcept {
       return "llama3";
     case RopeType::kYarn:
       return "yarn";
+    case RopeType::kProportional:
+      return "proportional";
   }
   return "?";
 }
@@ -115,6 +135,10 @@ void validate(const Rope& rope) {
   if (rope.type == RopeType::kDefault) return;
   positive("factor", rope.factor);
   if (rope.type == RopeType::kLinear) return;
+  if (rope.type == RopeType::kProportional) {
+    if (rope.share >= 0.0 && rope.share <= 1.0) return;  // not for NaN
+    fail("partial_rotary_factor", "a number from 0 to 1", rope.share);
+  }
   positive("original_max_position_embeddings", rope.original_context);
   positive("low_freq_factor", rope.low_freq_factor);
   positive("high_freq_factor", rope.high_freq_factor);
@@ -144,6 +168,9 @@ std::vector<double> rope_divisors(const Rope& rope, std::int64_t head_dim) {
       case RopeType::kYarn:
         divisors.push_back(yarn_divisor(rope, pair, head_dim));
         break;
+      case RopeType::kProportional:
+        divisors.push_back(pair < turning_pairs(rope, head_dim) ? rope.factor : kNoTurn);
+        break;
     }
   }
   return divisors;
@@ -156,7 +183,11 @@ double yarn_attention_factor(double factor) {
 std::optional<Rope> rope_of_divisors(const std::vector<float>& divisors, double theta) {
   Rope rope;
   rope.theta = theta;
-  if (gives(rope, divisors)) return rope;
+  if (divisors.empty() || gives(rope, divisors)) return rope;
+  if (divisors.back() >= static_cast<float>(kNoTurn)) {
+    const Rope part = proportional_through(rope, divisors);
+    return gives(part, divisors) ? std::optional(part) : std::nullopt;
+  }
   // The last pair has the longest wave: it is divided fully, or this is no scaling that is known here.
   rope.factor = divisors.back();
   if (!std::isfinite(rope.factor) || rope.factor <= 0.0) return std::nullopt;

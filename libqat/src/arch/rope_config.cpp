@@ -1,14 +1,12 @@
 #include <cmath>
-#include <initializer_list>
+#include <string>
 #include <utility>
+#include <vector>
 
-#include "qat/arch/rope.hpp"
+#include "arch/config_reader.hpp"
 #include "qat/core/error.hpp"
 
 namespace qat::arch {
-namespace {
-
-constexpr RopeType kTypes[] = {RopeType::kDefault, RopeType::kLinear, RopeType::kLlama3, RopeType::kYarn};
 
 std::string quoted(std::string_view key) {
   return "\"" + std::string(key) + "\"";
@@ -21,9 +19,14 @@ std::string text_of(const ConfigValue& value) {
   return "nothing";
 }
 
-[[noreturn]] void fail(std::string_view key, const std::string& expected, const ConfigValue& got) {
+void fail_value(std::string_view key, const std::string& expected, const ConfigValue& got) {
   throw ArgumentError(quoted(key) + ": expected " + expected + ", got " + text_of(got));
 }
+
+namespace {
+
+constexpr RopeType kTypes[] = {RopeType::kDefault, RopeType::kLinear, RopeType::kLlama3, RopeType::kYarn,
+                               RopeType::kProportional};
 
 [[noreturn]] void refuse(std::string_view key, const std::string& expected, const ConfigValue& got) {
   throw UnsupportedError(quoted(key) + ": expected " + expected + ", got " + text_of(got));
@@ -33,30 +36,53 @@ struct Found {
   std::string key;
   ConfigValue value;
 
-  bool is_there() const { return !std::holds_alternative<std::monostate>(value); }
+  bool is_there() const { return arch::is_there(value); }
 };
+
+/// Where a configuration keeps one rotary embedding.
+struct Places {
+  std::vector<std::string> objects;  ///< with its fields
+  std::vector<std::string> theta;    ///< its base
+  std::vector<std::string> share;    ///< of the pairs that turn, besides the fields
+};
+
+const Places kOnly{{"rope_parameters.", "rope_scaling."},
+                   {"rope_parameters.rope_theta", "rope_theta"},
+                   {"partial_rotary_factor"}};
+const Places kOfFullLayers{{"rope_parameters.full_attention.", "rope_scaling."},
+                           {"rope_parameters.full_attention.rope_theta", "rope_theta"},
+                           {}};
+const Places kOfSlidingLayers{{"rope_parameters.sliding_attention."},
+                              {"rope_parameters.sliding_attention.rope_theta", "rope_local_base_freq"},
+                              {}};
 
 /// Reads the fields of the scaling wherever the configuration keeps them.
 class Reader {
  public:
-  explicit Reader(const ConfigLookup& lookup) : lookup_(lookup) {}
+  Reader(const ConfigLookup& lookup, const Places& places) : lookup_(lookup), places_(places) {}
 
   /// The first of the paths that is there; the first path with nothing otherwise.
-  Found find(std::initializer_list<std::string> paths) const {
+  Found find(const std::vector<std::string>& paths) const {
     for (const std::string& path : paths) {
       ConfigValue value = lookup_(path);
-      if (!std::holds_alternative<std::monostate>(value)) return {path, std::move(value)};
+      if (arch::is_there(value)) return {path, std::move(value)};
     }
-    return {*paths.begin(), {}};
+    return {paths.front(), {}};
   }
 
-  Found field(const std::string& name) const {
-    return find({"rope_parameters." + name, "rope_scaling." + name});
+  /// All paths of a field.
+  std::vector<std::string> paths(const std::string& name) const {
+    std::vector<std::string> all;
+    for (const std::string& object : places_.objects) all.push_back(object + name);
+    return all;
   }
+
+  Found field(const std::string& name) const { return find(paths(name)); }
+  const Places& places() const { return places_; }
 
   static double number(const Found& found) {
     const auto* value = std::get_if<double>(&found.value);
-    if (value == nullptr) fail(found.key, "a number", found.value);
+    if (value == nullptr) fail_value(found.key, "a number", found.value);
     return *value;
   }
 
@@ -69,40 +95,57 @@ class Reader {
 
  private:
   const ConfigLookup& lookup_;
+  const Places& places_;
 };
 
 RopeType parse_type(const Found& found) {
-  if (!found.is_there()) return RopeType::kDefault;
   const auto* name = std::get_if<std::string>(&found.value);
-  if (name == nullptr) fail(found.key, "a string", found.value);
+  if (name == nullptr) fail_value(found.key, "a string", found.value);
   for (const RopeType type : kTypes) {
     if (to_string(type) == *name) return type;
   }
-  refuse(found.key, "\"default\", \"linear\", \"llama3\" or \"yarn\"", found.value);
+  refuse(found.key, "\"default\", \"linear\", \"llama3\", \"yarn\" or \"proportional\"", found.value);
 }
 
 /// Files may spell the type four times; all of them must agree.
-RopeType read_type(const Reader& reader) {
+std::optional<RopeType> read_type(const Reader& reader) {
   std::optional<RopeType> type;
-  for (const char* key :
-       {"rope_parameters.rope_type", "rope_parameters.type", "rope_scaling.rope_type", "rope_scaling.type"}) {
-    const Found found = reader.find({key});
-    if (!found.is_there()) continue;
-    const RopeType read = parse_type(found);
-    if (type && *type != read) {
-      refuse(key, "\"" + std::string(to_string(*type)) + "\" as another key says", found.value);
+  for (const char* name : {"rope_type", "type"}) {
+    for (const std::string& key : reader.paths(name)) {
+      const Found found = reader.find({key});
+      if (!found.is_there()) continue;
+      const RopeType read = parse_type(found);
+      if (type && *type != read) {
+        refuse(key, "\"" + std::string(to_string(*type)) + "\" as another key says", found.value);
+      }
+      type = read;
     }
-    type = read;
   }
-  return type.value_or(RopeType::kDefault);
+  return type;
+}
+
+void read_share(const Reader& reader, Rope& rope) {
+  std::vector<std::string> keys = reader.places().share;
+  for (const std::string& key : reader.paths("partial_rotary_factor")) keys.push_back(key);
+  for (const std::string& key : keys) {
+    const Found share = reader.find({key});
+    if (!share.is_there()) continue;
+    const double value = Reader::number(share);
+    if (rope.type == RopeType::kProportional) {
+      rope.share = value;
+    } else if (value != 1.0) {
+      refuse(key, "1", share.value);
+    }
+  }
 }
 
 /// As transformers: a field beside the scaling, then one in it, then the model's context.
 double read_original_context(const Reader& reader) {
   const std::string name = "original_max_position_embeddings";
-  const Found found =
-      reader.find({name, "rope_parameters." + name, "rope_scaling." + name, "max_position_embeddings"});
-  return Reader::number(found);
+  std::vector<std::string> keys = reader.paths(name);
+  keys.insert(keys.begin(), name);
+  keys.emplace_back("max_position_embeddings");
+  return Reader::number(reader.find(keys));
 }
 
 double read_attention_factor(const Reader& reader, double factor) {
@@ -113,20 +156,22 @@ double read_attention_factor(const Reader& reader, double factor) {
   return (0.1 * over * std::log(factor) + 1.0) / (0.1 * under * std::log(factor) + 1.0);
 }
 
-}  // namespace
-
-Rope read_rope(const ConfigLookup& lookup) {
-  const Reader reader(lookup);
+/// `fallback`: what holds when the configuration says neither a type nor a base.
+Rope read(const Reader& reader, const Rope& fallback) {
   Rope rope;
-  const Found theta = reader.find({"rope_parameters.rope_theta", "rope_theta"});
-  if (theta.is_there()) rope.theta = Reader::number(theta);
-  for (const char* key : {"partial_rotary_factor", "rope_parameters.partial_rotary_factor",
-                          "rope_scaling.partial_rotary_factor"}) {
-    const Found share = reader.find({key});
-    if (share.is_there() && Reader::number(share) != 1.0) refuse(key, "1", share.value);
+  const Found theta = reader.find(reader.places().theta);
+  rope.theta = theta.is_there() ? Reader::number(theta) : fallback.theta;
+  const std::optional<RopeType> type = read_type(reader);
+  if (!type && !theta.is_there()) {
+    read_share(reader, rope = fallback);
+    return rope;
   }
-  rope.type = read_type(reader);
-  if (rope.type != RopeType::kDefault) rope.factor = reader.required("factor");
+  rope.type = type.value_or(RopeType::kDefault);
+  read_share(reader, rope);
+  if (rope.type == RopeType::kProportional) rope.factor = reader.optional("factor", rope.factor);
+  if (rope.type == RopeType::kLinear || rope.type == RopeType::kLlama3 || rope.type == RopeType::kYarn) {
+    rope.factor = reader.required("factor");
+  }
   if (rope.type == RopeType::kLlama3 || rope.type == RopeType::kYarn) {
     rope.original_context = read_original_context(reader);
   }
@@ -145,6 +190,16 @@ Rope read_rope(const ConfigLookup& lookup) {
   }
   validate(rope);
   return rope;
+}
+
+}  // namespace
+
+Rope read_rope(const ConfigLookup& lookup) {
+  return read(Reader(lookup, kOnly), {});
+}
+
+Rope read_rope(const ConfigLookup& lookup, RopeLayers layers, const Rope& fallback) {
+  return read(Reader(lookup, layers == RopeLayers::kFull ? kOfFullLayers : kOfSlidingLayers), fallback);
 }
 
 }  // namespace qat::arch

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "export/comparison.hpp"
@@ -17,6 +18,8 @@ namespace {
 
 constexpr const char* kEmbedding = "token_embd.weight";
 constexpr const char* kHead = "output.weight";
+/// The place of tensors outside the layers: before them.
+constexpr int64_t kOutside = -1;
 
 /// A tensor with the key under which the model knows it (an alias points to the tensor of another key).
 struct Source {
@@ -44,17 +47,20 @@ Sources sources_of(const QuantizedCheckpoint& checkpoint) {
   return sources;
 }
 
-/// Every tensor that the family says a complete model has.
-void require_complete(const ModelConfig& config, const Sources& sources) {
+/// Every tensor that a complete model of this shape has.
+void require_complete(const ModelConfig& config,
+                      const std::set<std::pair<int64_t, const arch::TensorRule*>>& got) {
   std::string missing;
   for (const arch::TensorRule& rule : config.family().tensors) {
-    if (rule.optional) continue;
     const std::size_t hole = rule.hf.find("{i}");
-    const int64_t count = hole == std::string_view::npos ? 1 : config.layers();
-    for (int64_t layer = 0; layer < count; ++layer) {
+    const bool per_layer = hole != std::string_view::npos;
+    for (int64_t layer = 0; layer < (per_layer ? config.layers() : 1); ++layer) {
+      const auto number = per_layer ? std::optional(layer) : std::nullopt;
+      if (arch::presence(rule, config.shape(), number) != arch::Presence::kRequired) continue;
+      if (got.contains({number.value_or(kOutside), &rule})) continue;
       std::string key(rule.hf);
-      if (hole != std::string_view::npos) key.replace(hole, 3, std::to_string(layer));
-      if (!sources.contains(key)) missing += (missing.empty() ? "" : ", ") + key;
+      if (per_layer) key.replace(hole, 3, std::to_string(layer));
+      missing += (missing.empty() ? "" : ", ") + key;
     }
   }
   if (!missing.empty()) fail("checkpoint", "every tensor of the model", "none for " + missing);
@@ -78,8 +84,14 @@ void take_quantized(PlannedTensor& planned, const QuantizedTensor& tensor) {
   planned.scales = tensor.scales.cpu().contiguous();
 }
 
-/// llama.cpp wants vectors and norms in float32; matrices keep their type.
-void take_floats(PlannedTensor& planned, const at::Tensor& tensor, std::optional<double> offset) {
+/// llama.cpp wants all but matrices (and embeddings) in float32.
+bool is_float32(arch::TensorKind kind) {
+  using enum arch::TensorKind;
+  return kind == kNorm || kind == kBias || kind == kRouter || kind == kScale;
+}
+
+/// Matrices keep their type. `offset` is added to the values.
+void take_floats(PlannedTensor& planned, const at::Tensor& tensor, bool float32, double offset) {
   const bool known = tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kHalf ||
                      tensor.scalar_type() == at::kBFloat16;
   if (!known) fail(planned.key, "float32, float16 or bfloat16", std::string(tensor.dtype().name()));
@@ -87,8 +99,8 @@ void take_floats(PlannedTensor& planned, const at::Tensor& tensor, std::optional
     fail(planned.key, "a tensor with values", shape_text(tensor.sizes().vec()));
   planned.shape = tensor.sizes().vec();
   planned.values = tensor.detach().cpu().contiguous();
-  if (offset || planned.shape.size() == 1) planned.values = planned.values.to(at::kFloat);
-  if (offset && *offset != 0.0) planned.values = planned.values.add(*offset);
+  if (float32 || planned.shape.size() == 1) planned.values = planned.values.to(at::kFloat);
+  if (offset != 0.0) planned.values = planned.values.add(offset);
   const at::ScalarType type = planned.values.scalar_type();
   planned.type = grid::ggml_type_of_grid(type == at::kFloat ? "f32" : type == at::kHalf ? "f16" : "bf16");
 }
@@ -98,13 +110,16 @@ PlannedTensor plan_tensor(const ModelConfig& config, const std::string& key, con
   PlannedTensor planned;
   planned.name = mapped.name;
   planned.key = key;
-  const bool norm = mapped.rule->kind == arch::TensorKind::kNorm;
+  const arch::TensorKind kind = mapped.rule->kind;
   if (source.quantized != nullptr) {
-    if (norm)
-      throw UnsupportedError("export_checkpoint: " + key + ": expected a float norm, got a quantized one");
+    if (is_float32(kind)) {
+      throw UnsupportedError("export_checkpoint: " + key + ": expected a float " +
+                             std::string(arch::to_string(kind)) + ", got a quantized one");
+    }
     take_quantized(planned, *source.quantized);
   } else {
-    take_floats(planned, *source.values, norm ? std::optional(config.family().norm_offset) : std::nullopt);
+    const bool norm = kind == arch::TensorKind::kNorm;
+    take_floats(planned, *source.values, is_float32(kind), norm ? config.family().norm_offset : 0.0);
   }
   planned.rows = planned.shape[0];
   planned.width = 1;
@@ -145,22 +160,29 @@ GgufPlan plan_gguf(const QuantizedCheckpoint& original) {
   }
   const arch::Family& family = plan.config.family();
   const Sources sources = sources_of(checkpoint);
-  require_complete(plan.config, sources);
 
   // Sorted by layer, then by the family's table: the order in which people read a model.
   std::map<std::pair<int64_t, const arch::TensorRule*>, PlannedTensor> sorted;
+  std::set<std::pair<int64_t, const arch::TensorRule*>> places;
   std::map<std::string, std::string> holders;
   for (const auto& [key, source] : sources) {
-    if (arch::matches_any(family.hf_only, key)) continue;
     const auto mapped = arch::hf_to_gguf(family, key);
-    if (!mapped || mapped->layer.value_or(0) >= plan.config.layers()) {
+    if (!mapped && arch::matches_any(family.hf_only, arch::canonical_name(family, key))) continue;
+    const auto presence =
+        mapped ? arch::presence(*mapped->rule, plan.config.shape(), mapped->layer) : arch::Presence::kAbsent;
+    if (presence == arch::Presence::kDead) continue;
+    if (presence == arch::Presence::kAbsent) {
       throw UnsupportedError("export_checkpoint: " + key + ": expected a tensor of a " +
                              std::string(family.name) + " model with " +
-                             std::to_string(plan.config.layers()) + " layers, got one that it does not have");
+                             std::to_string(plan.config.layers()) +
+                             " layers and this configuration, got one that it does not have");
     }
+    const std::pair place{mapped->layer.value_or(kOutside), mapped->rule};
+    places.insert(place);
     holders[mapped->name] = source.holder;
-    sorted[{mapped->layer.value_or(-1), mapped->rule}] = plan_tensor(plan.config, key, source, *mapped);
+    sorted[place] = plan_tensor(plan.config, key, source, *mapped);
   }
+  require_complete(plan.config, places);
   const bool tied = holders.contains(kHead) && holders[kHead] == holders[kEmbedding];
   for (auto& [place, tensor] : sorted) {
     if (tensor.name == kEmbedding && tensor.rows != plan.config.vocab_size()) {

@@ -42,7 +42,10 @@ arch::TensorKind kind_of(const arch::Family& family, const std::string& key) {
 
 /// The tensor's kind in a known family; elsewhere embeddings are known by their usual names.
 bool is_embedding(const arch::Family* family, const std::string& key) {
-  if (family != nullptr) return kind_of(*family, key) == arch::TensorKind::kEmbedding;
+  if (family != nullptr) {
+    const arch::TensorKind kind = kind_of(*family, key);
+    return kind == arch::TensorKind::kEmbedding || kind == arch::TensorKind::kLayerEmbedding;
+  }
   constexpr std::string_view kWeight = ".weight";
   if (!key.ends_with(kWeight)) return false;
   std::string_view module = std::string_view(key).substr(0, key.size() - kWeight.size());

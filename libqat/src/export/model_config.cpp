@@ -1,5 +1,8 @@
 #include "export/model_config.hpp"
 
+#include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -12,12 +15,19 @@ namespace {
 
 using arch::Absent;
 using arch::Condition;
+using arch::Implied;
+using arch::PerLayer;
 using arch::ValueType;
 using nlohmann::json;
 
+constexpr const char* kPrefix = "export_checkpoint: config: ";
+
 [[noreturn]] void fail(std::string_view key, const std::string& expected, const json& got) {
-  throw ArgumentError("export_checkpoint: config: " + std::string(key) + ": expected " + expected + ", got " +
-                      shown(got));
+  throw ArgumentError(kPrefix + std::string(key) + ": expected " + expected + ", got " + shown(got));
+}
+
+[[noreturn]] void refuse(std::string_view key, const std::string& expected, const json& got) {
+  throw UnsupportedError(kPrefix + std::string(key) + ": expected " + expected + ", got " + shown(got));
 }
 
 io::GgufValue to_gguf(std::string_view path, ValueType type, const json& value) {
@@ -39,53 +49,142 @@ io::GgufValue to_gguf(std::string_view path, ValueType type, const json& value) 
   fail(path, kNames[static_cast<int>(type)], value);
 }
 
-/// As arch::read_rope asks for values.
-arch::ConfigValue config_value(const json& value, std::string_view path) {
+/// As the readers of arch ask for values.
+arch::ConfigValue config_value(const json& value) {
   if (value.is_null()) return {};
   if (value.is_boolean()) return value.get<bool>();
   if (value.is_number()) return value.get<double>();
   if (value.is_string()) return value.get<std::string>();
-  fail(path, "a number, a string or true or false", value);
+  return true;
+}
+
+json to_json(const arch::ConfigValue& value) {
+  if (const auto* flag = std::get_if<bool>(&value)) return *flag;
+  if (const auto* text = std::get_if<std::string>(&value)) return *text;
+  const double number = std::get<double>(value);
+  if (number >= 0 && number == std::floor(number)) return static_cast<uint64_t>(number);
+  return number;
+}
+
+/// A member of an object, or of an array by its number; null when there is none.
+const json& member(const json& node, std::string_view name) {
+  if (!node.is_array()) return field(node, name);
+  static const json none;
+  std::size_t index = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), index);
+  const bool number = error == std::errc() && end == name.data() + name.size();
+  return number && index < node.size() ? node[index] : none;
+}
+
+/// Errors of arch name the key alone.
+template <class Call>
+auto in_config(Call call) {
+  try {
+    return call();
+  } catch (const UnsupportedError& error) {
+    throw UnsupportedError(kPrefix + std::string(error.what()));
+  } catch (const ArgumentError& error) {
+    throw ArgumentError(kPrefix + std::string(error.what()));
+  }
+}
+
+/// The object that describes the decoder, completed by the family's defaults.
+json decoder_of(const json& root, const arch::Family& family) {
+  const json& text = field(root, "text_config");
+  json decoder = text.is_object() ? text : root;
+  for (const auto& [key, value] : family.defaults) {
+    json& place = decoder[std::string(key)];
+    if (place.is_null()) place = to_json(value);
+  }
+  return decoder;
 }
 
 }  // namespace
 
-ModelConfig::ModelConfig(const std::string& text)
-    : root_(std::make_shared<json>(json::parse(text, nullptr, false))) {
-  if (text.empty() || !root_->is_object()) {
-    throw ArgumentError(
-        "export_checkpoint: config: expected the model's configuration as a JSON object, got " +
-        std::string(text.empty() ? "none" : "something else"));
+ModelConfig::ModelConfig(const std::string& text) {
+  const json root = json::parse(text, nullptr, false);
+  if (text.empty() || !root.is_object()) {
+    throw ArgumentError(kPrefix + std::string("expected the model's configuration as a JSON object, got ") +
+                        (text.empty() ? "none" : "something else"));
   }
-  const json& type = find("model_type");
+  const json& type = field(root, "model_type");
   if (!type.is_string()) fail("model_type", "a string", type);
   family_ = &arch::find_by_model_type(type.get_ref<const std::string&>());
-  read_rope();
+  if (field(root, "_name_or_path").is_string()) name_ = field(root, "_name_or_path").get<std::string>();
+  name_ = name_.substr(name_.find_last_of('/') + 1);
+  decoder_ = std::make_shared<const json>(decoder_of(root, *family_));
+  const auto lookup = [this](std::string_view path) { return config_value(find(path)); };
+  shape_ = in_config([&] { return arch::read_shape(*family_, lookup); });
+  ropes_ = in_config([&] { return arch::read_ropes(*family_, lookup); });
+  check_ropes();
+  check_implied();
+  check_sharing();
 }
 
-void ModelConfig::read_rope() {
-  const std::string prefix = "export_checkpoint: config: ";
-  try {
-    rope_ = arch::read_rope([this](std::string_view path) { return config_value(find(path), path); });
-  } catch (const UnsupportedError& error) {
-    throw UnsupportedError(prefix + error.what());
-  } catch (const ArgumentError& error) {
-    throw ArgumentError(prefix + error.what());
+void ModelConfig::check_ropes() const {
+  using arch::RopeType;
+  const bool divisors = arch::matches_any(family_->gguf_only, arch::kRopeDivisors);
+  const RopeType type = ropes_.full.type;
+  if (!divisors && (type == RopeType::kLlama3 || type == RopeType::kProportional)) {
+    refuse("rope_type",
+           "\"default\", \"linear\" or \"yarn\" for " + std::string(family_->name) +
+               ", whose GGUF files hold no divisors",
+           std::string(arch::to_string(type)));
   }
-  if (rope_.type == arch::RopeType::kLlama3 && !arch::matches_any(family_->gguf_only, arch::kRopeDivisors)) {
-    throw UnsupportedError(prefix + "rope_type: expected \"default\", \"linear\" or \"yarn\" for " +
-                           std::string(family_->name) +
-                           ", whose GGUF files hold no divisors, got \"llama3\"");
+  if (!family_->sliding_rope) return;
+  if (ropes_.sliding.type != RopeType::kDefault) {
+    refuse("rope_parameters.sliding_attention.rope_type", "\"default\", which is what llama.cpp computes",
+           std::string(arch::to_string(ropes_.sliding.type)));
+  }
+  if (type == RopeType::kYarn) {
+    refuse("rope_parameters.full_attention.rope_type",
+           "another type, which llama.cpp applies to these layers alone", std::string(arch::to_string(type)));
+  }
+}
+
+/// llama.cpp computes nothing else, whatever the configuration says.
+void ModelConfig::check_implied() const {
+  const json& activation = find(family_->activation_key);
+  if (!activation.is_null() && activation != family_->activation) {
+    refuse(family_->activation_key, "\"" + std::string(family_->activation) + "\"", activation);
+  }
+  for (const arch::ImpliedKey& key : family_->implied) {
+    const json& value = find(key.hf);
+    const bool off = value.is_null() || value == false;
+    if (key.value == Implied::kOff && !off) refuse(key.hf, "false or null", value);
+    if (key.value == Implied::kCausal && !off && value != "vision")
+      refuse(key.hf, "null or \"vision\"", value);
+    if (key.value != Implied::kAttentionScalar) continue;
+    const int64_t scalar = arch::attention_scalar(shape_, integer("hidden_size"), query_heads());
+    if (value != scalar) {
+      refuse(key.hf, std::to_string(scalar) + ", which is what llama.cpp computes with", value);
+    }
+  }
+}
+
+/// llama.cpp does not look for a layer of the same kind: it takes the last unshared one for layers without a
+/// window and the one before for the others.
+void ModelConfig::check_sharing() const {
+  const int64_t count = layers();
+  int64_t first = 0;
+  while (first < count && shape_.owns_keys(first)) ++first;
+  for (int64_t layer = first; layer < count; ++layer) {
+    const arch::LayerShape& shape = shape_.layers[static_cast<std::size_t>(layer)];
+    if (shape.key_source == (shape.sliding ? first - 2 : first - 1)) continue;
+    refuse("layer_types",
+           "a layer with a sliding window and then one without before the layers that share keys, where "
+           "llama.cpp looks for them",
+           "others");
   }
 }
 
 const json& ModelConfig::find(std::string_view path) const {
-  const json* node = root_.get();
+  const json* node = decoder_.get();
   for (std::size_t dot = path.find('.'); dot != std::string_view::npos; dot = path.find('.')) {
-    node = &field(*node, path.substr(0, dot));
+    node = &member(*node, path.substr(0, dot));
     path.remove_prefix(dot + 1);
   }
-  return field(*node, path);
+  return member(*node, path);
 }
 
 const json& ModelConfig::find(const std::vector<std::string_view>& paths) const {
@@ -110,15 +209,9 @@ int64_t ModelConfig::head_dim() const {
   return find("head_dim").is_null() ? integer("hidden_size") / query_heads() : integer("head_dim");
 }
 
-std::string ModelConfig::name() const {
-  const json& path = find("_name_or_path");
-  if (!path.is_string()) return "";
-  const auto& text = path.get_ref<const std::string&>();
-  return text.substr(text.find_last_of('/') + 1);
-}
-
 json ModelConfig::value_of(const arch::ConfigKey& key) const {
   if (key.condition == Condition::kExplicitHeadDim && find("head_dim").is_null()) return {};
+  if (key.condition == Condition::kExperts && shape_.experts == 0) return {};
   const json& value = find(key.hf);
   if (!value.is_null()) return value;
   switch (key.absent) {
@@ -131,14 +224,57 @@ json ModelConfig::value_of(const arch::ConfigKey& key) const {
     case Absent::kHeadDim:
       return static_cast<uint64_t>(head_dim());
     case Absent::kRopeBase:
-      return rope_.theta;
+      return ropes_.full.theta;
+    case Absent::kSlidingRopeBase:
+      return ropes_.sliding.theta;
+    case Absent::kZero:
+      return uint64_t{0};
   }
   return {};
+}
+
+std::optional<io::GgufValue> ModelConfig::per_layer(const arch::ConfigKey& key) const {
+  const auto& layers = shape_.layers;
+  const auto numbers = [&](int64_t arch::LayerShape::* number) -> io::GgufValue {
+    const int64_t first = layers.front().*number;
+    const bool same =
+        std::all_of(layers.begin(), layers.end(), [&](const auto& layer) { return layer.*number == first; });
+    if (same) return static_cast<uint32_t>(first);
+    std::vector<int32_t> all;
+    for (const arch::LayerShape& layer : layers) all.push_back(static_cast<int32_t>(layer.*number));
+    return all;
+  };
+  switch (key.per_layer) {
+    case PerLayer::kNone:
+      break;
+    case PerLayer::kSliding: {
+      std::vector<bool> all;
+      for (const arch::LayerShape& layer : layers) all.push_back(layer.sliding);
+      return all;
+    }
+    case PerLayer::kFullEvery: {
+      const int64_t period = arch::full_every(shape_);
+      if (period == 0) refuse(key.hf.front(), "each n-th layer without a sliding window", "another order");
+      if (period == family_->layers.full_every) return std::nullopt;
+      return static_cast<uint32_t>(period);
+    }
+    case PerLayer::kKeyHeads:
+      return numbers(&arch::LayerShape::key_heads);
+    case PerLayer::kFeedForward:
+      return numbers(&arch::LayerShape::feed_forward);
+    case PerLayer::kFullHeadDim:
+      return static_cast<uint32_t>(arch::full_head_dim(shape_));
+  }
+  return std::nullopt;
 }
 
 io::GgufMetadata ModelConfig::gguf_keys() const {
   io::GgufMetadata keys;
   for (const arch::ConfigKey& key : family_->config) {
+    if (key.per_layer != PerLayer::kNone) {
+      if (auto value = per_layer(key)) keys.set(key.gguf, *std::move(value));
+      continue;
+    }
     const json value = value_of(key);
     if (!value.is_null()) keys.set(key.gguf, to_gguf(key.hf.front(), key.type, value));
   }
@@ -146,33 +282,35 @@ io::GgufMetadata ModelConfig::gguf_keys() const {
   return keys;
 }
 
-/// The divisors of llama3 are a tensor instead.
+/// Other scalings are a tensor of divisors instead.
 void ModelConfig::add_rope_scaling(io::GgufMetadata& keys) const {
-  if (rope_.type != arch::RopeType::kLinear && rope_.type != arch::RopeType::kYarn) return;
+  const arch::Rope& rope = ropes_.full;
+  if (family_->always_divisors) return;
+  if (rope.type != arch::RopeType::kLinear && rope.type != arch::RopeType::kYarn) return;
   const auto set = [&](std::string_view key, io::GgufValue value) {
     keys.set(std::string(family_->gguf_architecture) + ".rope.scaling." + std::string(key), std::move(value));
   };
-  set(arch::rope_key::kType, std::string(arch::to_string(rope_.type)));
-  set(arch::rope_key::kFactor, static_cast<float>(rope_.factor));
-  if (rope_.type == arch::RopeType::kLinear) return;
-  if (rope_.original_context > std::numeric_limits<uint32_t>::max()) {
-    fail("original_max_position_embeddings", "a whole number of 32 bits", rope_.original_context);
+  set(arch::rope_key::kType, std::string(arch::to_string(rope.type)));
+  set(arch::rope_key::kFactor, static_cast<float>(rope.factor));
+  if (rope.type == arch::RopeType::kLinear) return;
+  if (rope.original_context > std::numeric_limits<uint32_t>::max()) {
+    fail("original_max_position_embeddings", "a whole number of 32 bits", rope.original_context);
   }
-  set(arch::rope_key::kOriginalContext, static_cast<uint32_t>(rope_.original_context));
+  set(arch::rope_key::kOriginalContext, static_cast<uint32_t>(rope.original_context));
   const arch::Rope usual;
-  if (rope_.beta_fast != usual.beta_fast || rope_.beta_slow != usual.beta_slow) {
+  if (rope.beta_fast != usual.beta_fast || rope.beta_slow != usual.beta_slow) {
     throw UnsupportedError(
         "export_checkpoint: config: beta_fast, beta_slow: expected 32 and 1, the borders that llama.cpp "
         "takes for this architecture, got others");
   }
-  const auto share = static_cast<float>(rope_.attention_factor / arch::yarn_attention_factor(rope_.factor));
+  const auto share = static_cast<float>(rope.attention_factor / arch::yarn_attention_factor(rope.factor));
   if (share != 1.0F) set(arch::rope_key::kAttentionFactor, share);
 }
 
 std::vector<float> ModelConfig::rope_divisors() const {
-  if (rope_.type != arch::RopeType::kLlama3) return {};
+  if (!family_->always_divisors && ropes_.full.type != arch::RopeType::kLlama3) return {};
   std::vector<float> divisors;
-  for (const double divisor : arch::rope_divisors(rope_, head_dim())) {
+  for (const double divisor : arch::rope_divisors(ropes_.full, arch::full_head_dim(shape_))) {
     divisors.push_back(static_cast<float>(divisor));
   }
   return divisors;

@@ -123,10 +123,13 @@ TEST_CASE("derived tensors are known to have no counterpart") {
 
 TEST_CASE("an unknown family is refused with the known ones") {
   REQUIRE_THROWS_AS(find_by_model_type("gpt2"), qat::UnsupportedError);
-  REQUIRE_THROWS_WITH(find_by_model_type("gpt2"),
-                      "model_type: expected one of llama, qwen2, qwen3, got \"gpt2\"");
-  REQUIRE_THROWS_WITH(find_by_gguf_architecture("bert"),
-                      "general.architecture: expected one of llama, qwen2, qwen3, got \"bert\"");
+  REQUIRE_THROWS_WITH(
+      find_by_model_type("gpt2"),
+      "model_type: expected one of gemma3_text, gemma3, gemma4_text, gemma4, gemma4_unified_text, "
+      "gemma4_unified, llama, qwen2, qwen3, got \"gpt2\"");
+  REQUIRE_THROWS_WITH(
+      find_by_gguf_architecture("bert"),
+      "general.architecture: expected one of gemma3, gemma4, llama, qwen2, qwen3, got \"bert\"");
 }
 
 TEST_CASE(
