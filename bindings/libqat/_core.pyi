@@ -70,6 +70,7 @@ __all__: list[str] = [
     "grid_fake_quantize",
     "grid_fake_quantize_bf16",
     "grid_fake_quantize_with",
+    "grid_holds_seq",
     "grid_in_range",
     "grid_info",
     "grid_names",
@@ -97,6 +98,7 @@ __all__: list[str] = [
     "save",
     "score_choices",
     "score_intervals",
+    "seq_untie",
     "share_removed",
     "token_sensitivity",
     "verify",
@@ -131,8 +133,10 @@ class Estimator:
         An estimator from the words of a policy; see docs/policy.md.
 
         Args:
-            kind: "ste", "clipped_ste", "trust_mask", "stable_qat", or "lsq": clipped_ste with learned scales.
-            scale: "reference" (the default), "search", "differentiated" or "learned".
+            kind: "ste", "clipped_ste", "trust_mask", "stable_qat"; "lsq": clipped_ste with learned scales; "seq":
+                clipped_ste with the scale "seq".
+            scale: "reference" (the default), "search", "differentiated", "learned", or "seq": learned, and tied to
+                ParetoQ's balanced levels.
             scale_gradient: "lsq", "tensor" or "plain": what the gradient of learned scales is multiplied with.
 
         ArgumentError lists the legal names.
@@ -148,7 +152,7 @@ class Estimator:
     @property
     def scale(self) -> str:
         """
-        'reference', 'search', 'differentiated' or 'learned'.
+        'reference', 'search', 'differentiated', 'learned' or 'seq'.
         """
 
     @property
@@ -1410,6 +1414,7 @@ def gptq_tensor(
     scale: str = "weighted",
     sweeps: typing.SupportsIndex = 0,
     tensor: str = "",
+    seq: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Rounds a matrix so that its layer errs least on its own inputs (GPTQ, arXiv:2210.17323).
@@ -1418,7 +1423,7 @@ def gptq_tensor(
     Returns (latent, scales): encoding `latent`, float32 in the weight's shape, with `scales`, float32[R, G, P], gives
     the method's codes. scale: "reference", "search" or "weighted" (by the hessian's diagonal). act_order: columns
     by falling diagonal; whole blocks of a grid with block scales, unless static_scales takes those from the weights
-    as they were. sweeps: of coordinate descent over codes and scales afterwards. NumericError for a hessian that is not positive definite with that damping.
+    as they were. sweeps: of coordinate descent over codes and scales afterwards. seq: scales tied as the scale rule "seq" ties them. NumericError for a hessian that is not positive definite with that damping.
     """
 
 def grid_backward(
@@ -1482,6 +1487,11 @@ def grid_fake_quantize_with(
 ) -> numpy.typing.NDArray[numpy.float32]:
     """
     grid_fake_quantize with unstored scales s float32[rows, n / B, P] that the caller holds.
+    """
+
+def grid_holds_seq(name: str) -> bool:
+    """
+    Whether the scale rule 'seq' is possible: its levels are exact in the grid.
     """
 
 def grid_in_range(
@@ -1791,6 +1801,11 @@ def score_intervals(
     95 % bootstrap intervals over windows weighted by their tokens; NaN for a text of a single window.
     """
 
+def seq_untie(scales: torch.Tensor, grid: str, tensor: str = "") -> torch.Tensor:
+    """
+    The free parameters float32[R, G, F] that `libqat.ops.seq_tie` takes to scales float32[R, G, P]. ArgumentError for scales that it cannot give.
+    """
+
 def share_removed(quantized: float, trained: float) -> float:
     """
     Share of a quantization loss that training won back: 1 - trained / quantized; NaN when `quantized` is not positive.
@@ -1821,10 +1836,10 @@ def verify(path: os.PathLike | str | bytes, checkpoint: QuantizedCheckpoint) -> 
     """
 
 def weighted_search_tensor(
-    weight: torch.Tensor, importance: torch.Tensor, grid: str, *, tensor: str = ""
+    weight: torch.Tensor, importance: torch.Tensor, grid: str, *, tensor: str = "", seq: bool = False
 ) -> torch.Tensor:
     """
-    Scales float32[R, G, P] of least squared error, each weight counted by its column's importance[N].
+    Scales float32[R, G, P] of least squared error, each weight counted by its column's importance[N]. seq: tied as the scale rule 'seq' ties them.
     """
 
 def write_tokens(

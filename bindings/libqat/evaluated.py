@@ -113,8 +113,8 @@ def _rounded(source: str, policy: dict) -> EvaluatedModel:
 
 def _untrained(policy: _core.Policy) -> _core.Policy:
     """Learned scales say nothing about rounding without training: the consumer's own rule then."""
-    learned = "learned" in (policy.scale, *(rule["scale"] for rule in _estimators(policy)))
-    return policy.with_scale("reference") if learned else policy
+    scales = {policy.scale, *(rule["scale"] for rule in _estimators(policy))}
+    return policy.with_scale("reference") if scales & {"learned", "seq"} else policy
 
 
 def _estimators(policy: _core.Policy) -> list[dict]:

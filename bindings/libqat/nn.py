@@ -3,12 +3,13 @@
 Each class is its torch.nn parent with another forward: the same parameters (the latents, float32), the same
 state_dict keys, the same pickling. What the weight carries is a `WeightQuantizer`, which is not part of the
 state_dict. Learned scales are a further parameter, `weight_scales`, None where there are none. Legend: I in
-and O out features, R rows (dimension 0 of a weight), G blocks in a row, P scale parameters per block.
+and O out features, R rows (dimension 0 of a weight), G blocks in a row, P scale parameters per block, F free
+parameters of SEQ per block.
 """
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch.nn import functional as F  # noqa: N812  (PyTorch's own spelling)
 from . import _core
 
 _ops = torch.ops.libqat
+
+# plain names, so that torch.compile can look them up
+_SEQ = frozenset(name for name in _core.grid_names() if _core.grid_holds_seq(name))
 
 
 @dataclass
@@ -30,7 +34,7 @@ class WeightQuantizer:
     estimator: str = "ste"
     """"ste", "clipped_ste", "trust_mask" or "stable_qat"."""
     scale: str = "reference"
-    """"reference", "search", "differentiated" or "learned": the layer's `weight_scales`."""
+    """"reference", "search", "differentiated"; "learned" or "seq": from the layer's `weight_scales`."""
     dtype: torch.dtype = torch.float32
     """The dtype the weight had before its latents were raised to float32: that of the layer's activations."""
     enabled: bool = True
@@ -54,19 +58,42 @@ class WeightQuantizer:
     @property
     def learned(self) -> bool:
         """Whether the scales are a parameter of the layer: of the grid that forward uses."""
-        return self.scale == "learned" and bool(_core.grid_info(self.training_grid or self.grid)["fields"])
+        has_scales = bool(_core.grid_info(self.training_grid or self.grid)["fields"])
+        return self.scale in ("learned", "seq") and has_scales
+
+    @property
+    def tied(self) -> bool:
+        """Whether they are the free parameters of SEQ: not on a training grid that cannot hold it."""
+        return self.scale == "seq" and (self.training_grid or self.grid).partition("@")[0] in _SEQ
 
     @property
     def rules(self) -> tuple[str, str, str, str]:
         """Grid, estimator, scale rule and label, as operators take them."""
-        return self.training_grid or self.grid, self.estimator, self.scale, self.label
+        scale = "learned" if self.scale == "seq" else self.scale
+        return self.training_grid or self.grid, self.estimator, scale, self.label
 
-    def shipped(self, scales: Tensor | None) -> tuple[str, Tensor | None]:
-        """Scale rule and learned scales with which the weight is frozen; `scales`: the layer's own."""
-        # learned scales of another grid say nothing about this one's: back on it, they would start as here
-        if self.scale == "learned" and self.training_grid:
-            return "search", None
-        return self.scale, scales
+    def start(self, weight: Tensor, scale: str = "search") -> Tensor:
+        """Learned scales by the rule "search" or "reference", float32 [R, G, P]; [R, G, F] where tied."""
+        choose = _ops.seq_start if self.tied else _ops.choose_scales
+        return choose(weight.detach(), self.rules[0], scale, self.tensor)
+
+    def field_scales(self, scales: Tensor | None) -> Tensor | None:
+        """The scales that operators take, float32 [R, G, P]; `scales`: the layer's `weight_scales`."""
+        if scales is None or not self.tied:
+            return scales
+        return _ops.seq_tie(scales, self.training_grid or self.grid, self.label)
+
+    def untied(self, scales: Tensor) -> Tensor:
+        """The parameters whose `field_scales` these are. ArgumentError for scales that SEQ cannot give."""
+        return _core.seq_untie(scales, self.training_grid or self.grid, self.tensor) if self.tied else scales
+
+    def shipped(self, weight: Tensor, scales: Tensor | None) -> tuple[str, Tensor | None]:
+        """Scale rule and scales with which a layer's weight is frozen; `scales`: its `weight_scales`."""
+        # scales of another grid say nothing about this one's: back on it, they would start as here
+        if self.scale in ("learned", "seq") and self.training_grid:
+            own = replace(self, training_grid="")
+            return own.shipped(weight, own.start(weight) if own.learned else None)
+        return self.rules[2], self.field_scales(scales)
 
     def blended(self, as_float: Callable[[], Tensor], quantized: Callable[[], Tensor]) -> Tensor:
         """What forward computes of the layer's two outputs."""
@@ -77,10 +104,11 @@ class WeightQuantizer:
     def fake_quantize(self, weight: Tensor, scales: Tensor | None = None) -> Tensor:
         """float32[R, ...] on the grid, or the latents themselves when disabled.
 
-        scales: the layer's `weight_scales`, float32 [R, G, P], where they are learned.
+        scales: the layer's `weight_scales` where they are learned.
         """
         return self.blended(
-            lambda: weight, lambda: _ops.fake_quantize(weight, *self.rules, scales, self.scale_gradient)
+            lambda: weight,
+            lambda: _ops.fake_quantize(weight, *self.rules, self.field_scales(scales), self.scale_gradient),
         )
 
 
@@ -89,7 +117,8 @@ class _Quantized(nn.Module):
 
     weight_quantizer: WeightQuantizer
     weight_scales: nn.Parameter | None
-    """float32 [R, G, P], the unstored learned scales; None where a rule gives them."""
+    """float32 [R, G, P], the unstored learned scales, or [R, G, F], the free parameters of SEQ; None where a
+    rule gives the scales."""
 
     def fake_quantized(self) -> Tensor:
         """The weight that forward multiplies with, float32 [R, ...], differentiable."""
@@ -134,7 +163,7 @@ class QuantizedLinear(_Quantized, nn.Linear):
                 self.weight,
                 self.bias,
                 *quantizer.rules,
-                self.weight_scales,
+                quantizer.field_scales(self.weight_scales),
                 quantizer.scale_gradient,
             ),
         )
@@ -153,7 +182,7 @@ class QuantizedEmbedding(_Quantized, nn.Embedding):
                 self.weight,
                 padding,
                 *quantizer.rules,
-                self.weight_scales,
+                quantizer.field_scales(self.weight_scales),
                 quantizer.scale_gradient,
             ),
         )

@@ -34,6 +34,8 @@ __all__ = [
     "quantize",
     "quantized_embedding",
     "quantized_linear",
+    "seq_start",
+    "seq_tie",
 ]
 
 
@@ -133,6 +135,26 @@ def choose_scales(weight: Tensor, grid: str, scale: str = "search", tensor: str 
     `fake_quantize` with the rule bit for bit.
     """
     return torch.ops.libqat.choose_scales(weight, grid, scale, tensor)
+
+
+def seq_start(weight: Tensor, grid: str, scale: str = "search", tensor: str = "") -> Tensor:
+    """Where the free parameters of SEQ start, float32 [R, G, F], without gradient.
+
+    weight: float32 [R, ...]. scale: "reference", ParetoQ's alpha = max|w|, or "search", the least squared
+    error. F: 1 (alpha) for mlx2_g*, mlx3_g* and mlx4_g*; 17 (d and 16 sub-scales) for q2_k. ArgumentError for
+    other grids.
+    """
+    return torch.ops.libqat.seq_start(weight, grid, scale, tensor)
+
+
+def seq_tie(free: Tensor, grid: str, tensor: str = "") -> Tensor:
+    """The scales, float32 [R, G, P], that SEQ's free parameters stand for: for the rule "learned".
+
+    free: float32 [R, G, F]. With them the levels are alpha / 2k * (1, 3, .. 2k - 1) of both signs, k half the
+    number of levels, exactly (ParetoQ, arXiv:2502.02631). Gradients reach `free`; its rounding passes
+    straight through.
+    """
+    return torch.ops.libqat.seq_tie(free, grid, tensor)
 
 
 def dequantize(codes: Tensor, scales: Tensor, grid: str, tensor: str = "") -> Tensor:

@@ -52,7 +52,10 @@ class PreparedModel:
         return {slot.name: slot.layers[0][1].weight_quantizer for slot in self.slots}
 
     def scale_parameters(self) -> dict[str, nn.Parameter]:
-        """state_dict key -> learned scales, float32 [R, G, P], in model order; tied ones once."""
+        """state_dict key -> learned scales, in model order; those of tied weights once.
+
+        float32 [R, G, P], or [R, G, F] with the scale rule "seq".
+        """
         layers = ((slot.name, slot.layers[0][1]) for slot in self.slots)
         return {
             f"{name}_scales": layer.weight_scales for name, layer in layers if layer.weight_scales is not None
@@ -67,7 +70,7 @@ class PreparedModel:
         for slot in self.slots:
             layer = slot.layers[0][1]
             if layer.weight_scales is not None:
-                layer.weight_scales.copy_(_start(layer, scale))
+                layer.weight_scales.copy_(layer.weight_quantizer.start(layer.weight, scale))
 
     def set_training_grid(self, grid: str) -> None:
         """Lets forward use another grid than the one that ships, for training at more bits first; "" ends it.
@@ -184,15 +187,11 @@ def _attach(slot: Slot, grid: str, estimator: Estimator) -> None:
     _register_scales(slot)
 
 
-def _start(layer: nn.Module, scale: str) -> torch.Tensor:
-    quantizer = layer.weight_quantizer
-    return torch.ops.libqat.choose_scales(layer.weight.detach(), quantizer.rules[0], scale, quantizer.tensor)
-
-
 def _register_scales(slot: Slot) -> None:
     """Gives the slot's layers one parameter of learned scales, or None where a rule gives them."""
     layer = slot.layers[0][1]
-    scales = nn.Parameter(_start(layer, "search")) if layer.weight_quantizer.learned else None
+    quantizer = layer.weight_quantizer
+    scales = nn.Parameter(quantizer.start(layer.weight)) if quantizer.learned else None
     for _, module in slot.layers:
         module.register_parameter("weight_scales", scales)
 
@@ -241,7 +240,7 @@ def freeze(
     prepared = PreparedModel(root)
     check_prepared(root, prepared.policy)
     layers = {slot.name: slot.layers[0][1] for slot in prepared.slots}
-    rules = {name: layer.weight_quantizer.shipped(layer.weight_scales) for name, layer in layers.items()}
+    rules = {name: _shipped_scales(layer) for name, layer in layers.items()}
     return _core.freeze_tensors(
         _shipped(root),
         {name: layer.weight_quantizer.grid for name, layer in layers.items()},
@@ -251,6 +250,11 @@ def freeze(
         tokenizer=_tokenizer_of(root) if tokenizer is None else os.fspath(tokenizer),
         policy=getattr(root, _MARK),
     )
+
+
+@torch.no_grad()
+def _shipped_scales(layer: nn.Module) -> tuple[str, torch.Tensor | None]:
+    return layer.weight_quantizer.shipped(layer.weight, layer.weight_scales)
 
 
 def _shipped(model: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -96,7 +96,9 @@ def gptq(
 
     def solve(layer: QuantizedLinear, hessian: Tensor) -> tuple[Tensor, Tensor]:
         quantizer = layer.weight_quantizer
-        return _core.gptq_tensor(layer.weight, hessian, quantizer.grid, tensor=quantizer.tensor, **options)
+        return _core.gptq_tensor(
+            layer.weight, hessian, quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied, **options
+        )
 
     return _round_layers("gptq", prepared, batches, blocks, forward, progress, solve)
 
@@ -137,8 +139,8 @@ def guided(
     def solve(layer: QuantizedLinear, hessian: Tensor) -> tuple[Tensor, Tensor]:
         quantizer = layer.weight_quantizer
         return _core.gptq_tensor(
-            layer.weight, hessian, quantizer.grid, tensor=quantizer.tensor, damping=damping, sweeps=sweeps,
-            scale=scale,
+            layer.weight, hessian, quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied,
+            damping=damping, sweeps=sweeps, scale=scale,
         )  # fmt: skip
 
     return _round_layers("guided", prepared, batches, blocks, forward, progress, solve, weights)
@@ -166,7 +168,7 @@ def weighted_search(
     def solve(layer: QuantizedLinear, hessian: Tensor) -> tuple[Tensor, Tensor]:
         quantizer = layer.weight_quantizer
         scales = _core.weighted_search_tensor(
-            layer.weight, hessian.diagonal(), quantizer.grid, tensor=quantizer.tensor
+            layer.weight, hessian.diagonal(), quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied
         )
         return layer.weight, scales
 
@@ -387,9 +389,15 @@ def _round_layer(layer: QuantizedLinear, hessian: Tensor, solve: _Solve) -> Roun
     before = layer.weight.detach().clone()
     latent, scales = solve(layer, hessian)
     layer.weight.copy_(latent)
-    layer.weight_scales.copy_(scales)
+    layer.weight_scales.copy_(quantizer.untied(scales))
     shipped = torch.ops.libqat.fake_quantize(
-        layer.weight, quantizer.grid, "ste", "learned", quantizer.tensor, layer.weight_scales, "lsq"
+        layer.weight,
+        quantizer.grid,
+        "ste",
+        "learned",
+        quantizer.tensor,
+        scales.to(layer.weight.device),
+        "lsq",
     )
     error = _energy(before - shipped, hessian) / max(_energy(before, hessian), 1e-300)
     return RoundedTensor(quantizer.tensor, quantizer.grid, error**0.5)

@@ -67,7 +67,7 @@ def report_of(model: nn.Module, slots: list[Slot]) -> Report:
             rows.append(_core.report_tensor(name, "other", parameter.detach(), "f32"))
             continue
         layer = slot.layers[0][1]
-        rule, learned = layer.weight_quantizer.shipped(layer.weight_scales)
+        rule, learned = layer.weight_quantizer.shipped(layer.weight, layer.weight_scales)
         grid = layer.weight_quantizer.grid
         rows.append(_core.report_tensor(name, slot.kind, parameter.detach(), grid, rule, learned))
     return rows

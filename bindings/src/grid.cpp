@@ -1,4 +1,5 @@
 #include "qat/grid/grid.hpp"
+#include "qat/grid/seq.hpp"
 
 #include <pybind11/stl.h>
 
@@ -205,6 +206,9 @@ std::tuple<Codes, Floats> ggml_unpack(const std::string& name, const Bytes& byte
 void bind_grid(py::module_& module) {
   using py::arg;
   module.def("grid_names", &grid::names, "Every grid's name, float grids first.");
+  module.def(
+      "grid_holds_seq", [](const std::string& name) { return grid::holds_seq(grid::find(name)); },
+      arg("name"), "Whether the scale rule 'seq' is possible: its levels are exact in the grid.");
   module.def(
       "grid_info", &grid_info, arg("name"),
       "What a grid is: name, bits, block (None: a row, or the tensor where whole_tensor), code_min, "

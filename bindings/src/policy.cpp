@@ -34,11 +34,13 @@ std::vector<std::string> resolve(const Policy& policy, const Tensors& tensors) {
 Estimator estimator_of(const std::string& kind, const std::string& scale, const std::string& gradient) {
   Estimator estimator{EstimatorKind::kSte, scale_rule(scale.empty() ? "reference" : scale),
                       scale_gradient(gradient)};
-  if (kind == "lsq") {
-    if (!scale.empty() && estimator.scale != ScaleRule::kLearned) {
-      throw ArgumentError("estimator: lsq: expected the scale rule learned, or none, got \"" + scale + "\"");
+  if (kind == "lsq" || kind == "seq") {
+    const ScaleRule rule = kind == "lsq" ? ScaleRule::kLearned : ScaleRule::kSeq;
+    if (!scale.empty() && estimator.scale != rule) {
+      throw ArgumentError("estimator: " + kind + ": expected the scale rule " + std::string(to_string(rule)) +
+                          ", or none, got \"" + scale + "\"");
     }
-    return {EstimatorKind::kClippedSte, ScaleRule::kLearned, estimator.scale_gradient};
+    return {EstimatorKind::kClippedSte, rule, estimator.scale_gradient};
   }
   estimator.kind = estimator_kind(kind);
   return estimator;
@@ -52,8 +54,10 @@ void bind_estimator(py::module_& module) {
            R"(An estimator from the words of a policy; see docs/policy.md.
 
 Args:
-    kind: "ste", "clipped_ste", "trust_mask", "stable_qat", or "lsq": clipped_ste with learned scales.
-    scale: "reference" (the default), "search", "differentiated" or "learned".
+    kind: "ste", "clipped_ste", "trust_mask", "stable_qat"; "lsq": clipped_ste with learned scales; "seq":
+        clipped_ste with the scale "seq".
+    scale: "reference" (the default), "search", "differentiated", "learned", or "seq": learned, and tied to
+        ParetoQ's balanced levels.
     scale_gradient: "lsq", "tensor" or "plain": what the gradient of learned scales is multiplied with.
 
 ArgumentError lists the legal names.)")
@@ -62,7 +66,7 @@ ArgumentError lists the legal names.)")
           "'ste', 'clipped_ste', 'trust_mask' or 'stable_qat'.")
       .def_property_readonly(
           "scale", [](const Estimator& estimator) { return to_string(estimator.scale); },
-          "'reference', 'search', 'differentiated' or 'learned'.")
+          "'reference', 'search', 'differentiated', 'learned' or 'seq'.")
       .def_property_readonly(
           "scale_gradient", [](const Estimator& estimator) { return to_string(estimator.scale_gradient); },
           "'lsq', 'tensor' or 'plain'.")

@@ -7,6 +7,7 @@
 
 #include "callables.hpp"
 #include "module.hpp"
+#include "qat/ops/seq.hpp"
 #include "qat/ptq/apply.hpp"
 #include "qat/ptq/awq.hpp"
 #include "qat/ptq/calibration.hpp"
@@ -64,9 +65,9 @@ void bind_gptq(py::module_& module) {
       "gptq_tensor",
       [](const at::Tensor& weight, const at::Tensor& hessian, const std::string& grid, double damping,
          bool act_order, bool static_scales, int64_t block, const std::string& source, int64_t sweeps,
-         const std::string& tensor) {
-        const ptq::GptqOptions options =
-            gptq_options(damping, act_order, static_scales, block, source, sweeps);
+         const std::string& tensor, bool seq) {
+        ptq::GptqOptions options = gptq_options(damping, act_order, static_scales, block, source, sweeps);
+        options.seq = seq;
         const py::gil_scoped_release unlocked;
         ptq::Solution solution = ptq::gptq(weight, hessian, grid, options, tensor);
         return std::pair(std::move(solution.latent), std::move(solution.scales));
@@ -75,13 +76,14 @@ void bind_gptq(py::module_& module) {
       py::arg("damping") = defaults.damping, py::arg("act_order") = defaults.act_order,
       py::arg("static_scales") = defaults.static_scales, py::arg("block") = defaults.block,
       py::arg("scale") = scale, py::arg("sweeps") = defaults.sweeps, py::arg("tensor") = "",
+      py::arg("seq") = false,
       R"(Rounds a matrix so that its layer errs least on its own inputs (GPTQ, arXiv:2210.17323).
 
 weight: float32[R, ...] of N weights a row; hessian: float32 or float64[N, N], E[x x^T] of the layer's inputs.
 Returns (latent, scales): encoding `latent`, float32 in the weight's shape, with `scales`, float32[R, G, P], gives
 the method's codes. scale: "reference", "search" or "weighted" (by the hessian's diagonal). act_order: columns
 by falling diagonal; whole blocks of a grid with block scales, unless static_scales takes those from the weights
-as they were. sweeps: of coordinate descent over codes and scales afterwards. NumericError for a hessian that is not positive definite with that damping.)");
+as they were. sweeps: of coordinate descent over codes and scales afterwards. seq: scales tied as the scale rule "seq" ties them. NumericError for a hessian that is not positive definite with that damping.)");
   module.def(
       "apply_gptq",
       [](PreparedDecoder& prepared, const at::Tensor& windows, double damping, bool act_order,
@@ -101,6 +103,17 @@ as they were. sweeps: of coordinate descent over codes and scales afterwards. Nu
       py::arg("tokens") = ptq::TokenWeights(), py::arg("batch") = ptq::CalibrationOptions{}.batch,
       py::arg("compute_dtype") = "auto", py::arg("progress") = py::none(),
       "GPTQ on a prepared decoder; use `libqat.gptq`.");
+}
+
+void bind_seq(py::module_& module) {
+  module.def(
+      "seq_untie",
+      [](const at::Tensor& scales, const std::string& grid, const std::string& tensor) {
+        return ops::seq_untie(scales, grid, tensor);
+      },
+      py::arg("scales"), py::arg("grid"), py::arg("tensor") = "", py::call_guard<py::gil_scoped_release>(),
+      "The free parameters float32[R, G, F] that `libqat.ops.seq_tie` takes to scales float32[R, G, P]. "
+      "ArgumentError for scales that it cannot give.");
 }
 
 void bind_sensitivity(py::module_& module) {
@@ -151,10 +164,12 @@ void bind_weighted_search(py::module_& module) {
   module.def(
       "weighted_search_tensor",
       [](const at::Tensor& weight, const at::Tensor& importance, const std::string& grid,
-         const std::string& tensor) { return ptq::weighted_search(weight, importance, grid, tensor); },
+         const std::string& tensor,
+         bool seq) { return ptq::weighted_search(weight, importance, grid, tensor, seq); },
       py::arg("weight"), py::arg("importance"), py::arg("grid"), py::kw_only(), py::arg("tensor") = "",
-      py::call_guard<py::gil_scoped_release>(),
-      "Scales float32[R, G, P] of least squared error, each weight counted by its column's importance[N].");
+      py::arg("seq") = false, py::call_guard<py::gil_scoped_release>(),
+      "Scales float32[R, G, P] of least squared error, each weight counted by its column's importance[N]. "
+      "seq: tied as the scale rule 'seq' ties them.");
   module.def(
       "apply_weighted_search",
       [](PreparedDecoder& prepared, const at::Tensor& windows, int64_t batch,
@@ -256,6 +271,7 @@ void bind_results(py::module_& module) {
 void bind_ptq(py::module_& module) {
   bind_results(module);
   bind_gptq(module);
+  bind_seq(module);
   bind_sensitivity(module);
   bind_guided(module);
   bind_weighted_search(module);

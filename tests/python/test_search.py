@@ -79,7 +79,7 @@ def test_an_unknown_rule_is_refused_by_every_operator():
         lambda: ops.fake_quantize(weight.to("meta"), "q4_0", scale="serch"),
     ):
         with pytest.raises(
-            libqat.ArgumentError, match='reference, search, differentiated, learned, got "serch"'
+            libqat.ArgumentError, match='reference, search, differentiated, learned, seq, got "serch"'
         ):
             call()
 

@@ -149,7 +149,7 @@ def _weight(
     grid = quantizer.grid if quantizer else "f32"
     if has_codes(grid):
         size = stored_bytes(grid, shape)
-        rule, held = quantizer.shipped(None if scales is None else scales.detach().cpu())
+        rule, held = quantizer.shipped(latent.float(), None if scales is None else scales.detach().cpu())
         ship = partial(ops.quantize, latent.float(), grid, rule, name, held)
     else:
         size, ship = latent.nbytes, lambda: latent

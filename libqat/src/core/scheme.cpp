@@ -15,11 +15,12 @@ constexpr std::array<std::pair<EstimatorKind, std::string_view>, 4> kEstimators{
     {EstimatorKind::kStableQat, "stable_qat"},
 }};
 
-constexpr std::array<std::pair<ScaleRule, std::string_view>, 4> kScales{{
+constexpr std::array<std::pair<ScaleRule, std::string_view>, 5> kScales{{
     {ScaleRule::kReference, "reference"},
     {ScaleRule::kSearch, "search"},
     {ScaleRule::kDifferentiated, "differentiated"},
     {ScaleRule::kLearned, "learned"},
+    {ScaleRule::kSeq, "seq"},
 }};
 
 constexpr std::array<std::pair<ScaleGradient, std::string_view>, 3> kScaleGradients{{

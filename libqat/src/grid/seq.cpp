@@ -1,5 +1,8 @@
 #include "qat/grid/seq.hpp"
 
+#include <algorithm>
+#include <cmath>
+
 #include "qat/grid/device.hpp"
 #include "qat/grid/q2_k.hpp"
 
@@ -20,8 +23,9 @@ int precision(DType dtype) noexcept {
   return dtype == DType::kBF16 ? 8 : 24;
 }
 
-/// To that many significant bits, at most 23; ties to even.
+/// To that many significant bits, at most 23; ties to even. What is not finite stays so.
 float rounded_to(float value, int bits) noexcept {
+  if (!std::isfinite(value)) return value;
   const int dropped = 24 - bits;
   const uint32_t last = (bits_of(value) >> dropped) & 1U;
   const uint32_t sum = bits_of(value) + (1U << (dropped - 1)) - 1U + last;
@@ -66,8 +70,20 @@ bool holds_seq(const Grid& grid) noexcept {
   return is_q2_k(grid) || (info.name.starts_with("mlx") && info.bits <= 4);
 }
 
+std::string seq_names() {
+  std::string listed;
+  for (const std::string_view name : names()) {
+    if (holds_seq(find(name))) listed.append(listed.empty() ? "" : ", ").append(name);
+  }
+  return listed;
+}
+
 int seq_params(const Grid& grid) noexcept {
   return is_q2_k(grid) ? 1 + kSubBlocks : 1;
+}
+
+std::vector<int> seq_groups(const Grid& grid) {
+  return is_q2_k(grid) ? std::vector<int>{1, kSubBlocks} : std::vector<int>{1};
 }
 
 Status seq_start(const Grid& grid, const float* w, int64_t n, float* free) {
@@ -94,6 +110,17 @@ void seq_tie(const Grid& grid, const float* free, int64_t n, float* s) {
     const float alpha = rounded_to(free[0], precision(info.fields[0].dtype) - info.bits);
     s[0] = 2.0F * of.half_step * alpha;
     s[1] = -of.outermost * alpha;
+  }
+}
+
+void seq_untie(const Grid& grid, const float* s, int64_t n, float* free) {
+  for (int64_t b = 0; b < grid.blocks(n); ++b, free += seq_params(grid), s += grid.params()) {
+    if (is_q2_k(grid)) {
+      free[0] = s[0];
+      std::copy_n(s + 2, kSubBlocks, free + 1);
+    } else {
+      free[0] = s[0] / (2.0F * fractions(grid.info().bits).half_step);
+    }
   }
 }
 

@@ -65,6 +65,9 @@ Scales check_scales(const Subject& subject, const grid::Grid& grid, const at::Te
     throw UnsupportedError(to_string(subject) + ": expected a grid whose scale rule has a gradient, got " +
                            std::string(grid.info().name));
   }
+  if (rule == ScaleRule::kSeq) {
+    fail(subject, "the rule learned, with the scales that seq_tie gives", "\"seq\"");
+  }
   const bool given = scales && scales->defined();
   const bool expected = rule == ScaleRule::kLearned && grid.params() > 0;
   if (given != expected) {

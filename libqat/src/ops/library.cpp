@@ -55,6 +55,10 @@ TORCH_LIBRARY(libqat, m) {
       "(Tensor codes, Tensor scales)",
       tags);
   m.def("choose_scales(Tensor weight, str grid, str scale='search', str tensor='') -> Tensor", tags);
+  // Of SEQ: F free parameters of a block -> its P scales, for the operators above.
+  m.def("seq_tie(Tensor free, str grid, str tensor='') -> Tensor", tags);
+  m.def("seq_tie_backward(Tensor grad, str grid, str tensor='') -> Tensor", tags);
+  m.def("seq_start(Tensor weight, str grid, str scale='search', str tensor='') -> Tensor", tags);
   m.def("fake_quantize_activation(Tensor input, str format, Tensor? scale=None, str tensor='') -> Tensor",
         tags);
   m.def("fake_quantize_activation_backward(Tensor grad, Tensor input, Tensor scale, str tensor='') -> Tensor",

@@ -117,7 +117,9 @@ Stored quantize_autograd(const at::Tensor& weight, string_view grid, string_view
 const grid::Grid& check_choose(const at::Tensor& weight, string_view grid, string_view scale,
                                string_view tensor) {
   const Subject subject{"choose_scales", tensor};
-  if (scale_rule(scale) == ScaleRule::kLearned) fail(subject, "a rule that gives scales", "\"learned\"");
+  if (is_learned(scale_rule(scale))) {
+    fail(subject, "a rule that gives scales", "\"" + std::string(scale) + "\"");
+  }
   return check_quantize(subject, weight, grid, scale, std::nullopt).grid;
 }
 

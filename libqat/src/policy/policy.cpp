@@ -7,6 +7,7 @@
 #include "presets.hpp"
 #include "qat/core/error.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/grid/seq.hpp"
 
 namespace qat {
 namespace {
@@ -58,8 +59,14 @@ void check_width(const Target& target, const Scheme& scheme) {
 }
 
 void check_estimator(const Target& target, const Scheme& scheme, const Estimator& estimator) {
+  const grid::Grid& found = grid::find(scheme.weight);
+  if (estimator.scale == ScaleRule::kSeq && !found.info().is_float && !grid::holds_seq(found)) {
+    throw ArgumentError("policy: " + target.name + ": expected a grid that holds the levels of seq (" +
+                        grid::seq_names() + "), or a rule with an estimator of its own, got " +
+                        scheme.weight);
+  }
   if (estimator.scale != ScaleRule::kDifferentiated) return;
-  if (grid::find(scheme.weight).rule_has_gradient()) return;
+  if (found.rule_has_gradient()) return;
   throw ArgumentError("policy: " + target.name +
                       ": expected a grid whose scale rule has a gradient for the " +
                       "scale rule differentiated, got " + scheme.weight);

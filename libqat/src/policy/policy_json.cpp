@@ -23,10 +23,14 @@ constexpr size_t kMaxMatchLength = 4096;
 constexpr std::array kEstimatorKinds{EstimatorKind::kSte, EstimatorKind::kClippedSte,
                                      EstimatorKind::kTrustMask, EstimatorKind::kStableQat};
 constexpr std::array kScaleRules{ScaleRule::kReference, ScaleRule::kSearch, ScaleRule::kDifferentiated,
-                                 ScaleRule::kLearned};
+                                 ScaleRule::kLearned, ScaleRule::kSeq};
 constexpr std::array kScaleGradients{ScaleGradient::kLsq, ScaleGradient::kTensor, ScaleGradient::kPlain};
-/// Short for clipped_ste with learned scales.
-constexpr std::string_view kLsq = "lsq";
+/// Kinds that are short for clipped_ste with one of the rules of learned scales.
+struct Short {
+  std::string_view kind;
+  ScaleRule scale;
+};
+constexpr std::array kShorts{Short{"lsq", ScaleRule::kLearned}, Short{"seq", ScaleRule::kSeq}};
 constexpr std::array kSlotKinds{SlotKind::kLinear, SlotKind::kEmbedding, SlotKind::kConv, SlotKind::kOther};
 
 /// A value of the document together with its path ("rules[2].weight"), for messages.
@@ -133,23 +137,25 @@ std::string expression_of(const Node& node) {
 Estimator estimator_of(const Node& node) {
   expect_object(node, {"kind", "scale", "scale_gradient"});
   std::vector<std::string_view> kinds = spellings(kEstimatorKinds);
-  kinds.push_back(kLsq);
+  for (const Short& one : kShorts) kinds.push_back(one.kind);
   const std::string kind = one_of(required(node, "kind"), kinds);
   Estimator estimator;
   if (node.has("scale")) estimator.scale = scale_rule(one_of(node.at("scale"), spellings(kScaleRules)));
   if (node.has("scale_gradient")) {
     estimator.scale_gradient = scale_gradient(one_of(node.at("scale_gradient"), spellings(kScaleGradients)));
   }
-  if (kind != kLsq) {
+  const auto* const found =
+      std::find_if(kShorts.begin(), kShorts.end(), [&](const Short& one) { return one.kind == kind; });
+  if (found == kShorts.end()) {
     estimator.kind = estimator_kind(kind);
     return estimator;
   }
-  if (node.has("scale") && estimator.scale != ScaleRule::kLearned) {
-    node.at("scale").fail("\"learned\" for the kind lsq, or no such key",
+  if (node.has("scale") && estimator.scale != found->scale) {
+    node.at("scale").fail(in_quotes(to_string(found->scale)) + " for the kind " + kind + ", or no such key",
                           in_quotes(to_string(estimator.scale)));
   }
   estimator.kind = EstimatorKind::kClippedSte;
-  estimator.scale = ScaleRule::kLearned;
+  estimator.scale = found->scale;
   return estimator;
 }
 

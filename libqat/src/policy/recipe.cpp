@@ -34,7 +34,7 @@ bool names_an_estimator(const Policy& policy) {
 bool learns_scales(const Policy& policy) {
   return std::all_of(policy.rules().begin(), policy.rules().end(), [&](const Rule& rule) {
     return grid::find(rule.scheme.weight).info().is_float ||
-           rule.estimator.value_or(policy.estimator()).scale == ScaleRule::kLearned;
+           is_learned(rule.estimator.value_or(policy.estimator()).scale);
   });
 }
 

@@ -36,10 +36,13 @@ Latent shipped(const Slot& slot, const Quantizer* quantizer) {
   if (quantizer == nullptr) return {slot.name, slot.get(), {}};
   const ScaleRule rule = quantizer->estimator().scale;
   // Learned scales of another grid say nothing about this one's: back on it, they would start as here.
-  if (rule == ScaleRule::kLearned && !quantizer->training_grid().empty()) {
-    return {slot.name, slot.get(), quantizer->scheme(), ScaleRule::kSearch};
+  if (is_learned(rule) && !quantizer->training_grid().empty()) {
+    Quantizer own(slot.name, quantizer->scheme(), quantizer->estimator());
+    own.initialize_scales(slot.get());
+    return shipped(slot, &own);
   }
-  return {slot.name, slot.get(), quantizer->scheme(), rule, quantizer->scales()};
+  return {slot.name, slot.get(), quantizer->scheme(), is_learned(rule) ? ScaleRule::kLearned : rule,
+          quantizer->field_scales()};
 }
 
 }  // namespace

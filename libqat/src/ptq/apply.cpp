@@ -17,7 +17,7 @@ RoundedTensor round_weight(const StageWeight& weight, const at::Tensor& hessian,
   const at::Tensor before = rows_of(weight.latent).clone();
   const Solution solution = solve(weight, hessian);
   weight.latent.detach().copy_(solution.latent);
-  weight.quantizer->set_scales(solution.scales);
+  weight.quantizer->set_field_scales(solution.scales);
   const at::Tensor shipped = rows_of(weight.quantizer->fake_quantize(weight.latent));
   return {weight.name, weight.quantizer->scheme().weight, output_error(before, shipped, hessian)};
 }
@@ -46,7 +46,9 @@ std::vector<RoundedTensor> apply_gptq(PreparedModel& model, const std::vector<St
                                       const CalibrationOptions& calibration) {
   return apply("apply_gptq", model, stages, windows, calibration,
                [&](const StageWeight& weight, const at::Tensor& hessian) {
-                 return gptq(weight.latent, hessian, weight.quantizer->scheme().weight, options, weight.name);
+                 GptqOptions own = options;
+                 own.seq = weight.quantizer->tied();
+                 return gptq(weight.latent, hessian, weight.quantizer->scheme().weight, own, weight.name);
                });
 }
 
@@ -56,8 +58,9 @@ std::vector<RoundedTensor> apply_weighted_search(PreparedModel& model, const std
   return apply("apply_weighted_search", model, stages, windows, calibration,
                [](const StageWeight& weight, const at::Tensor& hessian) -> Solution {
                  const at::Tensor importance = hessian.diagonal();
-                 return {weight.latent, weighted_search(weight.latent, importance,
-                                                        weight.quantizer->scheme().weight, weight.name)};
+                 return {weight.latent,
+                         weighted_search(weight.latent, importance, weight.quantizer->scheme().weight,
+                                         weight.name, weight.quantizer->tied())};
                });
 }
 

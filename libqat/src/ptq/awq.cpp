@@ -79,7 +79,7 @@ double error_under(std::string_view tensor, const std::vector<Sample>& samples, 
   double sum = 0.0;
   for (const Sample& sample : samples) {
     const at::Tensor scaled = sample.rows * s;
-    const at::Tensor scales = choose_scales(kFunction, tensor, *sample.grid, source, scaled, importance);
+    const at::Tensor scales = choose_scales(kFunction, tensor, *sample.grid, {source}, scaled, importance);
     const at::Tensor difference = sample.rows - decoded(kFunction, tensor, *sample.grid, scaled, scales) / s;
     sum += (at::mm(difference, hessian) * difference).sum(at::kDouble).item<double>();
   }
@@ -192,8 +192,9 @@ void set_scales(const Found& found, ScaleSource source) {
   for (const StageWeight& weight : found.weights) {
     if (!weight.quantizer) continue;
     const grid::Grid& grid = grid::find(weight.quantizer->scheme().weight);
-    weight.quantizer->set_scales(
-        choose_scales("apply_awq", weight.name, grid, source, rows_of(weight.latent), importance));
+    const ScaleChoice choice{source, weight.quantizer->tied()};
+    weight.quantizer->set_field_scales(
+        choose_scales("apply_awq", weight.name, grid, choice, rows_of(weight.latent), importance));
   }
 }
 

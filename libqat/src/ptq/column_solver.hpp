@@ -17,7 +17,7 @@ struct ColumnPlan {
   std::vector<int64_t> order;  ///< [N]: the columns in the order in which they are rounded
   const double* factor;        ///< U of `inverse_factor`, [N, N] in that order
   int64_t block;               ///< columns that are propagated together, a multiple of the grid's block
-  ScaleSource scale;
+  ScaleChoice scale;
   const double* importance;  ///< [N], in the weights' own order
   bool dynamic;              ///< scales of a block are chosen when its first column is reached
 };

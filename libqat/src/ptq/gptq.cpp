@@ -13,16 +13,20 @@
 #include "ptq/column_solver.hpp"
 #include "ptq/inverse_factor.hpp"
 #include "qat/core/error.hpp"
+#include "qat/grid/seq.hpp"
 #include "qat/ptq/refine.hpp"
 
 namespace qat::ptq {
 namespace {
 
-void check_options(const Subject& subject, const GptqOptions& options) {
+void check_options(const Subject& subject, const grid::Grid& grid, const GptqOptions& options) {
   if (!(options.damping >= 0.0) || !std::isfinite(options.damping)) {
     fail(subject, "damping of at least 0", std::to_string(options.damping));
   }
   if (options.block < 1) fail(subject, "block of at least 1", std::to_string(options.block));
+  if (options.seq && !grid::holds_seq(grid)) {
+    fail(subject, "a grid that holds SEQ (" + grid::seq_names() + ")", std::string(grid.info().name));
+  }
 }
 
 /// Scales that are chosen on the way belong to blocks within a row.
@@ -110,7 +114,7 @@ Solution gptq(const at::Tensor& weight, const at::Tensor& hessian, std::string_v
               const GptqOptions& options, std::string_view tensor) {
   const Subject subject{"gptq", tensor};
   const grid::Grid& found = check_coded(subject, weight, grid);
-  check_options(subject, options);
+  check_options(subject, found, options);
   const at::Tensor rows = rows_of(weight);
   check_finite(subject, "weight", rows);
   const int64_t n = rows.size(1);
@@ -122,7 +126,7 @@ Solution gptq(const at::Tensor& weight, const at::Tensor& hessian, std::string_v
                   .order = rounding_order(found, options, {diagonal, diagonal + n}),
                   .factor = nullptr,
                   .block = options.block,
-                  .scale = options.scale,
+                  .scale = {options.scale, options.seq},
                   .importance = diagonal,
                   .dynamic = is_dynamic(found, options)};
   if (const int64_t group = found.info().block; group > 0)
@@ -131,10 +135,10 @@ Solution gptq(const at::Tensor& weight, const at::Tensor& hessian, std::string_v
   plan.factor = factor.const_data_ptr<double>();
   Solution solution{at::empty_like(rows), {}};
   solution.scales = plan.dynamic ? at::empty({rows.size(0), found.blocks(n), found.params()}, rows.options())
-                                 : choose_scales("gptq", tensor, found, options.scale, rows, importance);
+                                 : choose_scales("gptq", tensor, found, plan.scale, rows, importance);
   solve(subject, plan, rows, solution);
   if (options.sweeps > 0) {
-    solution = refine(rows, h, grid, solution, {options.damping, options.sweeps}, tensor);
+    solution = refine(rows, h, grid, solution, {options.damping, options.sweeps, options.seq}, tensor);
   }
   return {solution.latent.view(weight.sizes()).to(weight.device()), solution.scales.to(weight.device())};
 }

@@ -39,6 +39,7 @@ struct Problem {
   int64_t n;
   int64_t row_scales;
   int64_t sweeps;
+  bool hold_scales;
 };
 
 /// to[r] = H (w[r] - w_hat[r]) of `count` rows.
@@ -74,7 +75,7 @@ int64_t refine_rows(const Problem& problem, int64_t first, int64_t count, const 
   float* s = scales + first * problem.row_scales;
   *status = weigh_errors(problem, count, from, to, s, errors, h_errors);
   if (*status != grid::Status::kOk) return first;
-  RowRefiner refine(problem.grid, problem.hessian, n, problem.sweeps);
+  RowRefiner refine(problem.grid, problem.hessian, n, problem.sweeps, problem.hold_scales);
   for (int64_t r = 0; r < count; ++r) {
     *status = refine(from + r * n, h_errors.data() + r * n, to + r * n, s + r * problem.row_scales);
     if (*status != grid::Status::kOk) return first + r;
@@ -115,7 +116,8 @@ Solution refine(const at::Tensor& weight, const at::Tensor& hessian, std::string
   const at::Tensor h = damped(checked_statistics(subject, "hessian", hessian, {n, n}), options.damping);
   const at::Tensor latent = rows_of(start.latent).clone();
   const at::Tensor scales = start.scales.detach().cpu().clone(at::MemoryFormat::Contiguous);
-  const Problem problem{found, h.const_data_ptr<float>(), n, scales.numel() / count, options.sweeps};
+  const Problem problem{found,          h.const_data_ptr<float>(), n, scales.numel() / count,
+                        options.sweeps, options.hold_scales};
   const float* w = rows.const_data_ptr<float>();
   float* latents = latent.mutable_data_ptr<float>();
   float* s = scales.mutable_data_ptr<float>();

@@ -22,7 +22,8 @@ void add_scaled(const float* from, int64_t n, float factor, float* to) {
 
 }  // namespace
 
-RowRefiner::RowRefiner(const grid::Grid& grid, const float* hessian, int64_t n, int64_t sweeps)
+RowRefiner::RowRefiner(const grid::Grid& grid, const float* hessian, int64_t n, int64_t sweeps,
+                       bool hold_scales)
     : grid_(grid),
       hessian_(hessian),
       n_(n),
@@ -30,7 +31,7 @@ RowRefiner::RowRefiner(const grid::Grid& grid, const float* hessian, int64_t n, 
       block_(grid.block(n)),
       params_(grid.params()),
       levels_count_(grid.info().code_max - grid.info().code_min + 1),
-      linear_(is_linear(grid)),
+      linear_(!hold_scales && is_linear(grid)),
       latent_(n),
       scales_(grid.blocks(n) * grid.params()),
       stored_(scales_.size()),

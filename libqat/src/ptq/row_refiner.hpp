@@ -13,7 +13,7 @@ namespace qat::ptq {
 class RowRefiner {
  public:
   /// hessian: float32[n, n], damped; n weights in a row.
-  RowRefiner(const grid::Grid& grid, const float* hessian, int64_t n, int64_t sweeps);
+  RowRefiner(const grid::Grid& grid, const float* hessian, int64_t n, int64_t sweeps, bool hold_scales);
 
   /// w: the float weights[n]; h_error: H (w - w_hat) of the start; latent, scales: the start's, overwritten
   /// with the result. A row whose result would not encode to its codes keeps its start.
@@ -38,7 +38,7 @@ class RowRefiner {
   int64_t n_, sweeps_, block_;
   int params_;
   int levels_count_;
-  bool linear_;                   ///< the decoded weight is linear in a block's scales
+  bool linear_;                   ///< the decoded weight is linear in a block's scales, which may move
   std::vector<float> latent_;     ///< [n]
   std::vector<float> scales_;     ///< [n / block, P], unstored
   std::vector<float> stored_;     ///< the same, stored

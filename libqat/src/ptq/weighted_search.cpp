@@ -8,7 +8,7 @@
 namespace qat::ptq {
 
 at::Tensor weighted_search(const at::Tensor& weight, const at::Tensor& importance, std::string_view grid,
-                           std::string_view tensor) {
+                           std::string_view tensor, bool seq) {
   const Subject subject{"weighted_search", tensor};
   const grid::Grid& found = check_coded(subject, weight, grid);
   const at::Tensor rows = rows_of(weight);
@@ -16,7 +16,8 @@ at::Tensor weighted_search(const at::Tensor& weight, const at::Tensor& importanc
   if (const double least = at::min(counted).item<double>(); least < 0.0) {
     fail(subject, "an importance of at least 0", std::to_string(least));
   }
-  return choose_scales(subject.op, tensor, found, ScaleSource::kWeighted, rows, counted).to(weight.device());
+  const ScaleChoice choice{ScaleSource::kWeighted, seq};
+  return choose_scales(subject.op, tensor, found, choice, rows, counted).to(weight.device());
 }
 
 }  // namespace qat::ptq

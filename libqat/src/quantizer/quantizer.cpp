@@ -26,10 +26,10 @@ at::Tensor float_embedding(const at::Tensor& indices, const at::Tensor& weight, 
 }
 
 Quantizer::Quantizer(std::string tensor, Scheme scheme, Estimator estimator)
-    : tensor_(std::move(tensor)),
-      scheme_(std::move(scheme)),
-      estimator_(estimator),
-      params_(ops::scale_params(scheme_.weight)) {}
+    : tensor_(std::move(tensor)), scheme_(std::move(scheme)), estimator_(estimator) {
+  if (estimator_.scale == ScaleRule::kSeq) ops::check_seq(scheme_.weight, tensor_);
+  use_grid("");
+}
 
 std::shared_ptr<Quantizer> Quantizer::clone(const std::optional<at::Device>& device) const {
   std::shared_ptr<Quantizer> copy(new Quantizer(*this));
@@ -41,6 +41,23 @@ std::shared_ptr<Quantizer> Quantizer::clone(const std::optional<at::Device>& dev
   return copy;
 }
 
+void Quantizer::use_grid(const std::string& training_grid) {
+  training_grid_ = training_grid;
+  const int64_t free = estimator_.scale == ScaleRule::kSeq ? ops::seq_params(grid()) : 0;
+  tied_ = free > 0;
+  params_ = tied_ ? free : ops::scale_params(grid());
+}
+
+Estimator Quantizer::rules() const noexcept {
+  Estimator rules = estimator_;
+  if (is_learned(rules.scale)) rules.scale = ScaleRule::kLearned;
+  return rules;
+}
+
+at::Tensor Quantizer::field_scales() const {
+  return tied_ && scales_.defined() ? ops::seq_tie(scales_, grid(), tensor_) : scales_;
+}
+
 template <class AsFloat, class Quantized>
 at::Tensor Quantizer::blended(const AsFloat& as_float, const Quantized& quantized) const {
   if (!enabled_ || blend_ == 0.0) return as_float();
@@ -49,7 +66,7 @@ at::Tensor Quantizer::blended(const AsFloat& as_float, const Quantized& quantize
 
 at::Tensor Quantizer::fake_quantize(const at::Tensor& latent) const {
   return blended([&] { return latent; },
-                 [&] { return ops::fake_quantize(latent, grid(), estimator_, tensor_, scales_); });
+                 [&] { return ops::fake_quantize(latent, grid(), rules(), tensor_, field_scales()); });
 }
 
 at::Tensor Quantizer::linear(const at::Tensor& input, const at::Tensor& latent,
@@ -57,7 +74,7 @@ at::Tensor Quantizer::linear(const at::Tensor& input, const at::Tensor& latent,
   if (input_hook_) input_hook_(input);
   at::Tensor output = blended(
       [&] { return float_linear(input, latent, bias); },
-      [&] { return ops::quantized_linear(input, latent, bias, grid(), estimator_, tensor_, scales_); });
+      [&] { return ops::quantized_linear(input, latent, bias, grid(), rules(), tensor_, field_scales()); });
   if (output_hook_) output_hook_(output);
   return output;
 }
@@ -66,13 +83,13 @@ at::Tensor Quantizer::embedding(const at::Tensor& indices, const at::Tensor& lat
                                 int64_t padding_idx) const {
   return blended([&] { return float_embedding(indices, latent, padding_idx); },
                  [&] {
-                   return ops::quantized_embedding(indices, latent, padding_idx, grid(), estimator_, tensor_,
-                                                   scales_);
+                   return ops::quantized_embedding(indices, latent, padding_idx, grid(), rules(), tensor_,
+                                                   field_scales());
                  });
 }
 
 at::Tensor Quantizer::weight(const at::Tensor& latent, at::ScalarType dtype) const {
-  return enabled_ ? ops::quantized_weight(latent, dtype, grid(), estimator_.scale, tensor_, scales_)
+  return enabled_ ? ops::quantized_weight(latent, dtype, grid(), rules().scale, tensor_, field_scales())
                   : latent.detach().to(dtype);
 }
 
@@ -80,18 +97,18 @@ WeightGradients Quantizer::weight_backward(const at::Tensor& grad, const at::Ten
   if (!enabled_) return {grad, {}};
   if (scales_.defined() && scales_.requires_grad()) {
     auto [by_latent, by_scales] =
-        ops::fake_quantize_backward_scales(grad, latent, scales_.detach(), grid(), estimator_, tensor_);
-    return {std::move(by_latent), std::move(by_scales)};
+        ops::fake_quantize_backward_scales(grad, latent, field_scales().detach(), grid(), rules(), tensor_);
+    return {std::move(by_latent), tied_ ? ops::seq_tie_backward(by_scales, grid(), tensor_) : by_scales};
   }
   // The identity needs no copy of a large table.
   if (estimator_.kind == EstimatorKind::kSte && estimator_.scale != ScaleRule::kDifferentiated) {
     return {grad, {}};
   }
-  return {ops::fake_quantize_backward(grad, latent, grid(), estimator_, tensor_, scales_), {}};
+  return {ops::fake_quantize_backward(grad, latent, grid(), rules(), tensor_, field_scales()), {}};
 }
 
 std::tuple<at::Tensor, at::Tensor> Quantizer::quantize(const at::Tensor& latent) const {
-  return ops::quantize(latent, grid(), estimator_.scale, tensor_, scales_);
+  return ops::quantize(latent, grid(), rules().scale, tensor_, field_scales());
 }
 
 void Quantizer::set_scales(const at::Tensor& scales) {
@@ -122,10 +139,15 @@ void Quantizer::set_scales(const at::Tensor& scales) {
   }
 }
 
+void Quantizer::set_field_scales(const at::Tensor& scales) {
+  set_scales(tied_ && scales.defined() ? ops::seq_untie(scales, grid(), tensor_) : scales);
+}
+
 void Quantizer::initialize_scales(const at::Tensor& latent, ScaleRule from) {
   if (!learned()) return;
   const at::NoGradGuard no_grad;
-  const at::Tensor start = ops::choose_scales(latent.detach(), grid(), from, tensor_);
+  const at::Tensor start = tied_ ? ops::seq_start(latent.detach(), grid(), from, tensor_)
+                                 : ops::choose_scales(latent.detach(), grid(), from, tensor_);
   if (scales_.defined() && scales_.sizes() == start.sizes() && scales_.device() == start.device()) {
     scales_.copy_(start);
   } else {
@@ -145,19 +167,18 @@ void Quantizer::set_blend(double blend) {
 void Quantizer::set_training_grid(const std::string& name, const at::Tensor& latent) {
   const std::string next = name == scheme_.weight ? "" : name;
   if (next == training_grid_) return;
-  const int64_t params = ops::scale_params(next.empty() ? scheme_.weight : next);
-  const bool makes_scales = estimator_.scale == ScaleRule::kLearned && params > 0;
-  if (makes_scales && !latent.defined()) {
+  Quantizer trial(*this);
+  trial.use_grid(next);
+  trial.scales_ = at::Tensor();
+  if (trial.learned() && !latent.defined()) {
     throw ArgumentError("set_training_grid: " + tensor_ +
                         ": expected the latent, from which learned scales are made anew, got none");
   }
-  Quantizer trial(tensor_, {next.empty() ? scheme_.weight : next}, estimator_);
-  if (makes_scales) trial.initialize_scales(latent);
+  if (trial.learned()) trial.initialize_scales(latent);
   if (scales_.defined() && trial.scales_.defined()) {
     trial.scales_.set_requires_grad(scales_.requires_grad());
   }
-  training_grid_ = next;
-  params_ = params;
+  use_grid(next);
   scales_ = trial.scales_;
 }
 

@@ -49,7 +49,7 @@ int unused(const at::Tensor& codes, const grid::Info& info) {
 
 /// The sum over all scales of their squared change in units of their field's mean.
 double drift(const at::Tensor& scales, const at::Tensor& start, const std::string& grid) {
-  const at::Tensor unit = field_means(start, grid);
+  const at::Tensor unit = field_means(start, field_sizes(grid::find(grid)));
   const at::Tensor change = (scales - start).div_(unit).masked_fill_(unit.eq(0), 0);
   return sum_of_squares(change);
 }

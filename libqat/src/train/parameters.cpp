@@ -7,6 +7,7 @@
 
 #include "qat/core/error.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/grid/seq.hpp"
 #include "qat/ops/ops.hpp"
 
 namespace qat::train {
@@ -106,7 +107,7 @@ std::vector<TrainedScale> TrainedParameters::scales() {
     const bool held = std::find(held_scales_.begin(), held_scales_.end(), name) != held_scales_.end();
     const bool train = scales_train_ && !held && trains(model_.slots()[i].name);
     quantizer->scales().set_requires_grad(train);
-    if (train) scales.push_back({name, quantizer->scales(), grid_of(*quantizer)});
+    if (train) scales.push_back({name, quantizer->scales(), parameter_sizes(*quantizer)});
   }
   return scales;
 }
@@ -126,9 +127,21 @@ at::Tensor where_in_range(const TrainedWeight& weight, const at::Tensor& gradien
   const Quantizer& quantizer = *weight.quantizer;
   ScaleRule rule = quantizer.estimator().scale;
   if (rule == ScaleRule::kDifferentiated) rule = ScaleRule::kReference;  // the same scales, a plain mask
+  if (is_learned(rule)) rule = ScaleRule::kLearned;
   return ops::fake_quantize_backward(
       gradient, weight.latent.detach(), grid_of(quantizer), {EstimatorKind::kClippedSte, rule}, weight.name,
-      quantizer.scales().defined() ? quantizer.scales().detach() : at::Tensor());
+      quantizer.scales().defined() ? quantizer.field_scales().detach() : at::Tensor());
+}
+
+std::vector<int> field_sizes(const grid::Grid& grid) {
+  std::vector<int> sizes;
+  for (const grid::Field& field : grid.info().fields) sizes.push_back(field.count);
+  return sizes;
+}
+
+std::vector<int> parameter_sizes(const Quantizer& quantizer) {
+  const grid::Grid& grid = grid::find(grid_of(quantizer));
+  return quantizer.tied() ? grid::seq_groups(grid) : field_sizes(grid);
 }
 
 const std::string& grid_of(const Quantizer& quantizer) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/grid/grid.hpp"
 #include "qat/prepare/prepare.hpp"
 #include "qat/train/options.hpp"
 #include "train/scale_steps.hpp"
@@ -61,6 +62,11 @@ std::vector<TrainedWeight> trained_weights(const PreparedModel& model);
 
 /// `gradient` (like the latent) where the unrounded code of a weight is inside the range of its grid, else 0.
 at::Tensor where_in_range(const TrainedWeight& weight, const at::Tensor& gradient);
+
+/// How many scale parameters of a block are of one kind: those of each field of the grid.
+std::vector<int> field_sizes(const grid::Grid& grid);
+/// The same of the parameters that a quantizer with learned scales trains.
+std::vector<int> parameter_sizes(const Quantizer& quantizer);
 
 /// The grid that forward uses: the quantizer's training grid, or else its scheme's.
 const std::string& grid_of(const Quantizer& quantizer);

@@ -8,8 +8,6 @@
 #include <cmath>
 #include <utility>
 
-#include "qat/grid/grid.hpp"
-
 namespace qat::train {
 namespace {
 
@@ -27,13 +25,13 @@ Options without_decay(Options options) {
 
 }  // namespace
 
-at::Tensor field_means(const at::Tensor& scales, const std::string& grid) {
-  const at::Tensor sizes = scales.detach().abs().mean({0, 1});
-  at::Tensor means = at::empty(sizes.sizes(), sizes.options());
+at::Tensor field_means(const at::Tensor& scales, const std::vector<int>& sizes) {
+  const at::Tensor each = scales.detach().abs().mean({0, 1});
+  at::Tensor means = at::empty(each.sizes(), each.options());
   int64_t first = 0;
-  for (const grid::Field& field : grid::find(grid).info().fields) {
-    means.slice(0, first, first + field.count).copy_(sizes.slice(0, first, first + field.count).mean());
-    first += field.count;
+  for (const int size : sizes) {
+    means.slice(0, first, first + size).copy_(each.slice(0, first, first + size).mean());
+    first += size;
   }
   return means;
 }
@@ -42,7 +40,7 @@ ScaleSteps::ScaleSteps(std::vector<TrainedScale> scales, const Options& options,
     : scales_(std::move(scales)), moves_(zeros_of(scales_)), adam_(moves_, without_decay(options)) {
   const c10::NoGradGuard no_grad;
   for (std::size_t i = 0; i < scales_.size(); ++i) {
-    units_.push_back(field_means(scales_[i].value, scales_[i].grid));
+    units_.push_back(field_means(scales_[i].value, scales_[i].sizes));
     adam_.begin_after(i, after);
   }
 }

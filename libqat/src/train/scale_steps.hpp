@@ -12,13 +12,13 @@ namespace qat::train {
 
 /// A learned scale that trains.
 struct TrainedScale {
-  std::string name;  ///< "<weight's key>_scales"
-  at::Tensor value;  ///< float32[R, G, P]
-  std::string grid;  ///< whose fields its P parameters are
+  std::string name;        ///< "<weight's key>_scales"
+  at::Tensor value;        ///< float32[R, G, P] or, of SEQ, float32[R, G, F]
+  std::vector<int> sizes;  ///< how many of a block's parameters are of one kind, see parameter_sizes
 };
 
 /// AdamW over learned scales, in units of their own: a step moves a scale by rate * unit times what AdamW
-/// would move a weight at rate 1, where unit is the mean |scale| of its tensor and field when the run began.
+/// would move a weight at rate 1, where unit is the mean |scale| of its tensor and kind when the run began.
 /// So one rate fits scales of all sizes. No weight decay.
 class ScaleSteps {
  public:
@@ -43,8 +43,8 @@ class ScaleSteps {
   AdamW adam_;
 };
 
-/// The mean |scale| of each field of a grid, repeated for its parameters. scales: float32[R, G, P] ->
-/// float32[P].
-at::Tensor field_means(const at::Tensor& scales, const std::string& grid);
+/// The mean |scale| of each kind of a block's parameters, repeated for all of that kind. scales: float32[R,
+/// G, P]; sizes: parameters of each kind, P in all -> float32[P].
+at::Tensor field_means(const at::Tensor& scales, const std::vector<int>& sizes);
 
 }  // namespace qat::train

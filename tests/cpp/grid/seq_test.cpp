@@ -160,3 +160,69 @@ TEST_CASE("zeros, and what is not finite") {
     REQUIRE(grid::seq_start(g, w.data(), n, free.data()) == grid::Status::kNotFinite);
   }
 }
+
+TEST_CASE("the search does no worse than the start in any block, and about as well as a dense scan") {
+  std::mt19937 generator(43);
+  for (const std::string& name : kHolding) {
+    const grid::Grid& g = grid::find(name);
+    const int64_t block = g.info().block, n = 40 * block;
+    const Row w = qat::test::random_row(generator, n, -3);
+    const auto params = static_cast<size_t>(grid::seq_params(g));
+    Row start(static_cast<size_t>(g.blocks(n)) * params), found(start), s(static_cast<size_t>(g.params()));
+    REQUIRE(grid::seq_start(g, w.data(), n, start.data()) == grid::Status::kOk);
+    REQUIRE(grid::seq_search(g, w.data(), n, found.data()) == grid::Status::kOk);
+    Row w_hat(static_cast<size_t>(block));
+    double by_search = 0, by_scan = 0;
+    for (int64_t b = 0; b < g.blocks(n); ++b) {
+      const float* of = w.data() + b * block;
+      const auto error = [&](const float* free) {
+        grid::seq_tie(g, free, block, s.data());
+        REQUIRE(g.fake_quantize_with(of, block, s.data(), w_hat.data()) == grid::Status::kOk);
+        double sum = 0;
+        for (int64_t i = 0; i < block; ++i) sum += std::pow(static_cast<double>(of[i]) - w_hat[i], 2);
+        return sum;
+      };
+      const size_t first = static_cast<size_t>(b) * params;
+      const double least = error(found.data() + first);
+      INFO(name << ", block " << b);
+      REQUIRE(least <= error(start.data() + first));
+      double scanned = least;
+      for (int step = 60; step < 280 && params == 1; ++step) {
+        const float alpha = start[first] * static_cast<float>(step) / 200.0F;
+        scanned = std::min(scanned, error(&alpha));
+      }
+      by_search += least;
+      by_scan += scanned;
+    }
+    // Between two rungs of the ladder a little is lost where the fits do not lead to the best.
+    REQUIRE(by_search <= 1.02 * by_scan);
+  }
+}
+
+TEST_CASE("the search weighs errors by importance") {
+  const grid::Grid& g = grid::find("mlx2_g32");
+  std::mt19937 generator(44);
+  Row w = qat::test::random_row(generator, 32, 0);
+  w[7] = 4.0F * *std::ranges::max_element(w);
+  std::vector<double> importance(32, 1e-6);
+  importance[7] = 1.0;
+  float alike = 0, free = 0;
+  REQUIRE(grid::seq_search(g, w.data(), 32, &alike) == grid::Status::kOk);
+  REQUIRE(grid::seq_search(g, w.data(), 32, &free, importance.data()) == grid::Status::kOk);
+  // The weight that counts is the outermost level, 3/4 alpha.
+  REQUIRE(std::abs(0.75F * free / w[7] - 1.0F) < 1e-2F);
+  REQUIRE(std::abs(0.75F * free / w[7] - 1.0F) < std::abs(0.75F * alike / w[7] - 1.0F));
+}
+
+TEST_CASE("tied scales lead back to free parameters") {
+  std::mt19937 generator(45);
+  for (const std::string& name : kHolding) {
+    const grid::Grid& g = grid::find(name);
+    const Tied row = tied(g, generator, -1);
+    const auto n = static_cast<int64_t>(row.w.size());
+    Row free(row.free.size()), s(row.s.size());
+    grid::seq_untie(g, row.s.data(), n, free.data());
+    grid::seq_tie(g, free.data(), n, s.data());
+    REQUIRE(s == row.s);
+  }
+}

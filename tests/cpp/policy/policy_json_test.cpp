@@ -101,13 +101,15 @@ TEST_CASE("every mistake in the document is named by its path") {
   REQUIRE(refusal(R"({"rules": [], "estimator": {}})") ==
           "policy: estimator: expected the key \"kind\", got none");
   REQUIRE(refusal(R"({"rules": [], "estimator": {"kind": "lsq+"}})") ==
-          "policy: estimator.kind: expected one of ste, clipped_ste, trust_mask, stable_qat, lsq, got "
+          "policy: estimator.kind: expected one of ste, clipped_ste, trust_mask, stable_qat, lsq, seq, got "
           "\"lsq+\"");
   REQUIRE(refusal(R"({"rules": [], "estimator": {"kind": "ste", "scale": "min"}})") ==
-          "policy: estimator.scale: expected one of reference, search, differentiated, learned, got "
+          "policy: estimator.scale: expected one of reference, search, differentiated, learned, seq, got "
           "\"min\"");
   REQUIRE(refusal(R"({"rules": [], "estimator": {"kind": "lsq", "scale": "search"}})") ==
           "policy: estimator.scale: expected \"learned\" for the kind lsq, or no such key, got \"search\"");
+  REQUIRE(refusal(R"({"rules": [], "estimator": {"kind": "seq", "scale": "learned"}})") ==
+          "policy: estimator.scale: expected \"seq\" for the kind seq, or no such key, got \"learned\"");
   REQUIRE(refusal(R"({"rules": [], "estimator": {"kind": "lsq", "scale_gradient": "row"}})") ==
           "policy: estimator.scale_gradient: expected one of lsq, tensor, plain, got \"row\"");
   REQUIRE(refusal(R"({"rules": [{"match": "x", "weight": "q4_0", "estimator": {"scale": "search"}}]})") ==
@@ -123,6 +125,10 @@ TEST_CASE("an estimator is read from its words, and written without its defaults
   REQUIRE(lsq.estimator() == Estimator{EstimatorKind::kClippedSte, ScaleRule::kLearned});
   REQUIRE(lsq.to_json() == R"({"estimator":{"kind":"clipped_ste","scale":"learned"},"rules":[]})");
   REQUIRE(read(R"({"kind": "lsq", "scale": "learned"})").to_json() == lsq.to_json());
+  const Policy seq = read(R"({"kind": "seq", "scale_gradient": "plain"})");
+  REQUIRE(seq.estimator() == Estimator{EstimatorKind::kClippedSte, ScaleRule::kSeq, ScaleGradient::kPlain});
+  REQUIRE(read(R"({"kind": "clipped_ste", "scale": "seq", "scale_gradient": "plain"})").to_json() ==
+          seq.to_json());
   const std::string full = R"({"kind":"trust_mask","scale":"differentiated","scale_gradient":"tensor"})";
   REQUIRE(read(full).estimator() ==
           Estimator{EstimatorKind::kTrustMask, ScaleRule::kDifferentiated, ScaleGradient::kTensor});

@@ -290,3 +290,21 @@ TEST_CASE("a differentiated scale needs a rule that has a gradient") {
                       "policy: a.weight: expected a grid whose scale rule has a gradient for the scale rule "
                       "differentiated, got q4_k");
 }
+
+TEST_CASE("seq needs a grid that holds its levels, or one without scales") {
+  const auto estimators = [](const std::string& grid) {
+    return Policy::from_json(R"({"rules": [{"match": "a", "weight": ")" + grid +
+                             R"("}], "estimator": {"kind": "seq"}})")
+        .estimators({{"a.weight", qat::SlotKind::kLinear, {4, 256}}});
+  };
+  for (const char* grid : {"q2_k", "mlx2_g128@fp16", "mlx3_g32", "mlx4_g64@bf16", "bf16", "f32"}) {
+    REQUIRE(estimators(grid).front().scale == qat::ScaleRule::kSeq);
+  }
+  for (const char* grid : {"q4_0", "q3_k", "mlx5_g64", "int2_g64"}) {
+    REQUIRE_THROWS_WITH(
+        estimators(grid),
+        Catch::StartsWith("policy: a.weight: expected a grid that holds the levels of seq (") &&
+            Catch::Contains("mlx2_g32") && Catch::Contains("q2_k") &&
+            Catch::EndsWith(std::string("got ") + grid));
+  }
+}

@@ -19,6 +19,7 @@ namespace {
 
 const qat::Estimator kClipped{qat::EstimatorKind::kClippedSte};
 const qat::Estimator kLsq{qat::EstimatorKind::kClippedSte, qat::ScaleRule::kLearned};
+const qat::Estimator kSeq{qat::EstimatorKind::kClippedSte, qat::ScaleRule::kSeq};
 
 }  // namespace
 
@@ -225,6 +226,61 @@ TEST_CASE("a training grid stands in for the scheme's until it is taken back") {
   REQUIRE_FALSE(learned.learned());
   learned.set_training_grid("", latent);
   REQUIRE(at::equal(learned.scales(), before));
+}
+
+TEST_CASE("SEQ's parameters are what is learned, and every way to the gradient goes through their tie") {
+  for (const std::string grid : {"mlx2_g32", "q2_k"}) {
+    const int64_t free = grid == "q2_k" ? 17 : 1, blocks = grid == "q2_k" ? 1 : 8;
+    const at::Tensor latent = at::randn({6, 256}).requires_grad_(), x = at::randn({3, 256});
+    qat::Quantizer quantizer("w", {grid}, kSeq);
+    REQUIRE(quantizer.tied());
+    quantizer.initialize_scales(latent, qat::ScaleRule::kReference);
+    REQUIRE(quantizer.scales().sizes() == at::IntArrayRef({6, blocks, free}));
+    REQUIRE(at::equal(quantizer.scales(),
+                      qat::ops::seq_start(latent.detach(), grid, qat::ScaleRule::kReference)));
+    quantizer.set_scales(quantizer.scales().detach() * 0.8);
+    const at::Tensor scales = quantizer.field_scales().detach();
+    REQUIRE(at::equal(scales, qat::ops::seq_tie(quantizer.scales().detach(), grid)));
+    const at::Tensor w_hat = qat::ops::fake_quantize(latent.detach(), grid, kLsq, "w", scales);
+    REQUIRE(at::equal(quantizer.fake_quantize(latent), w_hat));
+    REQUIRE(at::equal(quantizer.weight(latent, at::kBFloat16), w_hat.to(at::kBFloat16)));
+    REQUIRE(at::equal(quantizer.linear(x, latent, {}), at::linear(x, w_hat)));
+    const at::Tensor indices = at::tensor({5, 0, 5}, at::kLong);
+    REQUIRE(at::equal(quantizer.embedding(indices, latent), w_hat.index_select(0, indices)));
+    const auto [codes, stored] = quantizer.quantize(latent.detach());
+    REQUIRE(at::equal(qat::ops::dequantize(codes, stored, grid), w_hat));
+
+    const at::Tensor grad = at::randn({6, 256});
+    const auto [by_latent, by_scales] =
+        qat::ops::fake_quantize_backward_scales(grad, latent.detach(), scales, grid, kLsq);
+    const at::Tensor by_free = qat::ops::seq_tie_backward(by_scales, grid);
+    quantizer.fake_quantize(latent).backward(grad);
+    REQUIRE(at::equal(latent.grad(), by_latent));
+    REQUIRE(at::equal(quantizer.scales().grad(), by_free));
+    const qat::WeightGradients direct = quantizer.weight_backward(grad, latent.detach());
+    REQUIRE(at::equal(direct.latent, by_latent));
+    REQUIRE(at::equal(direct.scales, by_free));
+
+    quantizer.set_field_scales(scales);
+    REQUIRE(at::equal(quantizer.field_scales(), scales));
+    REQUIRE_THROWS_WITH(quantizer.set_field_scales(qat::ops::choose_scales(latent.detach(), grid)),
+                        Catch::Contains("w: expected scales that are tied"));
+    REQUIRE_THROWS_WITH(quantizer.set_scales(scales), Catch::Contains("set_scales: w: expected float32"));
+    REQUIRE(at::equal(quantizer.clone()->fake_quantize(latent), quantizer.fake_quantize(latent)));
+
+    quantizer.set_training_grid("q8_0", latent);
+    REQUIRE_FALSE(quantizer.tied());
+    REQUIRE(quantizer.learned());
+    REQUIRE(at::equal(quantizer.fake_quantize(latent),
+                      qat::ops::fake_quantize(latent, "q8_0", {kSeq.kind, qat::ScaleRule::kSearch})));
+    quantizer.set_training_grid("mlx4_g32", latent);
+    REQUIRE(quantizer.tied());
+    quantizer.set_training_grid("", latent);
+    REQUIRE(at::equal(quantizer.scales(), qat::ops::seq_start(latent.detach(), grid)));
+  }
+  REQUIRE_THROWS_WITH(qat::Quantizer("w", {"q4_0"}, kSeq),
+                      Catch::Contains("w: expected a grid that holds SEQ"));
+  REQUIRE_FALSE(qat::Quantizer("w", {"bf16"}, kSeq).learned());
 }
 
 TEST_CASE("the input hook sees what the layer multiplies, on or off, and a clone has none") {

@@ -44,12 +44,20 @@ enum class ScaleRule {
   /// straight-through gradient; held still when it requires none. (LSQ, arXiv:1902.08153; LSQ+,
   /// arXiv:2004.09576, where the grid has an offset)
   kLearned,
+  /// Learned, and tied to each other so that the levels are those of stretched elastic quantization: the
+  /// parameters are float32[R, G, F], see grid/seq.hpp. Grids that hold such levels only. (ParetoQ,
+  /// arXiv:2502.02631)
+  kSeq,
 };
 
-/// "reference", "search", "differentiated" or "learned".
+/// "reference", "search", "differentiated", "learned" or "seq".
 std::string_view to_string(ScaleRule rule) noexcept;
 /// The reverse of `to_string`. Throws ArgumentError that lists the legal names.
 ScaleRule scale_rule(std::string_view name);
+/// Whether scales are parameters that train.
+constexpr bool is_learned(ScaleRule rule) noexcept {
+  return rule == ScaleRule::kLearned || rule == ScaleRule::kSeq;
+}
 
 /// What the gradient of a learned scale is multiplied with. p is the largest code, N a number of weights.
 enum class ScaleGradient {
@@ -64,7 +72,8 @@ std::string_view to_string(ScaleGradient rule) noexcept;
 ScaleGradient scale_gradient(std::string_view name);
 
 /// Training-only settings of one tensor. JSON and Python: `{"kind": "ste", "scale": "reference",
-/// "scale_gradient": "lsq"}`. The kind "lsq" is short for clipped_ste with learned scales.
+/// "scale_gradient": "lsq"}`. The kind "lsq" is short for clipped_ste with learned scales, the kind "seq" for
+/// clipped_ste with the scales kSeq.
 struct Estimator {
   EstimatorKind kind = EstimatorKind::kSte;
   ScaleRule scale = ScaleRule::kReference;

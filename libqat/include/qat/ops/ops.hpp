@@ -24,3 +24,4 @@
 #include "qat/ops/quantize.hpp"
 #include "qat/ops/quantized_embedding.hpp"
 #include "qat/ops/quantized_linear.hpp"
+#include "qat/ops/seq.hpp"

@@ -7,7 +7,7 @@
 //    "estimator": {"kind": "ste", "scale": "search"}}
 //
 // A rule may have an "estimator" of its own; the policy's serves the others. {"kind": "lsq"} is short for
-// {"kind": "clipped_ste", "scale": "learned"}.
+// {"kind": "clipped_ste", "scale": "learned"}, {"kind": "seq"} for {"kind": "clipped_ste", "scale": "seq"}.
 //
 // `match` is an ECMAScript regular expression that must match the whole parameter name without its trailing
 // ".weight". `kind` ("linear", "embedding", "conv") narrows a rule to one kind of layer. Tensors that no rule
@@ -70,7 +70,8 @@ class Policy {
   /// (naming the tensor). Integer grids need 2 or more dimensions.
   std::vector<Scheme> resolve(const std::vector<Target>& targets) const;
   /// Parallel to `resolve`, with its errors: how each target is trained. The policy's where no rule matched.
-  /// Also throws ArgumentError for a differentiated scale on a grid whose scale rule has no gradient.
+  /// Also throws ArgumentError for a differentiated scale on a grid whose scale rule has no gradient, and for
+  /// kSeq on a grid with scales that cannot hold SEQ, naming the tensor and the grids that can.
   std::vector<Estimator> estimators(const std::vector<Target>& targets) const;
 
  private:

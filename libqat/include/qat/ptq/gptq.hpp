@@ -45,6 +45,9 @@ struct GptqOptions {
   int64_t block = 128;
   ScaleSource scale = ScaleSource::kWeighted;
   int64_t sweeps = 0;  ///< of coordinate descent afterwards, see `refine`
+  /// Scales tied as SEQ ties them (grid/seq.hpp), by the same sources: kReference is alpha = max|w|. Grids
+  /// that hold SEQ only. The apply_ functions say so by themselves for quantizers with the scale rule kSeq.
+  bool seq = false;
 };
 
 /// What a method found. encode(latent, scales) are its codes, for any grid, so that learned scales that start

@@ -22,8 +22,9 @@ namespace qat::ptq {
 
 /// Settings of `refine`; JSON and Python use the same names.
 struct RefineOptions {
-  double damping = 0.01;  ///< as in GptqOptions
-  int64_t sweeps = 4;     ///< 0 returns the start
+  double damping = 0.01;     ///< as in GptqOptions
+  int64_t sweeps = 4;        ///< 0 returns the start
+  bool hold_scales = false;  ///< only codes move: for scales that are tied to each other
 };
 
 /// weight: float32[R, ...] of N weights a row; hessian: float32 or float64[N, N], symmetric; start: a

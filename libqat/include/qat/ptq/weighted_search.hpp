@@ -19,8 +19,9 @@ namespace qat::ptq {
 /// weight: float32[R, ...] of N weights a row; importance: float32 or float64[N], not negative, for example
 /// the diagonal of the hessian; an importance of zero everywhere in a block stands for equal ones. Returns
 /// float32[R, G, P] ([1, 1, P] for whole-tensor grids), deterministic. ArgumentError for other shapes, dtypes
-/// and grids; NumericError for NaN, infinity and weights that no scale of the grid can hold.
+/// and grids; NumericError for NaN, infinity and weights that no scale of the grid can hold. `seq`: scales
+/// tied as SEQ ties them, by grid::seq_search.
 at::Tensor weighted_search(const at::Tensor& weight, const at::Tensor& importance, std::string_view grid,
-                           std::string_view tensor = "");
+                           std::string_view tensor = "", bool seq = false);
 
 }  // namespace qat::ptq

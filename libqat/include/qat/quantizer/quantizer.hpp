@@ -22,7 +22,8 @@ at::Tensor float_linear(const at::Tensor& input, const at::Tensor& weight,
 /// See `float_linear`.
 at::Tensor float_embedding(const at::Tensor& indices, const at::Tensor& weight, int64_t padding_idx = -1);
 
-/// dL/dlatent and dL/dscales; `scales` is undefined unless they are learned and require a gradient.
+/// dL/dlatent and dL/dscales of Quantizer::scales(); `scales` is undefined unless they are learned and
+/// require a gradient.
 struct WeightGradients {
   at::Tensor latent;
   at::Tensor scales;
@@ -31,7 +32,8 @@ struct WeightGradients {
 /// The link between one weight and its grid. The latent is passed to each call; learned scales live here.
 class Quantizer {
  public:
-  /// `tensor`: the weight's parameter name. Throws ArgumentError for an unknown grid.
+  /// `tensor`: the weight's parameter name. Throws ArgumentError for an unknown grid, and for the scale rule
+  /// kSeq on a grid that cannot hold SEQ.
   Quantizer(std::string tensor, Scheme scheme, Estimator estimator);
   Quantizer& operator=(const Quantizer&) = delete;
 
@@ -64,17 +66,27 @@ class Quantizer {
   /// See `enabled`.
   void set_enabled(bool enabled) noexcept { enabled_ = enabled; }
 
-  /// Whether the scales are parameters: the rule is kLearned and the grid in use has scales.
-  bool learned() const noexcept { return estimator_.scale == ScaleRule::kLearned && params_ > 0; }
-  /// float32[R, G, P], unstored: a leaf that requires a gradient unless the caller says otherwise. Undefined
-  /// unless learned and initialised. [1, 1, P] where the whole tensor shares them.
+  /// Whether the scales are parameters: the rule is kLearned or kSeq and the grid in use has scales.
+  bool learned() const noexcept { return is_learned(estimator_.scale) && params_ > 0; }
+  /// Whether they are the free parameters of SEQ: the rule is kSeq and the grid in use holds SEQ. On a
+  /// training grid that does not, scales are learned without a tie.
+  bool tied() const noexcept { return tied_; }
+  /// The parameters: float32[R, G, P], unstored ([1, 1, P] where the whole tensor shares them), or float32[R,
+  /// G, F] where tied. A leaf that requires a gradient unless the caller says otherwise. Undefined unless
+  /// learned and initialised.
   const at::Tensor& scales() const noexcept { return scales_; }
+  /// The scales that the operators take with the rule kLearned, float32[R, G, P]: scales(), or what they
+  /// give where tied, differentiable. Undefined as scales() is.
+  at::Tensor field_scales() const;
+  /// Sets the parameters whose field_scales() are `scales`, float32[R, G, P]: see set_scales, and
+  /// ArgumentError for scales that the tie cannot give.
+  void set_field_scales(const at::Tensor& scales);
   /// Copies into scales() (which stay the same tensor) when there are any, and adopts `scales` otherwise.
   /// ArgumentError naming the tensor when scales are not learned, for a wrong shape or dtype, and for NaN and
   /// infinities.
   void set_scales(const at::Tensor& scales);
-  /// Sets the scales that a rule (any but kLearned) gives to the latent; see ops::choose_scales. Does nothing
-  /// unless learned.
+  /// Sets the scales that a rule gives to the latent: any but kLearned and kSeq, see ops::choose_scales;
+  /// where tied kReference or kSearch, see ops::seq_start. Does nothing unless learned.
   void initialize_scales(const at::Tensor& latent, ScaleRule from = ScaleRule::kSearch);
 
   /// b: forward computes (1 - b) * (the float layer) + b * (the quantized layer). 1 at first. `weight`,
@@ -102,6 +114,9 @@ class Quantizer {
   const std::string& grid() const noexcept {
     return training_grid_.empty() ? scheme_.weight : training_grid_;
   }
+  void use_grid(const std::string& training_grid);
+  /// The estimator as operators take it.
+  Estimator rules() const noexcept;
   template <class AsFloat, class Quantized>
   at::Tensor blended(const AsFloat& as_float, const Quantized& quantized) const;
 
@@ -109,7 +124,8 @@ class Quantizer {
   Scheme scheme_;
   Estimator estimator_;
   bool enabled_ = true;
-  int64_t params_ = 0;  ///< P of the grid in use
+  int64_t params_ = 0;  ///< P of the grid in use, F where tied
+  bool tied_ = false;
   at::Tensor scales_;
   double blend_ = 1.0;
   std::string training_grid_;
