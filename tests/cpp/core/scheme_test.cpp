@@ -6,7 +6,7 @@
 TEST_CASE("names and kinds are each other's reverse") {
   for (const char* name : {"ste", "clipped_ste", "trust_mask", "stable_qat"})
     REQUIRE(qat::to_string(qat::estimator_kind(name)) == name);
-  for (const char* name : {"reference", "search", "differentiated", "learned"})
+  for (const char* name : {"reference", "search", "differentiated", "learned", "seq"})
     REQUIRE(qat::to_string(qat::scale_rule(name)) == name);
   for (const char* name : {"lsq", "tensor", "plain"})
     REQUIRE(qat::to_string(qat::scale_gradient(name)) == name);
