@@ -10,21 +10,17 @@ All of them need a model that was prepared with learned scales, which hold the r
 `gptq` and `weighted_search` also take any `torch.nn` model; `awq` knows libqat's own decoder only.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import _core
-from ._core import ArgumentError, AwqFold, InputMoments, PreparedDecoder, RoundedTensor
+from ._core import ArgumentError, AwqFold, PreparedDecoder, RoundedTensor
 from .data import spread_windows
-from .nn import QuantizedLinear
-from .prepare import Enabled, PreparedModel
-
-Progress = Callable[[int, int, str], Any]
-"""(pieces of work done, in all, the weight at hand)."""
+from .layer_rounding import Progress, call, linear_layers, round_layers, sensitivity_of, tied_heads
+from .nn import WeightQuantizer
+from .prepare import PreparedModel
 
 TOKENS = 51_200
 """Calibration tokens of the command line: 100 windows."""
@@ -67,7 +63,8 @@ def gptq(
     """Rounds each linear layer so that its outputs err least (GPTQ, arXiv:2210.17323).
 
     Latents become the compensated weights and learned scales the ones found, so that `freeze` writes GPTQ's
-    codes, and training starts from them. Weights of other layers keep theirs.
+    codes, and training starts from them. Weights of other layers keep theirs, but for a head that is tied to
+    the embedding, on a grid of at most 64 levels: it comes first, by the inputs it has in the float model.
 
     batches: of a decoder, int64 [n, T] windows of a calibration text; they go through it layer by layer,
     `batch` at a time in `compute_dtype`, and each layer sees those before it rounded. Of a `torch.nn` model,
@@ -75,7 +72,8 @@ def gptq(
     tuple, model(**item) for a mapping, or as forward(model, item). Without `blocks` it is read once, on the
     float model, and the second moments of every layer's inputs (N^2 float64 each) are in memory together.
     With `blocks`, modules in the order of the forward pass, it is read once for each of them, as far as that
-    module, on the model whose earlier blocks are rounded; layers outside them keep their weights.
+    module, on the model whose earlier blocks are rounded; layers outside them, but for a tied head, keep
+    their weights.
 
     damping: share of the mean of the Hessian's diagonal that is added to it. act_order, static_scales:
     columns by falling diagonal, see docs/ptq.md. scale: "reference", "search" or "weighted".
@@ -94,13 +92,12 @@ def gptq(
             prepared, batches, **options, batch=batch, compute_dtype=compute_dtype, progress=progress
         )
 
-    def solve(layer: QuantizedLinear, hessian: Tensor) -> tuple[Tensor, Tensor]:
-        quantizer = layer.weight_quantizer
+    def solve(rows: Tensor, hessian: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:
         return _core.gptq_tensor(
-            layer.weight, hessian, quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied, **options
+            rows, hessian, quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied, **options
         )
 
-    return _round_layers("gptq", prepared, batches, blocks, forward, progress, solve)
+    return round_layers("gptq", prepared, batches, blocks, forward, progress, solve)
 
 
 def guided(
@@ -133,17 +130,16 @@ def guided(
             prepared, batches, damping=damping, sweeps=sweeps, scale=scale, seed=seed, batch=batch,
             compute_dtype=compute_dtype, progress=progress,
         )  # fmt: skip
-    layers = _linear_layers("guided", prepared)
-    weights = _sensitivity(prepared, batches, layers, forward or _call, loss, seed)
+    layers = tied_heads("guided", prepared) + linear_layers("guided", prepared)
+    found = sensitivity_of(prepared, batches, layers, forward or call, loss, seed)
 
-    def solve(layer: QuantizedLinear, hessian: Tensor) -> tuple[Tensor, Tensor]:
-        quantizer = layer.weight_quantizer
+    def solve(rows: Tensor, hessian: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:
         return _core.gptq_tensor(
-            layer.weight, hessian, quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied,
-            damping=damping, sweeps=sweeps, scale=scale,
+            rows, hessian, quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied, damping=damping,
+            sweeps=sweeps, scale=scale,
         )  # fmt: skip
 
-    return _round_layers("guided", prepared, batches, blocks, forward, progress, solve, weights)
+    return round_layers("guided", prepared, batches, blocks, forward, progress, solve, found)
 
 
 def weighted_search(
@@ -165,14 +161,12 @@ def weighted_search(
             prepared, batches, batch=batch, compute_dtype=compute_dtype, progress=progress
         )
 
-    def solve(layer: QuantizedLinear, hessian: Tensor) -> tuple[Tensor, Tensor]:
-        quantizer = layer.weight_quantizer
-        scales = _core.weighted_search_tensor(
-            layer.weight, hessian.diagonal(), quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied
+    def solve(rows: Tensor, hessian: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:
+        return rows, _core.weighted_search_tensor(
+            rows, hessian.diagonal(), quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied
         )
-        return layer.weight, scales
 
-    return _round_layers("weighted_search", prepared, batches, blocks, forward, progress, solve)
+    return round_layers("weighted_search", prepared, batches, blocks, forward, progress, solve)
 
 
 def awq(
@@ -208,201 +202,3 @@ def awq(
         compute_dtype=compute_dtype,
         progress=progress,
     )
-
-
-# ---- any torch.nn model
-
-_Solve = Callable[[QuantizedLinear, Tensor], tuple[Tensor, Tensor]]
-_Weights = dict[QuantizedLinear, list[Tensor]]
-"""How much each vector of a layer's input counts, for each batch."""
-
-
-class _BlockReachedError(Exception):
-    """Ends a forward pass behind the block that is being measured."""
-
-
-def _round_layers(
-    function: str,
-    prepared: PreparedModel,
-    batches: Iterable[Any],
-    blocks: Sequence[nn.Module] | None,
-    forward: Callable[[nn.Module, Any], Any] | None,
-    progress: Progress | None,
-    solve: _Solve,
-    weights: _Weights | None = None,
-) -> list[RoundedTensor]:
-    layers = _linear_layers(function, prepared)
-    groups = [(None, layers)] if blocks is None else [(block, _layers_in(block, layers)) for block in blocks]
-    total = sum(len(group) for _, group in groups)
-    done: list[RoundedTensor] = []
-    for block, group in groups:
-        # without blocks the whole model is measured as it was; with blocks, behind those that are rounded
-        with prepared.enabled(block is not None), Enabled([layer.weight_quantizer for layer in group], False):
-            moments = _measure(prepared.model, batches, block, group, forward or _call, weights or {})
-        for layer in group:
-            name = layer.weight_quantizer.tensor
-            if layer not in moments:
-                raise ArgumentError(f"{function}: {name}: expected a batch that reaches the layer, got none")
-            done.append(_round_layer(layer, moments.pop(layer).second(), solve))
-            if progress is not None:
-                progress(len(done), total, name)
-    return done
-
-
-def _linear_layers(function: str, prepared: PreparedModel) -> list[QuantizedLinear]:
-    """Quantized linear layers, one for each weight."""
-    found = []
-    for slot in prepared.slots:
-        layer = slot.layers[0][1]
-        if len(slot.layers) > 1 or not isinstance(layer, QuantizedLinear):
-            continue
-        if layer.weight_scales is None:
-            raise ArgumentError(
-                f"{function}: {slot.name}: expected a policy with learned scales, which hold the result, got "
-                f"scale {layer.weight_quantizer.scale!r}"
-            )
-        found.append(layer)
-    return found
-
-
-def _layers_in(block: nn.Module, layers: list[QuantizedLinear]) -> list[QuantizedLinear]:
-    inside = set(block.modules())
-    return [layer for layer in layers if layer in inside]
-
-
-def _call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple) else model(batch)
-
-
-@torch.no_grad()
-def _measure(
-    model: nn.Module,
-    batches: Iterable[Any],
-    block: nn.Module | None,
-    layers: list[QuantizedLinear],
-    forward: Callable[[nn.Module, Any], Any],
-    weights: _Weights,
-) -> dict[QuantizedLinear, InputMoments]:
-    moments: dict[QuantizedLinear, InputMoments] = {}
-    calls: Counter[QuantizedLinear] = Counter()
-
-    def record(layer: QuantizedLinear, inputs: tuple[Tensor, ...]) -> None:
-        if layer not in moments:
-            moments[layer] = InputMoments(layer.in_features)
-        counted = weights[layer][calls[layer]] if layer in weights else None
-        moments[layer].add(inputs[0], counted)
-        calls[layer] += 1
-
-    def stop(*_: Any) -> None:
-        raise _BlockReachedError
-
-    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
-    if block is not None:
-        hooks.append(block.register_forward_hook(stop))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        for batch in batches:
-            try:
-                forward(model, batch)
-            except _BlockReachedError:
-                continue
-    finally:
-        for module, training in modes:
-            module.training = training
-        for hook in hooks:
-            hook.remove()
-    return moments
-
-
-def _sensitivity(
-    prepared: PreparedModel,
-    batches: Iterable[Any],
-    layers: list[QuantizedLinear],
-    forward: Callable[[nn.Module, Any], Any],
-    loss: Callable[[Any], Tensor] | None,
-    seed: int,
-) -> _Weights:
-    """As `token_sensitivity` of a decoder: the mean square of each output vector's gradient, clipped."""
-    found: _Weights = {layer: [] for layer in layers}
-    generator = torch.Generator().manual_seed(seed)
-
-    def record(layer: QuantizedLinear, _: Any, output: Tensor) -> None:
-        place = len(found[layer])
-        found[layer].append(torch.zeros(output.shape[:-1]))
-
-        def keep(gradient: Tensor) -> None:
-            found[layer][place] = gradient.detach().float().square().mean(-1).cpu()
-
-        output.register_hook(keep)
-
-    model = prepared.model
-    needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    hooks = [layer.register_forward_hook(record) for layer in layers]
-    model.eval()
-    try:
-        latents = {id(layer.weight) for layer in layers}
-        for parameter, _ in needed:
-            parameter.requires_grad_(parameter.is_floating_point() and id(parameter) not in latents)
-        with prepared.enabled(False), torch.enable_grad():
-            for batch in batches:
-                output = forward(model, batch)
-                (_own_loss(output, generator) if loss is None else loss(output)).backward()
-                model.zero_grad(set_to_none=True)
-    finally:
-        for parameter, required in needed:
-            parameter.requires_grad_(required)
-        for module, training in modes:
-            module.training = training
-        for hook in hooks:
-            hook.remove()
-    return {layer: _clipped(squares) for layer, squares in found.items() if squares}
-
-
-def _own_loss(output: Any, generator: torch.Generator) -> Tensor:
-    logits = getattr(output, "logits", None)
-    if logits is not None:
-        rows = logits.float().flatten(0, -2)
-        labels = torch.multinomial(rows.detach().softmax(-1).cpu(), 1, generator=generator)
-        return -rows.log_softmax(-1).gather(1, labels.to(rows.device)).sum()
-    value = getattr(output, "last_hidden_state", output)
-    return (value * torch.randn(value.shape, generator=generator).to(value)).sum()
-
-
-def _clipped(squares: list[Tensor]) -> list[Tensor]:
-    """Of mean 1, none above 8; all 1 where the loss does not depend on the layer."""
-    count = sum(part.numel() for part in squares)
-    mean = sum(float(part.sum()) for part in squares) / count
-    if not mean > 0:
-        return [torch.ones_like(part) for part in squares]
-    clipped = [(part / mean).clamp_max(8.0) for part in squares]
-    kept = sum(float(part.sum()) for part in clipped) / count
-    return [part / kept for part in clipped]
-
-
-@torch.no_grad()
-def _round_layer(layer: QuantizedLinear, hessian: Tensor, solve: _Solve) -> RoundedTensor:
-    quantizer = layer.weight_quantizer
-    before = layer.weight.detach().clone()
-    latent, scales = solve(layer, hessian)
-    layer.weight.copy_(latent)
-    layer.weight_scales.copy_(quantizer.untied(scales))
-    shipped = torch.ops.libqat.fake_quantize(
-        layer.weight,
-        quantizer.grid,
-        "ste",
-        "learned",
-        quantizer.tensor,
-        scales.to(layer.weight.device),
-        "lsq",
-    )
-    error = _energy(before - shipped, hessian) / max(_energy(before, hessian), 1e-300)
-    return RoundedTensor(quantizer.tensor, quantizer.grid, error**0.5)
-
-
-def _energy(rows: Tensor, hessian: Tensor) -> float:
-    rows = rows.cpu()
-    return max(0.0, float((rows @ hessian.float() * rows).sum(dtype=torch.float64)))

@@ -46,8 +46,12 @@ ptq::Progress progress_function(const py::object& progress) {
 }
 
 ptq::CalibrationOptions calibration_options(int64_t batch, const py::object& progress,
-                                            ptq::TokenWeights tokens = {}) {
-  return {.batch = batch, .tokens = std::move(tokens), .progress = progress_function(progress)};
+                                            ptq::TokenWeights tokens = {},
+                                            ptq::LookupCurvatures lookups = {}) {
+  return {.batch = batch,
+          .tokens = std::move(tokens),
+          .lookups = std::move(lookups),
+          .progress = progress_function(progress)};
 }
 
 /// Runs `method` on a decoder without the GIL, in that compute dtype.
@@ -88,11 +92,12 @@ as they were. sweeps: of coordinate descent over codes and scales afterwards. se
       "apply_gptq",
       [](PreparedDecoder& prepared, const at::Tensor& windows, double damping, bool act_order,
          bool static_scales, int64_t block, const std::string& source, int64_t sweeps,
-         ptq::TokenWeights tokens, int64_t batch, const std::string& compute_dtype,
-         const py::object& progress) {
+         ptq::TokenWeights tokens, ptq::LookupCurvatures lookups, int64_t batch,
+         const std::string& compute_dtype, const py::object& progress) {
         const ptq::GptqOptions options =
             gptq_options(damping, act_order, static_scales, block, source, sweeps);
-        const ptq::CalibrationOptions calibration = calibration_options(batch, progress, std::move(tokens));
+        const ptq::CalibrationOptions calibration =
+            calibration_options(batch, progress, std::move(tokens), std::move(lookups));
         return run(prepared, compute_dtype, [&](PreparedModel& model, const std::vector<Stage>& stages) {
           return ptq::apply_gptq(model, stages, windows, options, calibration);
         });
@@ -100,9 +105,9 @@ as they were. sweeps: of coordinate descent over codes and scales afterwards. se
       py::arg("prepared"), py::arg("windows"), py::kw_only(), py::arg("damping") = defaults.damping,
       py::arg("act_order") = defaults.act_order, py::arg("static_scales") = defaults.static_scales,
       py::arg("block") = defaults.block, py::arg("scale") = scale, py::arg("sweeps") = defaults.sweeps,
-      py::arg("tokens") = ptq::TokenWeights(), py::arg("batch") = ptq::CalibrationOptions{}.batch,
-      py::arg("compute_dtype") = "auto", py::arg("progress") = py::none(),
-      "GPTQ on a prepared decoder; use `libqat.gptq`.");
+      py::arg("tokens") = ptq::TokenWeights(), py::arg("lookups") = ptq::LookupCurvatures(),
+      py::arg("batch") = ptq::CalibrationOptions{}.batch, py::arg("compute_dtype") = "auto",
+      py::arg("progress") = py::none(), "GPTQ on a prepared decoder; use `libqat.gptq`.");
 }
 
 void bind_seq(py::module_& module) {
@@ -118,21 +123,24 @@ void bind_seq(py::module_& module) {
 
 void bind_sensitivity(py::module_& module) {
   module.def(
-      "token_sensitivity",
+      "sensitivity",
       [](PreparedDecoder& prepared, const at::Tensor& windows, int64_t seed, int64_t batch,
          const std::string& compute_dtype, const py::object& progress) {
         const ptq::Progress report = progress_function(progress);
         const auto logits = [&](const at::Tensor& tokens) { return prepared.decoder->forward(tokens); };
         const py::gil_scoped_release unlocked;
         const train::ComputeScope compute(train::compute_dtype(compute_dtype));
-        return ptq::token_sensitivity(prepared.model, logits, windows, seed, batch, report);
+        ptq::Sensitivity found = ptq::sensitivity(prepared.model, logits, windows, seed, batch, report);
+        return std::pair(std::move(found.tokens), std::move(found.lookups));
       },
       py::arg("prepared"), py::arg("windows"), py::kw_only(), py::arg("seed") = 0, py::arg("batch") = 2,
       py::arg("compute_dtype") = "auto", py::arg("progress") = py::none(),
       R"(How much each token of a calibration text counts for each linear layer of a prepared decoder.
 
-windows: int64[n, T]. Returns weight name -> float32[n, T] of mean 1: the mean over the layer's outputs of their squared
-gradients, under the float model's cross-entropy with labels that it draws itself, clipped at 8 means.)");
+windows: int64[n, T]. Returns two dicts. The first: weight name -> float32[n, T] of mean 1, the mean over the layer's
+outputs of their squared gradients, under the float model's cross-entropy with labels that it draws itself, clipped at
+8 means. The second: name of a table that is also the head -> float64[N, N], the curvature of the place where its rows
+are looked up, as it adds to E[s x x^T] of the head's inputs x.)");
 }
 
 void bind_guided(py::module_& module) {

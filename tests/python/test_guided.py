@@ -53,7 +53,7 @@ def sensitivity_by_autograd(model, windows, seed):
 
 def test_tokens_count_by_the_gradients_of_the_layers_outputs(hf_folder, windows):
     _, prepared = prepared_decoder(hf_folder)
-    found = _core.token_sensitivity(prepared, windows, seed=3, compute_dtype="float32")
+    found = _core.sensitivity(prepared, windows, seed=3, compute_dtype="float32")[0]
     expected = sensitivity_by_autograd(make_llama(), windows, seed=3)
     assert len(found) == 15  # seven layers of two blocks, and the tied embedding as the head
     # two implementations of the same forward pass in float32
@@ -64,8 +64,8 @@ def test_the_model_is_left_as_it_was(hf_folder, windows):
     loaded, prepared = prepared_decoder(hf_folder)
     loaded.decoder.set_trainable(True)
     before = {name: value.clone() for name, value in loaded.decoder.parameters().items()}
-    first = _core.token_sensitivity(prepared, windows)
-    second = _core.token_sensitivity(prepared, windows)
+    first = _core.sensitivity(prepared, windows)[0]
+    second = _core.sensitivity(prepared, windows)[0]
     for name, value in loaded.decoder.parameters().items():
         assert value.requires_grad
         assert value.grad is None
@@ -75,7 +75,7 @@ def test_the_model_is_left_as_it_was(hf_folder, windows):
 
 def test_it_is_gptq_with_these_tokens_and_sweeps(hf_folder, windows):
     _, parts = prepared_decoder(hf_folder)
-    weights = _core.token_sensitivity(parts, windows, seed=5)
+    weights = _core.sensitivity(parts, windows, seed=5)[0]
     _core.apply_gptq(parts, windows, tokens=weights, damping=0.03, sweeps=4)
     _, guided = prepared_decoder(hf_folder)
     libqat.guided(guided, windows, seed=5)
@@ -90,7 +90,7 @@ def test_equal_tokens_and_no_sweeps_are_plain_gptq(hf_folder, windows):
     _, plain = prepared_decoder(hf_folder)
     libqat.gptq(plain, windows)
     _, alike = prepared_decoder(hf_folder)
-    names = _core.token_sensitivity(alike, windows)
+    names = _core.sensitivity(alike, windows)[0]
     _core.apply_gptq(alike, windows, tokens={name: torch.ones(windows.shape) for name in names})
     one, two = libqat.dequantize(plain.freeze("", "")), libqat.dequantize(alike.freeze("", ""))
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -116,9 +116,12 @@ std::vector<Stage> make_stages(const Trunk& trunk, const DecoderConfig& config) 
     Trunk model = trunk;
     return {model->norm(enter(state), model->compute_dtype())};
   };
-  Names head;
-  if (!config.tie_word_embeddings) head.emplace_back("lm_head.weight");
-  stages.push_back({finish, head, {"model.norm.weight"}, {}});
+  if (config.tie_word_embeddings) {
+    // No producer: what the head's columns are multiplied with, the embedding's would be, too.
+    stages.push_back({finish, {"model.embed_tokens.weight"}, {}, {}, /*tied=*/true});
+  } else {
+    stages.push_back({finish, {"lm_head.weight"}, {"model.norm.weight"}, {}});
+  }
   return stages;
 }
 

@@ -142,7 +142,8 @@ std::vector<Found> measure(PreparedModel& model, const std::vector<Stage>& stage
   StageWalk walk("apply_awq", model, stages, windows, calibration);
   std::vector<Found> all;
   while (const Stage* stage = walk.stage()) {
-    Found found{stage, walk.weights(), {}, {}};
+    // A tied table has no producer: it only gets its scales here.
+    Found found{stage, stage->tied ? walk.weights_to_round() : walk.weights(), {}, {}};
     std::vector<at::Tensor> weights;
     std::vector<std::string> grids;
     for (const StageWeight& weight : found.weights) {

@@ -11,7 +11,9 @@ std::vector<RoundedTensor> apply_guided(PreparedModel& model, const std::vector<
                                         const CalibrationOptions& calibration) {
   check_learned("apply_guided", model);  // before the backward pass, which takes minutes
   CalibrationOptions weighted = calibration;
-  weighted.tokens = token_sensitivity(model, logits, windows, options.seed, 2, calibration.progress);
+  Sensitivity found = sensitivity(model, logits, windows, options.seed, 2, calibration.progress);
+  weighted.tokens = std::move(found.tokens);
+  weighted.lookups = std::move(found.lookups);
   return apply_gptq(model, stages, windows, options.gptq, weighted);
 }
 

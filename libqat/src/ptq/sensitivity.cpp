@@ -53,26 +53,29 @@ class ThroughScope {
   std::vector<std::pair<at::Tensor, bool>> before_;
 };
 
-/// Writes the squared gradients of all layers' outputs into the rows of the batch under way.
+/// sizes / mean, clipped; of mean 1.
+at::Tensor clipped(const at::Tensor& sizes, double mean) {
+  const at::Tensor shares = (sizes / mean).clamp_max(kMostWeight);
+  return shares / shares.mean(at::kDouble).item<double>();
+}
+
+/// Writes the gradients of all layers' outputs into the rows of the batch under way.
 class Recorder {
  public:
   Recorder(PreparedModel& model, at::IntArrayRef shape) : quantizers_(model.quantizers()) {
     for (const auto& quantizer : quantizers_) {
       if (!quantizer) continue;
-      at::Tensor& sum = found_[quantizer->tensor()] = at::zeros(shape, at::kFloat);
-      quantizer->set_output_hook([this, sum](const at::Tensor& output) {
-        if (!output.requires_grad()) return;
-        const at::Tensor rows = sum.narrow(0, first_, count_);
-        output.register_hook([rows](const at::Tensor& gradient) {
-          const at::Tensor g = gradient.detach().to(at::kFloat);
-          rows.add_((g * g).mean(-1).view(rows.sizes()).cpu());
-        });
-      });
+      Record& record = found_[quantizer->tensor()];
+      record.squares = at::zeros(shape, at::kFloat);
+      quantizer->set_output_hook([this, &record](const at::Tensor& output) { watch(record, output); });
+      quantizer->set_lookup_hook([this, &record](const at::Tensor& rows) { watch_lookup(record, rows); });
     }
   }
   ~Recorder() {
     for (const auto& quantizer : quantizers_) {
-      if (quantizer) quantizer->set_output_hook(nullptr);
+      if (!quantizer) continue;
+      quantizer->set_output_hook(nullptr);
+      quantizer->set_lookup_hook(nullptr);
     }
   }
   Recorder(const Recorder&) = delete;
@@ -83,24 +86,68 @@ class Recorder {
     count_ = count;
   }
 
-  /// Weights that no gradient reached, such as embeddings, are left out.
-  TokenWeights take() {
-    TokenWeights weights;
-    for (auto& [name, sum] : found_) {
-      const double mean = sum.mean(at::kDouble).item<double>();
-      if (!std::isfinite(mean)) {
-        throw NumericError(std::string(kName) + ": " + name + ": expected finite gradients, got others");
-      }
+  /// Weights that no gradient reached as a layer, such as embeddings that are not tied, are left out.
+  Sensitivity take() const {
+    Sensitivity result;
+    for (const auto& [name, record] : found_) {
+      const double mean = finite_mean(name, record.squares);
       if (mean <= 0) continue;
-      const at::Tensor clipped = (sum / mean).clamp_max(kMostWeight);
-      weights[name] = clipped / clipped.mean(at::kDouble).item<double>();
+      result.tokens[name] = clipped(record.squares, mean);
+      if (!record.lookups.defined()) continue;
+      const at::Tensor sizes = (record.lookups * record.lookups).sum(-1);
+      const double size = finite_mean(name, sizes);
+      if (size <= 0) continue;
+      // So that the square of each gradient becomes its clipped share of their sum.
+      const at::Tensor factors = clipped(sizes, size) / (sizes / size).clamp_min(1e-20);
+      InputMoments moments(record.lookups.size(-1));
+      moments.add(record.lookups, factors);
+      result.lookups[name] = moments.second() / (mean * static_cast<double>(record.outputs));
     }
-    return weights;
+    return result;
   }
 
  private:
+  /// Of one weight, over all windows.
+  struct Record {
+    at::Tensor squares;   ///< float32[n, T]: mean over outputs of the squared gradient
+    at::Tensor lookups;   ///< float32[n, T, N]: gradients of looked-up rows; undefined where there are none
+    int64_t outputs = 0;  ///< O
+  };
+
+  void watch(Record& record, const at::Tensor& output) const {
+    if (!output.requires_grad()) return;
+    record.outputs = output.size(-1);
+    const at::Tensor squares = record.squares.narrow(0, first_, count_);
+    output.register_hook([squares](const at::Tensor& gradient) {
+      const at::Tensor g = gradient.detach().to(at::kFloat);
+      squares.add_((g * g).mean(-1).view(squares.sizes()).cpu());
+    });
+  }
+
+  void watch_lookup(Record& record, const at::Tensor& rows) const {
+    // Looked up elsewhere than once for each token, as types and positions are: no part of a tied head.
+    if (rows.numel() != count_ * record.squares.size(1) * rows.size(-1)) return;
+    if (!record.lookups.defined()) {
+      std::vector<int64_t> shape = record.squares.sizes().vec();
+      shape.push_back(rows.size(-1));
+      record.lookups = at::zeros(shape, at::kFloat);
+    }
+    // The table itself takes no gradient here, so its rows are leaves.
+    if (!rows.requires_grad()) rows.set_requires_grad(true);
+    const at::Tensor gradients = record.lookups.narrow(0, first_, count_);
+    rows.register_hook([gradients](const at::Tensor& gradient) {
+      gradients.add_(gradient.detach().to(at::kFloat).view(gradients.sizes()).cpu());
+    });
+  }
+
+  static double finite_mean(const std::string& name, const at::Tensor& values) {
+    const double mean = values.mean(at::kDouble).item<double>();
+    if (std::isfinite(mean)) return mean;
+    throw NumericError(std::string(kName) + ": " + name + ": expected finite gradients, got others");
+  }
+
   const std::vector<std::shared_ptr<Quantizer>>& quantizers_;
-  TokenWeights found_;
+  std::map<std::string, Record> found_;  ///< hooks hold references into it
   int64_t first_ = 0, count_ = 0;
 };
 
@@ -114,10 +161,9 @@ at::Tensor own_loss(const at::Tensor& logits, at::Generator generator) {
 
 }  // namespace
 
-TokenWeights token_sensitivity(PreparedModel& model,
-                               const std::function<at::Tensor(const at::Tensor& tokens)>& logits,
-                               const at::Tensor& windows, int64_t seed, int64_t batch,
-                               const Progress& progress) {
+Sensitivity sensitivity(PreparedModel& model,
+                        const std::function<at::Tensor(const at::Tensor& tokens)>& logits,
+                        const at::Tensor& windows, int64_t seed, int64_t batch, const Progress& progress) {
   if (windows.scalar_type() != at::kLong || windows.dim() != 2 || windows.numel() == 0) {
     fail({kName, "windows"}, "int64[n, T] of at least one token", describe(windows));
   }
@@ -139,6 +185,13 @@ TokenWeights token_sensitivity(PreparedModel& model,
     if (progress) progress(first, windows.size(0), "");
   }
   return recorder.take();
+}
+
+TokenWeights token_sensitivity(PreparedModel& model,
+                               const std::function<at::Tensor(const at::Tensor& tokens)>& logits,
+                               const at::Tensor& windows, int64_t seed, int64_t batch,
+                               const Progress& progress) {
+  return sensitivity(model, logits, windows, seed, batch, progress).tokens;
 }
 
 }  // namespace qat::ptq

@@ -1,15 +1,20 @@
 #include "ptq/stage_walk.hpp"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/mm.h>
 
-#include <cmath>
+#include <algorithm>
 
 #include "ptq/check.hpp"
-#include "ptq/no_autocast.hpp"
+#include "qat/grid/grid.hpp"
 
 namespace qat::ptq {
+namespace {
+
+/// Of 6 bits. With 8, the error of a table is a thousandth of what the rounded blocks add, and a vocabulary's
+/// rows take long.
+constexpr int kMostTableLevels = 64;
+
+}  // namespace
 
 StageWalk::StageWalk(std::string function, PreparedModel& model, const std::vector<Stage>& stages,
                      const at::Tensor& windows, const CalibrationOptions& calibration)
@@ -22,9 +27,9 @@ StageWalk::StageWalk(std::string function, PreparedModel& model, const std::vect
   shape_ = windows.sizes().vec();
 }
 
-std::vector<StageWeight> StageWalk::weights() const {
+std::vector<StageWeight> StageWalk::weights_of(const Stage& stage) const {
   std::vector<StageWeight> found;
-  for (const std::string& name : stages_[next_].weights) {
+  for (const std::string& name : stage.weights) {
     for (size_t i = 0; i < model_.slots().size(); ++i) {
       const Slot& slot = model_.slots()[i];
       if (slot.name == name) found.push_back({name, slot.get(), model_.quantizers()[i]});
@@ -34,6 +39,21 @@ std::vector<StageWeight> StageWalk::weights() const {
     }
   }
   return found;
+}
+
+std::vector<StageWeight> StageWalk::to_round(const Stage& stage) const {
+  std::vector<StageWeight> found = weights_of(stage);
+  std::erase_if(found, [&](const StageWeight& weight) {
+    if (!weight.quantizer) return true;
+    const grid::Info& info = grid::find(weight.quantizer->scheme().weight).info();
+    return stage.tied && info.code_max - info.code_min >= kMostTableLevels;
+  });
+  return found;
+}
+
+bool StageWalk::rounds_tables() const {
+  return std::any_of(stages_.begin(), stages_.end(),
+                     [&](const Stage& stage) { return stage.tied && !to_round(stage).empty(); });
 }
 
 /// visit(first window of the batch, what the stage left of it)
@@ -112,16 +132,6 @@ void check_learned(const std::string& function, const PreparedModel& model) {
            "scale \"" + std::string(to_string(quantizer->estimator().scale)) + "\"");
     }
   }
-}
-
-double output_error(const at::Tensor& weight, const at::Tensor& w_hat, const at::Tensor& hessian) {
-  const NoAutocast full_precision;
-  const at::Tensor h = hessian.to(at::kFloat);
-  const auto energy = [&](const at::Tensor& rows) {
-    return (at::mm(rows, h) * rows).sum(at::kDouble).item<double>();
-  };
-  const double outputs = energy(weight);
-  return outputs > 0.0 ? std::sqrt(std::max(0.0, energy(weight - w_hat)) / outputs) : 0.0;
 }
 
 }  // namespace qat::ptq

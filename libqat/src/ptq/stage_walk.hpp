@@ -28,7 +28,12 @@ class StageWalk {
   /// The next stage, or null behind the last one.
   const Stage* stage() const noexcept { return next_ < stages_.size() ? &stages_[next_] : nullptr; }
   /// The weights of the next stage.
-  std::vector<StageWeight> weights() const;
+  std::vector<StageWeight> weights() const { return weights_of(stages_[next_]); }
+  /// Those that a method rounds: with a quantizer, and of a table that is also a head, on a grid where the
+  /// head's inputs make a difference.
+  std::vector<StageWeight> weights_to_round() const { return to_round(stages_[next_]); }
+  /// Whether there are such tables.
+  bool rounds_tables() const;
   /// Runs the next stage on all windows. Moments of what it leaves if `measure`.
   std::optional<InputMoments> advance(bool measure);
   /// Runs the next stage on all windows. E[s x x^T] of what it leaves for each of `weights`, float64[N, N], s
@@ -37,6 +42,8 @@ class StageWalk {
   std::vector<at::Tensor> advance(const std::vector<StageWeight>& weights, const TokenWeights& tokens);
 
  private:
+  std::vector<StageWeight> weights_of(const Stage& stage) const;
+  std::vector<StageWeight> to_round(const Stage& stage) const;
   template <class Visit>
   void run_next(const Visit& visit);
 
@@ -64,9 +71,5 @@ class EnabledScope {
 
 /// Throws ArgumentError unless all quantizers of the model have learned scales.
 void check_learned(const std::string& function, const PreparedModel& model);
-
-/// sqrt(tr(E H E^T) / tr(W H W^T)) with E = W - W^: see RoundedTensor. weight, w_hat: float32[R, N], hessian:
-/// [N, N]. 0 where the outputs are all zero.
-double output_error(const at::Tensor& weight, const at::Tensor& w_hat, const at::Tensor& hessian);
 
 }  // namespace qat::ptq

@@ -33,7 +33,7 @@ Quantizer::Quantizer(std::string tensor, Scheme scheme, Estimator estimator)
 
 std::shared_ptr<Quantizer> Quantizer::clone(const std::optional<at::Device>& device) const {
   std::shared_ptr<Quantizer> copy(new Quantizer(*this));
-  copy->input_hook_ = copy->output_hook_ = nullptr;
+  copy->input_hook_ = copy->output_hook_ = copy->lookup_hook_ = nullptr;
   if (!scales_.defined()) return copy;
   const at::NoGradGuard no_grad;
   copy->scales_ = scales_.detach().to(device.value_or(scales_.device()), at::kFloat, false, /*copy=*/true);
@@ -81,11 +81,13 @@ at::Tensor Quantizer::linear(const at::Tensor& input, const at::Tensor& latent,
 
 at::Tensor Quantizer::embedding(const at::Tensor& indices, const at::Tensor& latent,
                                 int64_t padding_idx) const {
-  return blended([&] { return float_embedding(indices, latent, padding_idx); },
-                 [&] {
-                   return ops::quantized_embedding(indices, latent, padding_idx, grid(), rules(), tensor_,
-                                                   field_scales());
-                 });
+  at::Tensor rows = blended([&] { return float_embedding(indices, latent, padding_idx); },
+                            [&] {
+                              return ops::quantized_embedding(indices, latent, padding_idx, grid(),
+                                                              rules(), tensor_, field_scales());
+                            });
+  if (lookup_hook_) lookup_hook_(rows);
+  return rows;
 }
 
 at::Tensor Quantizer::weight(const at::Tensor& latent, at::ScalarType dtype) const {

@@ -2,6 +2,7 @@
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/randint.h>
 
 #include <cstdio>
@@ -21,10 +22,10 @@ using namespace qat;
 namespace {
 
 /// A decoder with the same weights for the same seed, and a text for it.
-std::shared_ptr<models::Decoder> tiny() {
+std::shared_ptr<models::Decoder> tiny(int64_t vocabulary = 50) {
   at::manual_seed(3);
   models::DecoderConfig config;
-  config.vocab_size = 50;
+  config.vocab_size = vocabulary;
   config.hidden_size = 64;
   config.intermediate_size = 96;
   config.num_hidden_layers = 2;
@@ -90,6 +91,52 @@ TEST_CASE("guided rounding of a decoder, as docs/ptq.md shows it") {
   auto held = prepare(tiny(), Policy::preset("gguf-q4_0"));
   const auto unasked = [](const at::Tensor&) -> at::Tensor { throw std::logic_error("asked"); };
   CHECK_THROWS_AS(ptq::apply_guided(held, decoder->stages(), unasked, windows), ArgumentError);
+}
+
+TEST_CASE("a tied table is rounded first, and once") {
+  const auto decoder = tiny();
+  const at::Tensor windows = text();
+  const Policy policy = Policy::from_json(R"({"rules": [{"match": ".*", "weight": "q4_0"}]})");
+  const at::Tensor before = decoder->named_parameters()["model.embed_tokens.weight"].detach().clone();
+  auto model = prepare(decoder, policy.with_scale(ScaleRule::kLearned));
+  std::vector<int64_t> totals;
+  const auto record = [&](int64_t done, int64_t total, const std::string&) {
+    CHECK(done <= total);
+    totals.push_back(total);
+  };
+  const auto found = ptq::apply_gptq(model, decoder->stages(), windows, {}, {.batch = 4, .progress = record});
+  REQUIRE(found.size() == 15);
+  CHECK(found[0].name == "model.embed_tokens.weight");
+  CHECK(found[0].output_error > 0.0);
+  CHECK(totals ==
+        std::vector<int64_t>(2 * 9 * 3, 9 * 3));  // the float model, then the model as it is rounded
+  CHECK(difference(decoder->named_parameters()["model.embed_tokens.weight"], before) > 0.0);
+  for (const auto& quantizer : model.quantizers()) CHECK((!quantizer || quantizer->enabled()));
+}
+
+TEST_CASE("the rows of a large table are rounded alike, in whichever part they are") {
+  const at::NoGradGuard no_grad;
+  const int64_t rows = (int64_t{1} << 25) / 64 + 8;  // eight rows more than a part of 2^25 weights
+  const auto decoder = tiny(rows);
+  const at::Tensor table = decoder->named_parameters()["model.embed_tokens.weight"];
+  ptq::InputMoments moments(64);
+  for (const at::Tensor& windows : text().split(8)) moments.add(decoder->hidden(windows));
+  ptq::GptqOptions options;
+  options.scale = ptq::ScaleSource::kReference;
+  const auto rounded = [&](int64_t first) {
+    return ptq::gptq(table.detach().narrow(0, first, 16).contiguous(), moments.second(), "int4_channel",
+                     options);
+  };
+  const ptq::Solution start = rounded(0), end = rounded(rows - 16);
+  const Policy policy = Policy::from_json(
+      R"({"rules": [{"match": "model.embed_tokens", "weight": "int4_channel"}, {"match": ".*", "weight": "f32"}]})");
+  auto model = prepare(decoder, policy.with_scale(ScaleRule::kLearned));
+  CHECK(ptq::apply_gptq(model, decoder->stages(), text(), options).size() == 1);
+  const at::Tensor scales = model.scale_parameters()[0].value;
+  CHECK(at::equal(table.narrow(0, 0, 16), start.latent));
+  CHECK(at::equal(table.narrow(0, rows - 16, 16), end.latent));
+  CHECK(at::equal(scales.narrow(0, 0, 16), start.scales));
+  CHECK(at::equal(scales.narrow(0, rows - 16, 16), end.scales));
 }
 
 TEST_CASE("AWQ leaves the float decoder, and quantizers are enabled again") {

@@ -59,6 +59,17 @@ TEST_CASE("every linear layer stands in one stage, and producers are parameters"
   CHECK(seen == all);
 }
 
+TEST_CASE("a tied head is the last stage's weight, and nothing can be folded into it") {
+  for (const bool tied : {true, false}) {
+    const std::vector<Stage> stages = models::Decoder(tiny(tied)).stages();
+    for (size_t i = 0; i + 1 < stages.size(); ++i) CHECK_FALSE(stages[i].tied);
+    CHECK(stages.back().tied == tied);
+    CHECK(stages.back().producers.empty() == tied);
+    CHECK(stages.back().weights ==
+          std::vector<std::string>{tied ? "model.embed_tokens.weight" : "lm_head.weight"});
+  }
+}
+
 TEST_CASE("stages outlive their decoder") {
   std::vector<Stage> stages;
   {

@@ -32,6 +32,7 @@ using Progress = std::function<void(int64_t done, int64_t total, const std::stri
 struct CalibrationOptions {
   int64_t batch = 8;         ///< windows per forward call
   TokenWeights tokens = {};  ///< empty: all tokens count alike
+  LookupCurvatures lookups = {};
   Progress progress = {};
 };
 
@@ -46,7 +47,9 @@ struct RoundedTensor {
 
 /// GPTQ on every quantized weight of the stages, see gptq. `model` must have been prepared with learned
 /// scales; latents and scales become those of the method's solution. Weights in no stage (embeddings) keep
-/// theirs. windows: int64[n, T]. Runs in autocast's dtype when autocast is on.
+/// theirs. A table in a tied stage is rounded before all others, by the inputs of the float model's head; on
+/// a grid of more than 64 levels it keeps its weights and scales, too. windows: int64[n, T]. Runs in
+/// autocast's dtype when autocast is on.
 ///
 /// ArgumentError for quantizers without learned scales, for a weight in a stage that `model` has no slot for,
 /// and for options out of range; NumericError, naming the weight, for inputs that are not finite.

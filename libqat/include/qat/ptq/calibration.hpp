@@ -14,6 +14,11 @@ namespace qat::ptq {
 /// negative, of mean 1; see token_sensitivity. Weights without an entry count all tokens alike.
 using TokenWeights = std::map<std::string, at::Tensor>;
 
+/// How the error of a looked-up row counts beside that of the products of a table that is also a head: name
+/// -> float64[N, N], added to E[s x x^T] of the head's inputs; see sensitivity. Tables without an entry count
+/// as heads alone.
+using LookupCurvatures = std::map<std::string, at::Tensor>;
+
 /// Moments of one layer's inputs. Memory: N^2 float64.
 class InputMoments {
  public:

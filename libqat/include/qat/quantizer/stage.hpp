@@ -26,6 +26,8 @@ struct Stage {
   std::vector<std::string> producers;
   /// [I]; empty when producers is, and for r = i.
   std::vector<int64_t> producer_rows;
+  /// The weights are also the table that the first step looks tokens up in: a head tied to the embedding.
+  bool tied = false;
 };
 
 }  // namespace qat

@@ -1,0 +1,60 @@
+#include "ptq/round_weight.hpp"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/mm.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "ptq/check.hpp"
+#include "ptq/decode.hpp"
+#include "ptq/no_autocast.hpp"
+#include "qat/grid/grid.hpp"
+
+namespace qat::ptq {
+namespace {
+
+/// Weights that are solved together: 128 MB of float32, of which a solution takes a few copies.
+constexpr int64_t kPart = int64_t{1} << 25;
+
+/// Rows that are solved together: no row's solution depends on another's, unless they share a scale.
+int64_t rows_of_a_part(const at::Tensor& weight, const grid::Grid& grid) {
+  const int64_t rows = weight.size(0);
+  if (grid.info().block == grid::kWholeTensor) return rows;
+  return std::clamp(kPart / (weight.numel() / rows), int64_t{1}, rows);
+}
+
+/// tr(W H W^T); rows: float32[r, N], hessian: float32[N, N].
+double energy(const at::Tensor& rows, const at::Tensor& hessian) {
+  return (at::mm(rows, hessian) * rows).sum(at::kDouble).item<double>();
+}
+
+}  // namespace
+
+RoundedTensor round_weight(const StageWeight& weight, const at::Tensor& hessian, const Solve& solve) {
+  const NoAutocast full_precision;
+  Quantizer& quantizer = *weight.quantizer;
+  const std::string& grid = quantizer.scheme().weight;
+  const int64_t rows = weight.latent.size(0), step = rows_of_a_part(weight.latent, grid::find(grid));
+  const at::Tensor single = hessian.to(at::kFloat);
+  const at::Tensor scales = quantizer.field_scales().detach().clone();
+  double outputs = 0.0, errors = 0.0;
+  for (int64_t first = 0; first < rows; first += step) {
+    const std::string name =
+        first == 0 ? weight.name : weight.name + ", from row " + std::to_string(first) + " on";
+    const at::Tensor part = weight.latent.detach().narrow(0, first, std::min(step, rows - first));
+    const at::Tensor before = rows_of(part).clone();
+    const Solution solution = solve(part, hessian, quantizer, name);
+    const at::Tensor shipped =
+        decoded("round_weight", name, grid::find(grid), rows_of(solution.latent), solution.scales.cpu());
+    outputs += energy(before, single);
+    errors += energy(before - shipped, single);
+    (step < rows ? scales.narrow(0, first, part.size(0)) : scales).copy_(solution.scales);
+    part.copy_(solution.latent);
+    quantizer.set_field_scales(scales);
+  }
+  const double share = outputs > 0.0 ? std::max(0.0, errors) / outputs : 0.0;
+  return {weight.name, grid, std::sqrt(share)};
+}
+
+}  // namespace qat::ptq
