@@ -81,7 +81,8 @@ std::vector<RoundedTensor> apply_weighted_search(PreparedModel& model, const std
                                                  const CalibrationOptions& calibration) {
   const Solve solve = [](const at::Tensor& rows, const at::Tensor& hessian, const Quantizer& quantizer,
                          const std::string& name) -> Solution {
-    return {rows, weighted_search(rows, hessian.diagonal(), quantizer.scheme().weight, name, quantizer.tied())};
+    return {rows,
+            weighted_search(rows, hessian.diagonal(), quantizer.scheme().weight, name, quantizer.tied())};
   };
   return apply({"apply_weighted_search", model, stages, windows, calibration, solve});
 }

@@ -83,8 +83,8 @@ at::Tensor Quantizer::embedding(const at::Tensor& indices, const at::Tensor& lat
                                 int64_t padding_idx) const {
   at::Tensor rows = blended([&] { return float_embedding(indices, latent, padding_idx); },
                             [&] {
-                              return ops::quantized_embedding(indices, latent, padding_idx, grid(),
-                                                              rules(), tensor_, field_scales());
+                              return ops::quantized_embedding(indices, latent, padding_idx, grid(), rules(),
+                                                              tensor_, field_scales());
                             });
   if (lookup_hook_) lookup_hook_(rows);
   return rows;
