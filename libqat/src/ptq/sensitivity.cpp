@@ -67,15 +67,16 @@ class Recorder {
       if (!quantizer) continue;
       Record& record = found_[quantizer->tensor()];
       record.squares = at::zeros(shape, at::kFloat);
-      quantizer->set_output_hook([this, &record](const at::Tensor& output) { watch(record, output); });
-      quantizer->set_lookup_hook([this, &record](const at::Tensor& rows) { watch_lookup(record, rows); });
+      quantizer->set_output_hook([this, &record](const at::Tensor& output) {
+        // No weight takes a gradient here, so a table's rows are leaves, unlike what is made of other
+        // outputs.
+        output.requires_grad() ? watch(record, output) : watch_lookup(record, output);
+      });
     }
   }
   ~Recorder() {
     for (const auto& quantizer : quantizers_) {
-      if (!quantizer) continue;
-      quantizer->set_output_hook(nullptr);
-      quantizer->set_lookup_hook(nullptr);
+      if (quantizer) quantizer->set_output_hook(nullptr);
     }
   }
   Recorder(const Recorder&) = delete;
@@ -115,7 +116,6 @@ class Recorder {
   };
 
   void watch(Record& record, const at::Tensor& output) const {
-    if (!output.requires_grad()) return;
     record.outputs = output.size(-1);
     const at::Tensor squares = record.squares.narrow(0, first_, count_);
     output.register_hook([squares](const at::Tensor& gradient) {
@@ -132,8 +132,7 @@ class Recorder {
       shape.push_back(rows.size(-1));
       record.lookups = at::zeros(shape, at::kFloat);
     }
-    // The table itself takes no gradient here, so its rows are leaves.
-    if (!rows.requires_grad()) rows.set_requires_grad(true);
+    rows.set_requires_grad(true);
     const at::Tensor gradients = record.lookups.narrow(0, first_, count_);
     rows.register_hook([gradients](const at::Tensor& gradient) {
       gradients.add_(gradient.detach().to(at::kFloat).view(gradients.sizes()).cpu());

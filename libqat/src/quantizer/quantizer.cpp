@@ -33,7 +33,7 @@ Quantizer::Quantizer(std::string tensor, Scheme scheme, Estimator estimator)
 
 std::shared_ptr<Quantizer> Quantizer::clone(const std::optional<at::Device>& device) const {
   std::shared_ptr<Quantizer> copy(new Quantizer(*this));
-  copy->input_hook_ = copy->output_hook_ = copy->lookup_hook_ = nullptr;
+  copy->input_hook_ = copy->output_hook_ = nullptr;
   if (!scales_.defined()) return copy;
   const at::NoGradGuard no_grad;
   copy->scales_ = scales_.detach().to(device.value_or(scales_.device()), at::kFloat, false, /*copy=*/true);
@@ -86,7 +86,7 @@ at::Tensor Quantizer::embedding(const at::Tensor& indices, const at::Tensor& lat
                               return ops::quantized_embedding(indices, latent, padding_idx, grid(), rules(),
                                                               tensor_, field_scales());
                             });
-  if (lookup_hook_) lookup_hook_(rows);
+  if (output_hook_) output_hook_(rows);
   return rows;
 }
 

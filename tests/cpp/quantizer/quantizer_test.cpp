@@ -306,21 +306,20 @@ TEST_CASE("the input hook sees what the layer multiplies, on or off, and a clone
   REQUIRE(seen.size() == 2);
 }
 
-TEST_CASE("the lookup hook sees the rows that the layer returns, on or off, and a clone has none") {
+TEST_CASE("the output hook sees the rows that an embedding returns, on or off, and a clone has none") {
   qat::Quantizer quantizer("w", {"q4_0"}, kLsq);
   const at::Tensor latent = at::randn({4, 32}), indices = at::tensor({3, 0, 3});
   quantizer.initialize_scales(latent);
   std::vector<at::Tensor> seen;
-  quantizer.set_lookup_hook([&](const at::Tensor& rows) { seen.push_back(rows); });
+  quantizer.set_output_hook([&](const at::Tensor& rows) { seen.push_back(rows); });
   const at::Tensor on = quantizer.embedding(indices, latent);
   quantizer.set_enabled(false);
   const at::Tensor off = quantizer.embedding(indices, latent);
-  quantizer.linear(at::randn({2, 32}), latent, {});
   quantizer.clone()->embedding(indices, latent);
   REQUIRE(seen.size() == 2);
   REQUIRE(seen[0].is_same(on));
   REQUIRE(seen[1].is_same(off));
-  quantizer.set_lookup_hook(nullptr);
+  quantizer.set_output_hook(nullptr);
   quantizer.embedding(indices, latent);
   REQUIRE(seen.size() == 2);
 }

@@ -107,8 +107,6 @@ class Quantizer {
   void set_input_hook(std::function<void(const at::Tensor& input)> hook) { input_hook_ = std::move(hook); }
   /// The same with the layer's output [..., O], after the product.
   void set_output_hook(std::function<void(const at::Tensor& output)> hook) { output_hook_ = std::move(hook); }
-  /// Called by `embedding`, enabled or not, with the rows that were looked up, [..., N]; null is none.
-  void set_lookup_hook(std::function<void(const at::Tensor& rows)> hook) { lookup_hook_ = std::move(hook); }
 
  private:
   Quantizer(const Quantizer&) = default;
@@ -131,7 +129,7 @@ class Quantizer {
   at::Tensor scales_;
   double blend_ = 1.0;
   std::string training_grid_;
-  std::function<void(const at::Tensor&)> input_hook_, output_hook_, lookup_hook_;
+  std::function<void(const at::Tensor&)> input_hook_, output_hook_;
 };
 
 }  // namespace qat
