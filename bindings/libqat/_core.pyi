@@ -98,9 +98,9 @@ __all__: list[str] = [
     "save",
     "score_choices",
     "score_intervals",
+    "sensitivity",
     "seq_untie",
     "share_removed",
-    "token_sensitivity",
     "verify",
     "weighted_search_tensor",
     "write_tokens",
@@ -1198,6 +1198,7 @@ def apply_gptq(
     scale: str = "weighted",
     sweeps: typing.SupportsIndex = 0,
     tokens: collections.abc.Mapping[str, torch.Tensor] = {},
+    lookups: collections.abc.Mapping[str, torch.Tensor] = {},
     batch: typing.SupportsIndex = 8,
     compute_dtype: str = "auto",
     progress: typing.Any = None,
@@ -1801,6 +1802,24 @@ def score_intervals(
     95 % bootstrap intervals over windows weighted by their tokens; NaN for a text of a single window.
     """
 
+def sensitivity(
+    prepared: PreparedDecoder,
+    windows: torch.Tensor,
+    *,
+    seed: typing.SupportsIndex = 0,
+    batch: typing.SupportsIndex = 2,
+    compute_dtype: str = "auto",
+    progress: typing.Any = None,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """
+    How much each token of a calibration text counts for each linear layer of a prepared decoder.
+
+    windows: int64[n, T]. Returns two dicts. The first: weight name -> float32[n, T] of mean 1, the mean over the layer's
+    outputs of their squared gradients, under the float model's cross-entropy with labels that it draws itself, clipped at
+    8 means. The second: name of a table that is also the head -> float64[N, N], the curvature of the place where its rows
+    are looked up, as it adds to E[s x x^T] of the head's inputs x.
+    """
+
 def seq_untie(scales: torch.Tensor, grid: str, tensor: str = "") -> torch.Tensor:
     """
     The free parameters float32[R, G, F] that `libqat.ops.seq_tie` takes to scales float32[R, G, P]. ArgumentError for scales that it cannot give.
@@ -1809,22 +1828,6 @@ def seq_untie(scales: torch.Tensor, grid: str, tensor: str = "") -> torch.Tensor
 def share_removed(quantized: float, trained: float) -> float:
     """
     Share of a quantization loss that training won back: 1 - trained / quantized; NaN when `quantized` is not positive.
-    """
-
-def token_sensitivity(
-    prepared: PreparedDecoder,
-    windows: torch.Tensor,
-    *,
-    seed: typing.SupportsIndex = 0,
-    batch: typing.SupportsIndex = 2,
-    compute_dtype: str = "auto",
-    progress: typing.Any = None,
-) -> dict[str, torch.Tensor]:
-    """
-    How much each token of a calibration text counts for each linear layer of a prepared decoder.
-
-    windows: int64[n, T]. Returns weight name -> float32[n, T] of mean 1: the mean over the layer's outputs of their squared
-    gradients, under the float model's cross-entropy with labels that it draws itself, clipped at 8 means.
     """
 
 def verify(path: os.PathLike | str | bytes, checkpoint: QuantizedCheckpoint) -> list[Difference]:

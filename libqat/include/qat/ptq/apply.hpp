@@ -30,9 +30,9 @@ using Progress = std::function<void(int64_t done, int64_t total, const std::stri
 
 /// How calibration windows go through the model.
 struct CalibrationOptions {
-  int64_t batch = 8;         ///< windows per forward call
-  TokenWeights tokens = {};  ///< empty: all tokens count alike
-  LookupCurvatures lookups = {};
+  int64_t batch = 8;              ///< windows per forward call
+  TokenWeights tokens = {};       ///< empty: all tokens count alike
+  LookupCurvatures lookups = {};  ///< empty: tied tables count as heads alone
   Progress progress = {};
 };
 

@@ -105,7 +105,7 @@ class Quantizer {
 
   /// Called by `linear`, enabled or not, with the layer's input [..., I] before the product; null is none.
   void set_input_hook(std::function<void(const at::Tensor& input)> hook) { input_hook_ = std::move(hook); }
-  /// The same with the layer's output [..., O], after the product.
+  /// The same with the layer's output [..., O], after the product; by `embedding` with the rows looked up.
   void set_output_hook(std::function<void(const at::Tensor& output)> hook) { output_hook_ = std::move(hook); }
 
  private:
