@@ -308,7 +308,7 @@ TEST_CASE("the input hook sees what the layer multiplies, on or off, and a clone
 
 TEST_CASE("the output hook sees the rows that an embedding returns, on or off, and a clone has none") {
   qat::Quantizer quantizer("w", {"q4_0"}, kLsq);
-  const at::Tensor latent = at::randn({4, 32}), indices = at::tensor({3, 0, 3});
+  const at::Tensor latent = at::randn({4, 32}), indices = at::tensor({3, 0, 3}, at::kLong);
   quantizer.initialize_scales(latent);
   std::vector<at::Tensor> seen;
   quantizer.set_output_hook([&](const at::Tensor& rows) { seen.push_back(rows); });
