@@ -94,6 +94,17 @@ def score(server: Any, request: dict[str, Any], send: Send) -> list[float]:
     return scores
 
 
+def likeliest(server: Any, request: dict[str, Any], send: Send) -> list[list[tuple[int, float]]]:
+    tokens, count = request["tokens"], request["count"]
+    [letter] = tokenize(server, {"text": "a", "add_special": False})
+    found = []
+    for index in range(1, len(tokens) + 1):
+        _, *listed = forced(server, tokens[:index], letter, count)
+        found.append([(entry["id"], entry["logprob"]) for entry in listed])
+        send({"progress": [index, len(tokens)]})
+    return found
+
+
 def tokenize(server: Any, request: dict[str, Any], send: Send | None = None) -> list[int]:
     del send
     body = {"content": request["text"], "add_special": request["add_special"], "parse_special": True}
@@ -133,6 +144,7 @@ def main() -> None:
     actions = {
         "generate": generate,
         "score": score,
+        "likeliest": likeliest,
         "tokenize": tokenize,
         "chat_prompt": chat_prompt,
         "chat": chat,

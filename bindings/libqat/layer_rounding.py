@@ -191,10 +191,12 @@ def sensitivity_of(
 
         output.register_hook(keep)
 
-    def record_lookup(head: QuantizedLinear, rows: Tensor) -> None:
+    def record_lookup(table: QuantizedEmbedding, head: QuantizedLinear, rows: Tensor) -> None:
         # the table takes no gradient here, so its rows are leaves
         rows.requires_grad_().register_hook(
-            lambda gradient: lookups[head].append(gradient.detach().float().flatten(0, -2).cpu())
+            lambda gradient: lookups[head].append(
+                gradient.detach().float().flatten(0, -2).cpu() * table.output_scale
+            )
         )
 
     model = prepared.model
@@ -208,7 +210,9 @@ def sensitivity_of(
     modes = [(module, module.training) for module in model.modules()]
     hooks = [layer.register_forward_hook(record) for layer in layers]
     for table, head in tables:
-        hooks.append(table.register_forward_hook(lambda _, __, rows, head=head: record_lookup(head, rows)))
+        hooks.append(
+            table.register_forward_hook(lambda table, _, rows, head=head: record_lookup(table, head, rows))
+        )
     model.eval()
     try:
         for parameter, _ in needed:

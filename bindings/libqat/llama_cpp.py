@@ -94,6 +94,27 @@ class LlamaCpp:
             )
         return self._call("score", progress, tokens=tokens)
 
+    def likeliest(
+        self,
+        token_ids: Sequence[int],
+        count: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[tuple[int, float]]]:
+        """After each token, the `count` likeliest next ones given all up to it: (id, log-probability).
+
+        The likeliest comes first. `progress` is called with positions done and in all.
+        """
+        tokens = _plain(token_ids)
+        if not 1 <= len(tokens) < self._context:
+            raise ArgumentError(
+                f"llama_cpp.likeliest: token_ids: expected 1 to {self._context - 1} ids (the context and the "
+                f"next token), got {len(tokens)}"
+            )
+        if count < 1:
+            raise ArgumentError(f"llama_cpp.likeliest: count: expected at least 1, got {count}")
+        answer = self._call("likeliest", progress, tokens=tokens, count=count)
+        return [[(int(token), value) for token, value in listed] for listed in answer]
+
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
         """Token ids of `text`; special tokens written in it are recognised.
 

@@ -7,8 +7,9 @@ and O out features, R rows (dimension 0 of a weight), G blocks in a row, P scale
 parameters of SEQ per block.
 """
 
+import copyreg
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (PyTorch's own spelling)
 
 from . import _core
+from .experts import ExpertMatrix, QuantizedExperts, is_experts, matrices_of
 
 _ops = torch.ops.libqat
 
@@ -125,30 +127,44 @@ class _Quantized(nn.Module):
         return self.weight_quantizer.fake_quantize(self.weight, self.weight_scales)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Quantized":
-        """Moves the layer as `model.to(...)` asks, except that latents and learned scales stay float32.
-
-        `model.half()` and the like then give what preparing a half-precision model gives: activations, biases
-        and norms in that dtype. Latents rounded to it would no longer move at small learning rates.
-        """
-        quantizer = self.weight_quantizer
-        latents = [p for p in (self.weight, self.weight_scales) if p is not None]
-        latents += [p.grad for p in latents if p.grad is not None]
-        # whether fn changes dtypes shows on a tensor of the dtype that the weight had before it was raised
-        activations = fn(torch.empty(0, dtype=quantizer.dtype, device=self.weight.device)).dtype
-
-        def keep_float32(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            kept = any(tensor is latent for latent in latents) and applied.dtype != torch.float32
-            return tensor.to(applied.device) if kept else applied
-
-        super()._apply(keep_float32, recurse)
-        if activations not in (quantizer.dtype, torch.float32):
-            warnings.warn(
-                f"libqat: asked for {activations} parameters; a prepared model keeps its latents in float32",
-                stacklevel=2,
-            )
-        quantizer.dtype = activations
+        """Moves the layer as `model.to(...)` asks, except that latents and learned scales stay float32."""
+        latents = [self.weight, self.weight_scales]
+        apply_keeping_latents(self, [self.weight_quantizer], latents, super()._apply, fn, recurse)
         return self
+
+
+def apply_keeping_latents(
+    module: nn.Module,
+    quantizers: "list[WeightQuantizer]",
+    latents: "list[Tensor | None]",
+    apply: Callable[..., nn.Module],
+    fn: Callable[[Tensor], Tensor],
+    recurse: bool,
+) -> None:
+    """`apply(fn, recurse)`, the module's own `_apply`, that leaves `latents` and their gradients in float32.
+
+    `model.half()` and the like then give what preparing a half-precision model gives: activations, biases and
+    norms in that dtype. Latents rounded to it would no longer move at small learning rates.
+    """
+    kept = [latent for latent in latents if latent is not None]
+    kept += [latent.grad for latent in kept if latent.grad is not None]
+    former = quantizers[0].dtype
+    # whether fn changes dtypes shows on a tensor of the dtype that the weight had before it was raised
+    activations = fn(torch.empty(0, dtype=former, device=kept[0].device)).dtype
+
+    def keep_float32(tensor: Tensor) -> Tensor:
+        applied = fn(tensor)
+        is_latent = any(tensor is latent for latent in kept) and applied.dtype != torch.float32
+        return tensor.to(applied.device) if is_latent else applied
+
+    apply(keep_float32, recurse)
+    if activations not in (former, torch.float32):
+        warnings.warn(
+            f"libqat: asked for {activations} parameters; a prepared model keeps its latents in float32",
+            stacklevel=3,
+        )
+    for quantizer in quantizers:
+        quantizer.dtype = activations
 
 
 class QuantizedLinear(_Quantized, nn.Linear):
@@ -172,6 +188,11 @@ class QuantizedLinear(_Quantized, nn.Linear):
 class QuantizedEmbedding(_Quantized, nn.Embedding):
     """y[t] = w_hat[indices[t]]; only the rows that the batch touches are quantized."""
 
+    @property
+    def output_scale(self) -> float:
+        """What the looked-up rows are multiplied with."""
+        return 1.0
+
     def forward(self, input: Tensor) -> Tensor:
         quantizer = self.weight_quantizer
         padding = -1 if self.padding_idx is None else self.padding_idx
@@ -187,6 +208,18 @@ class QuantizedEmbedding(_Quantized, nn.Embedding):
             ),
         )
         return rows.to(quantizer.dtype)
+
+
+class QuantizedScaledEmbedding(QuantizedEmbedding):
+    """An embedding times its buffer `embed_scale`, as the Gemma models have it."""
+
+    @property
+    def output_scale(self) -> float:
+        """The scale in the dtype that the weight had: a bfloat16 model rounds it."""
+        return self.embed_scale.to(self.weight_quantizer.dtype).item()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.embed_scale.to(self.weight_quantizer.dtype)
 
 
 class _QuantizedConv(_Quantized):
@@ -253,8 +286,52 @@ QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
 }
 """Layer class -> its quantized class."""
 
+_CONVOLUTIONS = tuple(layer for layer in QUANTIZED if layer not in (nn.Linear, nn.Embedding))
+
 FLOAT = {quantized: layer for layer, quantized in QUANTIZED.items()}
 """Quantized class -> the layer class it came from."""
+
+SCALED_EMBEDDINGS = (
+    "Gemma3TextScaledWordEmbedding",
+    "Gemma3nTextScaledWordEmbedding",
+    "Gemma4TextScaledWordEmbedding",
+    "Gemma4UnifiedTextScaledWordEmbedding",
+)
+"""Classes of transformers whose forward is that of nn.Embedding times `embed_scale`."""
+
+
+class _Derived(type):
+    """The class of classes made by `quantized_class`, so that they can be pickled."""
+
+
+copyreg.pickle(_Derived, lambda derived: (quantized_class, (FLOAT[derived],)))
+
+
+def quantized_class(layer: type[nn.Module]) -> type[nn.Module]:
+    """The class that a layer of class `layer` gets. KeyError for layers that libqat does not know.
+
+    That of a known class of transformers (a scaled embedding, experts) is its subclass, made once.
+    """
+    if layer not in QUANTIZED:
+        behavior = _behavior(layer)
+        if behavior is None:
+            raise KeyError(layer)
+        QUANTIZED[layer] = _Derived(f"Quantized{layer.__name__}", (behavior, layer), {})
+        FLOAT[QUANTIZED[layer]] = layer
+    return QUANTIZED[layer]
+
+
+def is_known(layer: type[nn.Module]) -> bool:
+    """Whether a layer of this class, or of the class it came from, can be quantized."""
+    return layer in QUANTIZED or layer in FLOAT or _behavior(layer) is not None
+
+
+def _behavior(layer: type[nn.Module]) -> type[nn.Module] | None:
+    if not layer.__module__.startswith("transformers."):
+        return None
+    if layer.__name__ in SCALED_EMBEDDINGS:
+        return QuantizedScaledEmbedding
+    return QuantizedExperts if hasattr(layer, "_apply_gate") else None
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -263,4 +340,48 @@ def kind_of(module: nn.Module) -> str | None:
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    return "conv" if isinstance(module, tuple(QUANTIZED)) else None
+    return "conv" if isinstance(module, _CONVOLUTIONS) else None
+
+
+def weights_of(module: nn.Module) -> "Iterator[tuple[str, str, nn.Module | ExpertMatrix]]":
+    """(parameter's name, kind, layer) of each weight of this module that could be quantized."""
+    kind = kind_of(module)
+    if kind is not None and isinstance(getattr(module, "weight", None), Tensor):
+        yield "weight", kind, module
+    elif kind is None and is_experts(module):
+        for key in matrices_of(module):
+            yield key, "linear", ExpertMatrix(module, key)
+
+
+def owner_of(layer: "nn.Module | ExpertMatrix") -> nn.Module:
+    """The module whose parameter the layer's weight is."""
+    return layer.module if isinstance(layer, ExpertMatrix) else layer
+
+
+def is_quantized(layer: "nn.Module | ExpertMatrix") -> bool:
+    """Whether forward sees the layer's quantized weight."""
+    if isinstance(layer, ExpertMatrix):
+        return layer.key in getattr(layer.module, "expert_quantizers", {})
+    return type(layer) in FLOAT
+
+
+def attach(layer: "nn.Module | ExpertMatrix", quantizer: WeightQuantizer) -> None:
+    """Makes the layer's forward use its quantized weight."""
+    module = owner_of(layer)
+    if isinstance(layer, ExpertMatrix):
+        module.__dict__.setdefault("expert_quantizers", {})[layer.key] = quantizer
+    else:
+        module.weight_quantizer = quantizer
+    if type(module) not in FLOAT:
+        module.__class__ = quantized_class(type(module))
+
+
+def detach(module: nn.Module) -> None:
+    """Makes an ordinary module of one whose class `attach` changed; learned scales are dropped."""
+    for key, _, layer in list(weights_of(module)):
+        if not is_quantized(layer):
+            continue
+        layer.weight.data = layer.weight.data.to(layer.weight_quantizer.dtype)
+        delattr(module, f"{key}_scales")
+    del module.__dict__["expert_quantizers" if isinstance(module, QuantizedExperts) else "weight_quantizer"]
+    module.__class__ = FLOAT[type(module)]

@@ -11,7 +11,7 @@ from torch import nn
 
 from . import _core
 from ._core import ArgumentError, Decoder, Estimator, Policy, PreparedDecoder, QuantizedCheckpoint
-from .nn import FLOAT, QUANTIZED, WeightQuantizer
+from .nn import FLOAT, WeightQuantizer, attach, detach, is_quantized
 from .report import Report, report_of
 from .slots import Slot, check_model, check_prepared, check_slots, check_whole, find_slots, scale_names
 
@@ -45,7 +45,7 @@ class PreparedModel:
     @property
     def slots(self) -> list[Slot]:
         """The quantized weights, in model order."""
-        return [slot for slot in find_slots(self.model) if type(slot.layers[0][1]) in FLOAT]
+        return [slot for slot in find_slots(self.model) if is_quantized(slot.layers[0][1])]
 
     def quantizers(self) -> dict[str, WeightQuantizer]:
         """state_dict key -> what that weight carries."""
@@ -131,8 +131,9 @@ def prepare(
 ) -> "PreparedModel | PreparedDecoder":
     """Makes the forward of each layer that `policy` names compute with the weights that ship.
 
-    Layers (nn.Linear, nn.Embedding, nn.Conv*, nn.ConvTranspose*) are re-classed in place: the parameters stay
-    the same objects, with the same names. They are the latents. Tied weights stay tied: one latent, one grid,
+    Layers (nn.Linear, nn.Embedding, nn.Conv*, nn.ConvTranspose*, the scaled embeddings of Gemma, and the
+    experts that transformers keeps as 3-D parameters) are re-classed in place: the parameters stay the same
+    objects, with the same names. They are the latents. Tied weights stay tied: one latent, one grid,
     several uses, and the first name's rule. Latents in bfloat16 or float16 are raised to float32, because
     small steps vanish in them; such a model's activations keep their dtype.
 
@@ -151,10 +152,10 @@ def prepare(
         return PreparedModel(model)
     _check_unprepared(model)
     slots = find_slots(model)
-    targets = [(slot.name, slot.kind, slot.shape) for slot in slots]
+    targets = [slot.target for slot in slots]
     rules = zip(slots, policy.resolve(targets), policy.estimators(targets), strict=True)
     chosen = [(slot, grid, estimator) for slot, grid, estimator in rules if grid != "f32"]
-    check_slots(model, [slot for slot, _, _ in chosen])
+    check_slots(model, [slot for slot, _, _ in chosen], [grid for _, grid, _ in chosen])
     for slot, grid, estimator in chosen:
         _attach(slot, grid, estimator)
     setattr(model, _MARK, policy.to_json())
@@ -182,8 +183,7 @@ def _attach(slot: Slot, grid: str, estimator: Estimator) -> None:
     )
     weight.data = weight.data.float()
     for _, module in slot.layers:
-        module.weight_quantizer = quantizer
-        module.__class__ = QUANTIZED[type(module)]
+        attach(module, quantizer)
     _register_scales(slot)
 
 
@@ -205,9 +205,7 @@ def unprepare(model: "nn.Module | PreparedModel") -> nn.Module:
     root = prepared_root(model)
     for module in root.modules():
         if type(module) in FLOAT:
-            module.weight.data = module.weight.data.to(module.weight_quantizer.dtype)
-            del module.weight_quantizer, module.weight_scales
-            module.__class__ = FLOAT[type(module)]
+            detach(module)
     delattr(root, _MARK)
     return root
 

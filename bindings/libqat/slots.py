@@ -1,13 +1,15 @@
 """Which weights of a `torch.nn` model can be quantized, and which of them must not be."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ._core import ArgumentError, Policy, UnsupportedError
-from .nn import FLOAT, QUANTIZED, kind_of
+from ._core import ArgumentError, Policy, UnsupportedError, grid_info
+from .experts import ExpertMatrix
+from .nn import FLOAT, is_known, is_quantized, owner_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -19,31 +21,42 @@ class Slot:
     kind: str
     """The first layer's kind: "linear", "embedding" or "conv"."""
     shape: tuple[int, ...]
-    layers: tuple[tuple[str, nn.Module], ...]
-    """(name, module) of each layer whose weight this is."""
+    layers: tuple[tuple[str, nn.Module | ExpertMatrix], ...]
+    """(name, layer) of each layer whose weight this is; a 3-D parameter of experts is a layer of its own."""
+
+    @property
+    def target(self) -> tuple[str, str, tuple[int, ...]]:
+        """Name, kind and shape as a policy sees them: experts as the rows of one matrix."""
+        *rows, width = self.shape
+        experts = isinstance(self.layers[0][1], ExpertMatrix)
+        return self.name, self.kind, (math.prod(rows), width) if experts else self.shape
 
 
 def find_slots(model: nn.Module) -> list[Slot]:
-    """Slots of Linear, Embedding, Conv* and ConvTranspose* layers and of their subclasses, in model order."""
-    groups: dict[int, list[tuple[str, nn.Module]]] = {}
+    """Slots of Linear, Embedding, Conv* and ConvTranspose* layers and of their subclasses, in model order.
+
+    And of modules with experts in 3-D parameters.
+    """
+    groups: dict[int, list[tuple[str, str, str, nn.Module | ExpertMatrix]]] = {}
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None) if kind_of(module) else None
-        if isinstance(weight, torch.Tensor):
-            groups.setdefault(id(weight), []).append((name, module))
+        for key, kind, layer in weights_of(module):
+            path = f"{name}.{key}" if name else key
+            layer_name = path if isinstance(layer, ExpertMatrix) else name
+            groups.setdefault(id(layer.weight), []).append((path, kind, layer_name, layer))
     slots = []
-    for layers in groups.values():
-        name, module = layers[0]
-        key = f"{name}.weight" if name else "weight"
-        slots.append(Slot(key, kind_of(module), tuple(module.weight.shape), tuple(layers)))
+    for uses in groups.values():
+        path, kind, _, layer = uses[0]
+        slots.append(Slot(path, kind, tuple(layer.weight.shape), tuple(use[2:] for use in uses)))
     return slots
 
 
 def scale_names(model: nn.Module) -> set[str]:
     """state_dict keys of learned scales, under every layer that uses them."""
     return {
-        f"{name}.weight_scales" if name else "weight_scales"
+        f"{name}.{key}_scales" if name else f"{key}_scales"
         for name, module in model.named_modules()
-        if type(module) in FLOAT
+        for key, _, layer in weights_of(module)
+        if is_quantized(layer)
     }
 
 
@@ -68,8 +81,11 @@ def _is_a(module: nn.Module, *names: str) -> bool:
 def _refuse_adapter(module: nn.Module, name: str, layer: nn.Module | None) -> None:
     """Stops `get_peft_model` at the first quantized layer it wraps, before anything was replaced."""
     if type(layer) in FLOAT and is_adapter(module):
+        tensor = next(
+            weight.weight_quantizer.tensor for _, _, weight in weights_of(layer) if is_quantized(weight)
+        )
         raise UnsupportedError(
-            f"prepare: {layer.weight_quantizer.tensor}: expected a layer without PEFT adapters, got "
+            f"prepare: {tensor}: expected a layer without PEFT adapters, got "
             f"{_class_name(module)}: {_ADAPTERS}; train the prepared model itself"
         )
 
@@ -97,8 +113,10 @@ def check_whole(model: nn.Module, function: str) -> None:
     for name, module in model.named_modules():
         # FSDP1 leaves a flat piece in the layer's place, or a view that is no parameter; its wrapper may be
         # outside of this module
-        weight = module._parameters.get("weight") if type(module) in FLOAT else None
-        flat = type(module) in FLOAT and (weight is None or weight.dim() < 2)
+        whole = any(
+            layer.weight.dim() > 1 for key, _, layer in weights_of(module) if key in module._parameters
+        )
+        flat = type(module) in FLOAT and not whole
         if flat or _is_a(module, "FSDPModule"):
             raise UnsupportedError(
                 f"{function}: {name or 'model'}: expected whole weights, got those that FSDP split: load the "
@@ -119,28 +137,28 @@ def check_prepared(model: nn.Module, policy: Policy) -> None:
             )
     check_whole(model, "freeze")
     slots = find_slots(model)
-    grids = policy.resolve([(slot.name, slot.kind, slot.shape) for slot in slots])
+    grids = policy.resolve([slot.target for slot in slots])
     for slot, grid in zip(slots, grids, strict=True):
         for name, module in slot.layers:
-            actual = module.weight_quantizer.grid if type(module) in FLOAT else "f32"
+            actual = module.weight_quantizer.grid if is_quantized(module) else "f32"
             if actual != grid:
                 raise ArgumentError(
                     f"freeze: {name}: expected a layer on the grid {grid} as the policy says, got "
-                    f"{type(module).__name__} on {actual}: it was replaced after prepare"
+                    f"{type(owner_of(module)).__name__} on {actual}: it was replaced after prepare"
                 )
 
 
-def check_slots(model: nn.Module, slots: list[Slot]) -> None:
-    """Refuses the slots (those that a policy puts on a grid) whose layers would not use the quantized weight.
+def check_slots(model: nn.Module, slots: list[Slot], grids: list[str]) -> None:
+    """Refuses the slots that a policy puts on `grids` if their layers would not use the quantized weight.
 
     UnsupportedError lists all of them with the reasons; ArgumentError names a latent of a wrong dtype.
     """
     uses = _parameter_uses(model)
     reasons = []
-    for slot in slots:
-        layers = {id(module) for _, module in slot.layers}
-        for name, module in slot.layers:
-            reasons += [f"{name or 'model'}: {reason}" for reason in _reasons(module)]
+    for slot, grid in zip(slots, grids, strict=True):
+        layers = {id(owner_of(layer)) for _, layer in slot.layers}
+        for name, layer in slot.layers:
+            reasons += [f"{name or 'model'}: {reason}" for reason in _reasons(layer, grid)]
         weight = slot.layers[0][1].weight
         for key, owner in uses.get(id(weight), []):
             if id(owner) not in layers:
@@ -166,11 +184,16 @@ def _parameter_uses(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     return uses
 
 
-def _reasons(module: nn.Module) -> list[str]:
+def _reasons(module: nn.Module | ExpertMatrix, grid: str) -> list[str]:
     """Why this layer cannot be re-classed; empty when it can."""
-    layer = type(module)
-    if layer not in QUANTIZED and layer not in FLOAT:
+    layer = type(owner_of(module))
+    if not is_known(layer):
         return [f"{layer.__module__}.{layer.__qualname__} is a subclass with a forward of its own"]
+    if isinstance(module, ExpertMatrix):
+        info = grid_info(grid)
+        wide = not info["is_float"] and (info["block"] is None or info["whole_tensor"])
+        reason = f"experts need a grid with blocks inside a row, and {grid} has none"
+        return module.reasons() + ([reason] if wide else [])
     if "weight" not in module._parameters:
         return ["its weight is computed (weight_norm or the like), so it is no latent"]
     if hasattr(module.weight, "full_tensor"):
@@ -185,7 +208,7 @@ def _fast_path(model: nn.Module, slots: list[Slot]) -> list[str]:
     """In eval mode nn.TransformerEncoderLayer reads its layers' weights itself, past their forward."""
     if not torch.backends.mha.get_fastpath_enabled():
         return []
-    layers = {id(module) for slot in slots for _, module in slot.layers}
+    layers = {id(owner_of(layer)) for slot in slots for _, layer in slot.layers}
     return [
         f"{name or 'model'}: nn.TransformerEncoderLayer bypasses its layers' forward in eval mode; call "
         "torch.backends.mha.set_fastpath_enabled(False) first"

@@ -52,6 +52,7 @@ const Family& gemma3() {
       .rope = {.theta = 1e6},
       .sliding_rope = Rope{.theta = 1e4},
       .cut_embedding = true,
+      .character_bpe = "llama",
   };
   return family;
 }

@@ -90,6 +90,8 @@ const Family& gemma4() {
       .hf_prefixes = multimodal_prefixes(),
       .defaults = {{"rms_norm_eps", 1e-6}, {"tie_word_embeddings", true}},
       .implied = {{"use_bidirectional_attention", Implied::kCausal}, {"attention_bias", Implied::kOff}},
+      .row_counts = {{"vocab_size", "token_embd.weight"},
+                     {"vocab_size_per_layer_input", "per_layer_token_embd.weight"}},
       .gguf_only = {kRopeDivisors},
       .hf_only = {"model.vision_tower.*", "model.audio_tower.*", "model.embed_vision.*",
                   "model.embed_audio.*", "model.vision_embedder.*"},
@@ -102,6 +104,9 @@ const Family& gemma4() {
       .rope = {.theta = 1e6, .type = RopeType::kProportional, .share = 0.25},
       .sliding_rope = Rope{.theta = 1e4},
       .always_divisors = true,
+      .character_bpe = "gemma4",
+      .visible_tokens = {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
+                         "<tool_response|>", "<|\"|>"},
   };
   return family;
 }

@@ -5,7 +5,10 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "export/config_lookup.hpp"
+#include "export/gguf_layers.hpp"
 #include "export/gguf_rope.hpp"
+#include "qat/arch/layers.hpp"
 #include "qat/core/error.hpp"
 
 namespace qat {
@@ -40,10 +43,16 @@ std::string vocabulary_key(const arch::Family& family) {
   return std::string(family.gguf_architecture) + ".vocab_size";
 }
 
+/// A complete file may lack it.
+bool may_lack(const arch::Family& family, const arch::ConfigKey& key) {
+  return key.absent != arch::Absent::kError || key.condition == arch::Condition::kExperts ||
+         key.gguf == vocabulary_key(family);
+}
+
 void copy_keys(const std::string& where, const io::GgufFile& file, const arch::Family& family, Json& config) {
   for (const arch::ConfigKey& key : family.config) {
-    const bool may_lack = key.absent != arch::Absent::kError || key.gguf == vocabulary_key(family);
-    if (may_lack && file.metadata().find(key.gguf) == nullptr) continue;
+    if (key.per_layer != arch::PerLayer::kNone) continue;
+    if (may_lack(family, key) && file.metadata().find(key.gguf) == nullptr) continue;
     const Json value = value_of(file, key);  // names the key when it is missing
     const Json::json_pointer place = pointer(key.hf.front());
     if (config.contains(place) && config[place] != value) {
@@ -68,12 +77,14 @@ constexpr std::pair<const char*, double> kNeutral[] = {
     {".rope.scaling.yarn_beta_slow", 1.0},
 };
 
-/// Metadata that changes what the model computes and that Hugging Face's Llama configuration cannot say.
+/// Metadata that changes what the model computes and that the family's configuration cannot say.
 void refuse_what_is_missing(const std::string& where, const io::GgufFile& file, const arch::Family& family) {
   const std::string prefix(family.gguf_architecture);
   for (const auto& [key, neutral] : kNeutral) {
     const std::string name = prefix + key;
-    if (file.metadata().find(name) == nullptr || file.get_number(name) == neutral) continue;
+    const bool known = std::any_of(family.config.begin(), family.config.end(),
+                                   [&](const arch::ConfigKey& each) { return each.gguf == name; });
+    if (known || file.metadata().find(name) == nullptr || file.get_number(name) == neutral) continue;
     throw UnsupportedError(where + name + ": expected " + std::to_string(static_cast<int>(neutral)) +
                            " or no such key, got " + std::to_string(file.get_number(name)));
   }
@@ -86,31 +97,66 @@ bool has_any(const io::GgufFile& file, std::initializer_list<const char*> parts)
   });
 }
 
+/// `rope_scaling` of transformers 4.
+void add_older_scaling(const arch::Rope& rope, Json& config) {
+  if (rope.type == arch::RopeType::kDefault) return;
+  config["rope_scaling"] = rope_parameters(rope);
+  config["rope_scaling"].erase("rope_theta");
+}
+
+/// `rope_parameters` of transformers 5, and what transformers 4 reads.
+void add_rope(const std::string& where, const io::GgufFile& file, const arch::Family& family, Json& config) {
+  const Json base = config.value("rope_parameters", Json::object());
+  if (!family.sliding_rope) {
+    const arch::Rope rope = read_gguf_rope(where, file, family, base.value("rope_theta", arch::Rope().theta));
+    config["rope_parameters"] = rope_parameters(rope);
+    config["rope_theta"] = rope.theta;
+    add_older_scaling(rope, config);
+    return;
+  }
+  const auto theta = [&](const char* layers, double fallback) {
+    return base.value(layers, Json::object()).value("rope_theta", fallback);
+  };
+  const arch::Rope full = read_gguf_rope(where, file, family, theta("full_attention", arch::Rope().theta));
+  const arch::Rope sliding{.theta = theta("sliding_attention", family.sliding_rope->theta)};
+  config["rope_parameters"] = {{"full_attention", rope_parameters(full)},
+                               {"sliding_attention", rope_parameters(sliding)}};
+  if (full.type == arch::RopeType::kProportional) return;  // younger than transformers 5
+  config["rope_theta"] = full.theta;
+  config["rope_local_base_freq"] = sliding.theta;
+  add_older_scaling(full, config);
+}
+
+/// What follows from the tensors, and from the layers.
+void add_derived(const io::GgufFile& file, const arch::Family& family, Json& config) {
+  for (const auto& [key, tensor] : family.row_counts) {
+    const io::GgufTensor* stored = file.find_tensor(tensor);
+    if (stored != nullptr && !config.contains(key)) config[std::string(key)] = stored->shape().front();
+  }
+  if (config.value("num_experts", int64_t{0}) > 0) config["enable_moe_block"] = true;
+  for (const arch::ImpliedKey& implied : family.implied) {
+    if (implied.value != arch::Implied::kAttentionScalar) continue;
+    const nlohmann::json decoder = config;
+    const arch::ModelShape shape = arch::read_shape(family, arch::decoder_lookup(family, lookup_in(decoder)));
+    config[std::string(implied.hf)] = arch::attention_scalar(shape, config.at("hidden_size").get<int64_t>(),
+                                                             config.at("num_attention_heads").get<int64_t>());
+  }
+}
+
 Json make_config(const std::string& where, const io::GgufFile& file, const arch::Family& family) {
   Json config;
   config["architectures"] = {family.hf_class};
   config["model_type"] = family.model_types.front();
-  config["hidden_act"] = family.activation;
+  config[std::string(family.activation_key)] = family.activation;
   if (arch::hf_to_gguf(
           family, "model.layers.0.mlp.gate_proj.bias")) {  // llama; other families' classes have no such keys
     config["attention_bias"] = has_any(file, {"attn_q", "attn_k", "attn_v", "attn_output"});
     config["mlp_bias"] = has_any(file, {"ffn_gate", "ffn_up", "ffn_down"});
   }
   copy_keys(where, file, family, config);
-  if (!config.contains("vocab_size")) {
-    if (const io::GgufTensor* embedding = file.find_tensor("token_embd.weight")) {
-      config["vocab_size"] = embedding->shape().front();
-    }
-  }
-  const Json base = config.value("rope_parameters", Json::object());
-  const arch::Rope rope = read_gguf_rope(where, file, family, base.value("rope_theta", arch::Rope().theta));
-  config["rope_parameters"] = rope_parameters(rope);
-  // What transformers 4 reads:
-  config["rope_theta"] = rope.theta;
-  if (rope.type != arch::RopeType::kDefault) {
-    config["rope_scaling"] = config["rope_parameters"];
-    config["rope_scaling"].erase("rope_theta");
-  }
+  read_gguf_layers(where, file, family, config);
+  add_rope(where, file, family, config);
+  add_derived(file, family, config);
   config["tie_word_embeddings"] = file.find_tensor("output.weight") == nullptr;
   for (const auto& [gguf, hf] : {std::pair("bos", "bos_token_id"), std::pair("eos", "eos_token_id"),
                                  std::pair("padding", "pad_token_id")}) {
@@ -124,8 +170,12 @@ Json make_config(const std::string& where, const io::GgufFile& file, const arch:
 
 std::string config_of_gguf(const std::string& where, const io::GgufFile& file, const arch::Family& family) {
   refuse_what_is_missing(where, file, family);
-  // A string of the metadata may not be UTF-8.
-  return make_config(where, file, family).dump(2, ' ', false, Json::error_handler_t::replace);
+  try {
+    // A string of the metadata may not be UTF-8.
+    return make_config(where, file, family).dump(2, ' ', false, Json::error_handler_t::replace);
+  } catch (const ArgumentError& error) {  // of a field that the file's keys led to
+    throw FileError(where + error.what());
+  }
 }
 
 }  // namespace qat

@@ -43,11 +43,14 @@ Choice gguf_grids(const QuantizedTensor& tensor) {
   const grid::Info& info = grid::find(own).info();
   const grid::GgmlType* type = grid::ggml_type_of_grid(own);
   const int64_t block = type == nullptr ? 1 : type->block;
-  if (tensor.shape.size() != 2 || tensor.shape[1] <= 0 || tensor.shape[1] % block != 0) {
+  // A block must not reach into the next output of an expert's matrix.
+  const bool matrix = tensor.shape.size() == 2 || tensor.shape.size() == 3;
+  const int64_t width = matrix ? tensor.shape.back() : 0;
+  if (width <= 0 || width % block != 0) {
     return {{},
             0,
-            "expected a matrix with rows of whole blocks of " + std::to_string(block) + ", got " +
-                shape_text(tensor.shape)};
+            "expected a matrix (or one for each expert) with rows of whole blocks of " +
+                std::to_string(block) + ", got " + shape_text(tensor.shape)};
   }
   if (type != nullptr) return {{own}, 0, ""};
   const auto* near = std::find_if(std::begin(kNearest), std::end(kNearest) - 1,
@@ -56,7 +59,7 @@ Choice gguf_grids(const QuantizedTensor& tensor) {
   for (const grid::GgmlType* other : types_by_size()) {
     const bool new_one =
         std::find(choice.grids.begin(), choice.grids.end(), other->grid) == choice.grids.end();
-    if (new_one && tensor.shape[1] % other->block == 0) choice.grids.emplace_back(other->grid);
+    if (new_one && width % other->block == 0) choice.grids.emplace_back(other->grid);
   }
   return choice;
 }

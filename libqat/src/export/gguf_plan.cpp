@@ -66,16 +66,23 @@ void require_complete(const ModelConfig& config,
   if (!missing.empty()) fail("checkpoint", "every tensor of the model", "none for " + missing);
 }
 
+/// Everything after dimension 0.
+int64_t width_of(const std::vector<int64_t>& shape) {
+  int64_t width = 1;
+  for (std::size_t i = 1; i < shape.size(); ++i) width *= shape[i];
+  return width;
+}
+
 /// `tensor` has been fitted to a grid of GGUF files.
 void take_quantized(PlannedTensor& planned, const QuantizedTensor& tensor) {
   planned.type = grid::ggml_type_of_grid(tensor.scheme.weight);
   const grid::Grid& grid = grid::find(tensor.scheme.weight);
-  const std::vector<int64_t> scales{tensor.shape[0], grid.blocks(tensor.shape[1]), grid.params()};
-  const bool fits = tensor.codes.sizes() == at::IntArrayRef(tensor.shape) &&
-                    tensor.codes.dtype() == at::kChar && tensor.scales.sizes() == at::IntArrayRef(scales) &&
-                    tensor.scales.dtype() == at::kFloat;
+  const std::vector<int64_t> codes{tensor.shape[0], width_of(tensor.shape)};
+  const std::vector<int64_t> scales{tensor.shape[0], grid.blocks(codes[1]), grid.params()};
+  const bool fits = tensor.codes.sizes() == at::IntArrayRef(codes) && tensor.codes.dtype() == at::kChar &&
+                    tensor.scales.sizes() == at::IntArrayRef(scales) && tensor.scales.dtype() == at::kFloat;
   if (!fits) {
-    fail(planned.key, "codes int8" + shape_text(tensor.shape) + " and scales float32" + shape_text(scales),
+    fail(planned.key, "codes int8" + shape_text(codes) + " and scales float32" + shape_text(scales),
          "codes " + shape_text(tensor.codes.sizes().vec()) + " and scales " +
              shape_text(tensor.scales.sizes().vec()) + " or another dtype");
   }
@@ -122,13 +129,34 @@ PlannedTensor plan_tensor(const ModelConfig& config, const std::string& key, con
     take_floats(planned, *source.values, is_float32(kind), norm ? config.family().norm_offset : 0.0);
   }
   planned.rows = planned.shape[0];
-  planned.width = 1;
-  for (std::size_t i = 1; i < planned.shape.size(); ++i) planned.width *= planned.shape[i];
+  planned.width = width_of(planned.shape);
   if (mapped.rule->rows != arch::RowOrder::kSame) {
     const bool query = mapped.rule->rows == arch::RowOrder::kRopeQueryHeads;
     planned.order = arch::rope_permutation(planned.rows, query ? config.query_heads() : config.key_heads());
   }
   return planned;
+}
+
+/// The first `rows` rows.
+void cut(PlannedTensor& tensor, int64_t rows) {
+  tensor.rows = tensor.shape[0] = rows;
+  for (at::Tensor* part : {&tensor.codes, &tensor.scales, &tensor.values}) {
+    if (part->defined()) *part = part->narrow(0, 0, rows);
+  }
+}
+
+/// A row for each token: as many as the configuration says are there, `tokens` of them are written.
+void check_vocabulary(const ModelConfig& config, PlannedTensor& tensor, int64_t tokens) {
+  if (tensor.rows != config.vocab_size()) {
+    fail(tensor.key, std::to_string(config.vocab_size()) + " rows (the configuration's vocab_size)",
+         std::to_string(tensor.rows));
+  }
+  if (tokens < tensor.rows) cut(tensor, tokens);
+}
+
+bool has_row_per_token(arch::TensorKind kind) {
+  using enum arch::TensorKind;
+  return kind == kEmbedding || kind == kLayerEmbedding || kind == kHead;
 }
 
 PlannedTensor plan_rope_divisors(const std::vector<float>& divisors) {
@@ -151,7 +179,7 @@ int64_t GgufPlan::bytes() const noexcept {
   return sum;
 }
 
-GgufPlan plan_gguf(const QuantizedCheckpoint& original) {
+GgufPlan plan_gguf(const QuantizedCheckpoint& original, std::optional<int64_t> tokens) {
   GgufPlan plan{ModelConfig(original.config), {}};
   const auto [checkpoint, obstacles] = fit(original, gguf_grids);
   if (!obstacles.empty()) {
@@ -184,13 +212,14 @@ GgufPlan plan_gguf(const QuantizedCheckpoint& original) {
   }
   require_complete(plan.config, places);
   const bool tied = holders.contains(kHead) && holders[kHead] == holders[kEmbedding];
+  const int64_t rows =
+      family.cut_embedding ? tokens.value_or(plan.config.vocab_size()) : plan.config.vocab_size();
   for (auto& [place, tensor] : sorted) {
-    if (tensor.name == kEmbedding && tensor.rows != plan.config.vocab_size()) {
-      fail(tensor.key, std::to_string(plan.config.vocab_size()) + " rows (the configuration's vocab_size)",
-           std::to_string(tensor.rows));
-    }
-    if (!tied || tensor.name != kHead) plan.tensors.push_back(std::move(tensor));
+    if (tied && tensor.name == kHead) continue;
+    if (has_row_per_token(place.second->kind)) check_vocabulary(plan.config, tensor, rows);
+    plan.tensors.push_back(std::move(tensor));
   }
+  if (rows < plan.config.vocab_size()) plan.config.cut_vocabulary(rows);
   const std::vector<float> divisors = plan.config.rope_divisors();
   if (!divisors.empty()) plan.tensors.push_back(plan_rope_divisors(divisors));
   return plan;

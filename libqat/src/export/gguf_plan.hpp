@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,10 +45,11 @@ struct GgufPlan {
   int64_t bytes() const noexcept;  ///< of all tensors, without padding
 };
 
-/// Tensors on other grids are taken over to types of GGUF that hold the same numbers. Throws ArgumentError
-/// for tensors that are missing (all of them), surplus or misshapen, UnsupportedError for a grid or a shape
-/// that GGUF cannot hold. Messages name the tensor.
-GgufPlan plan_gguf(const QuantizedCheckpoint& checkpoint);
+/// `tokens`: how many the tokenizer has, for families whose files end the embedding there; nothing: as many
+/// as the configuration says. Tensors on other grids are taken over to types of GGUF that hold the same
+/// numbers. Throws ArgumentError for tensors that are missing (all of them), surplus or misshapen,
+/// UnsupportedError for a grid or a shape that GGUF cannot hold. Messages name the tensor.
+GgufPlan plan_gguf(const QuantizedCheckpoint& checkpoint, std::optional<int64_t> tokens = {});
 
 /// The tensors whose numbers or shape no type of GGUF holds; when there are none, whatever else plan_gguf
 /// finds unsupported, without a tensor's name.

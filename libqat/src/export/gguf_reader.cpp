@@ -77,6 +77,7 @@ at::Tensor read_values(const Rows& rows, const GgufModelTensor& tensor) {
 
 QuantizedCheckpoint read_gguf(const std::string& path) {
   const GgufModel model("import_checkpoint", path);
+  model.require_complete();
   QuantizedCheckpoint checkpoint;
   checkpoint.config = model.config();
   checkpoint.tokenizer = path;
@@ -91,8 +92,7 @@ QuantizedCheckpoint read_gguf(const std::string& path) {
       continue;
     }
     at::Tensor values = read_values(rows, tensor);
-    const bool shifted = tensor.rule->kind == arch::TensorKind::kNorm && model.family().norm_offset != 0.0;
-    checkpoint.floats[name] = shifted ? values.sub(model.family().norm_offset) : values;
+    checkpoint.floats[name] = tensor.offset == 0.0 ? values : values.sub(tensor.offset);
   }
   std::set<std::string> keys;
   for (const auto& [name, tensor] : model.tensors()) keys.insert(name);

@@ -69,7 +69,7 @@ arch::Rope rope_of(const std::string& where, const std::vector<float>& divisors,
   if (rope) return *rope;
   throw UnsupportedError(
       where + std::string(arch::kRopeDivisors) +
-      ": expected the divisors of a \"linear\" or \"llama3\" rotary embedding, got others");
+      ": expected the divisors of a \"linear\", \"llama3\" or \"proportional\" rotary embedding, got others");
 }
 
 }  // namespace
@@ -109,6 +109,11 @@ arch::Rope read_gguf_rope(const std::string& where, const io::GgufFile& file, co
 Json rope_parameters(const arch::Rope& rope) {
   Json json{{"rope_type", arch::to_string(rope.type)}, {"rope_theta", rope.theta}};
   if (rope.type == RopeType::kDefault) return json;
+  if (rope.type == RopeType::kProportional) {
+    json["partial_rotary_factor"] = rope.share;
+    if (rope.factor != 1.0) json["factor"] = rope.factor;
+    return json;
+  }
   json["factor"] = rope.factor;
   if (rope.type == RopeType::kLinear) return json;
   json["original_max_position_embeddings"] = std::llround(rope.original_context);

@@ -42,6 +42,15 @@ uint32_t file_type(const GgufPlan& plan) {
       ->first;
 }
 
+const std::string& tokenizer_of(const QuantizedCheckpoint& checkpoint, const ExportOptions& options) {
+  return options.tokenizer_from.empty() ? checkpoint.tokenizer : options.tokenizer_from;
+}
+
+GgufPlan plan_for(const QuantizedCheckpoint& checkpoint, const ExportOptions& options) {
+  const bool cut = ModelConfig(checkpoint.config).family().cut_embedding;
+  return plan_gguf(checkpoint, cut ? count_tokens(tokenizer_of(checkpoint, options)) : std::nullopt);
+}
+
 io::GgufMetadata metadata_of(const GgufPlan& plan, const QuantizedCheckpoint& checkpoint,
                              const ExportOptions& options) {
   int64_t parameters = 0;
@@ -60,8 +69,9 @@ io::GgufMetadata metadata_of(const GgufPlan& plan, const QuantizedCheckpoint& ch
   if (quantized) metadata.set("general.quantization_version", kQuantizationVersion);
   for (const auto& [key, value] : plan.config.gguf_keys()) metadata.set(key, value);
 
-  const std::string& source = options.tokenizer_from.empty() ? checkpoint.tokenizer : options.tokenizer_from;
-  for (const auto& [key, value] : tokenizer_metadata(source, checkpoint.config, plan.config.vocab_size())) {
+  const std::string& source = tokenizer_of(checkpoint, options);
+  for (const auto& [key, value] :
+       tokenizer_metadata(source, checkpoint.config, plan.config.family(), plan.config.vocab_size())) {
     metadata.set(key, value);
   }
   return metadata;
@@ -135,7 +145,7 @@ io::ByteProducer producer_of(const PlannedTensor& tensor, const std::function<vo
 
 void export_gguf(const QuantizedCheckpoint& checkpoint, const std::string& path,
                  const ExportOptions& options) {
-  const GgufPlan plan = plan_gguf(checkpoint);
+  const GgufPlan plan = plan_for(checkpoint, options);
   const io::GgufMetadata metadata = metadata_of(plan, checkpoint, options);
   const int64_t total = plan.bytes();
   int64_t done = 0;

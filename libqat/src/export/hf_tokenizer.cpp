@@ -29,6 +29,12 @@ struct TokenizerFiles {
   std::vector<json> configs;  ///< with `*_token_id` fields, the most trusted first
 };
 
+/// The part that describes the decoder, in models with more than text.
+json text_config(json config) {
+  const json& text = field(config, "text_config");
+  return text.is_object() ? json(text) : config;
+}
+
 TokenizerFiles read_files(const path& file, const std::string& config) {
   const path folder = file.parent_path();
   TokenizerFiles files;
@@ -36,7 +42,7 @@ TokenizerFiles read_files(const path& file, const std::string& config) {
   files.tokenizer_config = read_json_if_there(folder / "tokenizer_config.json");
   files.generation_config = read_json_if_there(folder / "generation_config.json");
   files.configs = {read_json_if_there(folder / "config.json"), files.generation_config,
-                   json::parse(config, nullptr, false)};
+                   text_config(json::parse(config, nullptr, false))};
   return files;
 }
 
@@ -119,9 +125,10 @@ std::vector<uint32_t> further_ends(const TokenizerFiles& files, const path& file
 
 }  // namespace
 
-io::GgufMetadata hf_tokenizer_metadata(const path& file, const std::string& config, int64_t vocab_size) {
+io::GgufMetadata hf_tokenizer_metadata(const path& file, const std::string& config,
+                                       const arch::Family& family, int64_t vocab_size) {
   const TokenizerFiles files = read_files(file, config);
-  Vocabulary vocabulary = read_vocabulary(files.tokenizer, file, vocab_size);
+  Vocabulary vocabulary = read_vocabulary(files.tokenizer, file, family, vocab_size);
   const auto bos = special_id(files, vocabulary, "bos");
   const auto eos = special_id(files, vocabulary, "eos");
   const std::vector<uint32_t> ends = further_ends(files, file, eos, vocab_size);
@@ -129,16 +136,17 @@ io::GgufMetadata hf_tokenizer_metadata(const path& file, const std::string& conf
   const bool add_eos = adds(files, vocabulary, "add_eos_token", eos, false);
 
   io::GgufMetadata metadata;
-  metadata.set("tokenizer.ggml.model", std::string("gpt2"));
-  metadata.set("tokenizer.ggml.pre", vocabulary.pre);
+  metadata.set("tokenizer.ggml.model", vocabulary.model);
+  if (!vocabulary.pre.empty()) metadata.set("tokenizer.ggml.pre", vocabulary.pre);
   const std::pair<const char*, std::optional<uint32_t>> ids[] = {
       {"tokenizer.ggml.bos_token_id", bos},
       {"tokenizer.ggml.eos_token_id", eos},
       {"tokenizer.ggml.unknown_token_id", special_id(files, vocabulary, "unk")},
       {"tokenizer.ggml.padding_token_id", special_id(files, vocabulary, "pad")}};
   metadata.set("tokenizer.ggml.tokens", std::move(vocabulary.tokens));
+  if (!vocabulary.scores.empty()) metadata.set("tokenizer.ggml.scores", std::move(vocabulary.scores));
   metadata.set("tokenizer.ggml.token_type", std::move(vocabulary.types));
-  metadata.set("tokenizer.ggml.merges", std::move(vocabulary.merges));
+  if (!vocabulary.merges.empty()) metadata.set("tokenizer.ggml.merges", std::move(vocabulary.merges));
   for (const auto& [key, id] : ids) {
     if (id) metadata.set(key, *id);
   }

@@ -1,12 +1,12 @@
 #include "export/model_config.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "export/config_lookup.hpp"
 #include "export/input_file.hpp"
 #include "qat/core/error.hpp"
 
@@ -49,31 +49,12 @@ io::GgufValue to_gguf(std::string_view path, ValueType type, const json& value) 
   fail(path, kNames[static_cast<int>(type)], value);
 }
 
-/// As the readers of arch ask for values.
-arch::ConfigValue config_value(const json& value) {
-  if (value.is_null()) return {};
-  if (value.is_boolean()) return value.get<bool>();
-  if (value.is_number()) return value.get<double>();
-  if (value.is_string()) return value.get<std::string>();
-  return true;
-}
-
 json to_json(const arch::ConfigValue& value) {
   if (const auto* flag = std::get_if<bool>(&value)) return *flag;
   if (const auto* text = std::get_if<std::string>(&value)) return *text;
   const double number = std::get<double>(value);
   if (number >= 0 && number == std::floor(number)) return static_cast<uint64_t>(number);
   return number;
-}
-
-/// A member of an object, or of an array by its number; null when there is none.
-const json& member(const json& node, std::string_view name) {
-  if (!node.is_array()) return field(node, name);
-  static const json none;
-  std::size_t index = 0;
-  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), index);
-  const bool number = error == std::errc() && end == name.data() + name.size();
-  return number && index < node.size() ? node[index] : none;
 }
 
 /// Errors of arch name the key alone.
@@ -113,10 +94,10 @@ ModelConfig::ModelConfig(const std::string& text) {
   if (field(root, "_name_or_path").is_string()) name_ = field(root, "_name_or_path").get<std::string>();
   name_ = name_.substr(name_.find_last_of('/') + 1);
   decoder_ = std::make_shared<const json>(decoder_of(root, *family_));
-  const auto lookup = [this](std::string_view path) { return config_value(find(path)); };
-  shape_ = in_config([&] { return arch::read_shape(*family_, lookup); });
+  const arch::ConfigLookup lookup = lookup_in(*decoder_);
   ropes_ = in_config([&] { return arch::read_ropes(*family_, lookup); });
   check_ropes();
+  shape_ = in_config([&] { return arch::read_shape(*family_, lookup); });
   check_implied();
   check_sharing();
 }
@@ -157,7 +138,7 @@ void ModelConfig::check_implied() const {
     if (key.value != Implied::kAttentionScalar) continue;
     const int64_t scalar = arch::attention_scalar(shape_, integer("hidden_size"), query_heads());
     if (value != scalar) {
-      refuse(key.hf, std::to_string(scalar) + ", which is what llama.cpp computes with", value);
+      refuse(key.hf, std::to_string(scalar) + ", which is what llama.cpp computes", value);
     }
   }
 }
@@ -179,12 +160,13 @@ void ModelConfig::check_sharing() const {
 }
 
 const json& ModelConfig::find(std::string_view path) const {
-  const json* node = decoder_.get();
-  for (std::size_t dot = path.find('.'); dot != std::string_view::npos; dot = path.find('.')) {
-    node = &member(*node, path.substr(0, dot));
-    path.remove_prefix(dot + 1);
-  }
-  return member(*node, path);
+  return find_path(*decoder_, path);
+}
+
+void ModelConfig::cut_vocabulary(int64_t rows) {
+  json decoder = *decoder_;
+  decoder["vocab_size"] = static_cast<uint64_t>(rows);
+  decoder_ = std::make_shared<const json>(std::move(decoder));
 }
 
 const json& ModelConfig::find(const std::vector<std::string_view>& paths) const {

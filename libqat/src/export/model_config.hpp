@@ -25,6 +25,8 @@ class ModelConfig {
   const arch::Family& family() const noexcept { return *family_; }
   const arch::ModelShape& shape() const noexcept { return shape_; }
   int64_t vocab_size() const { return integer("vocab_size"); }
+  /// Goes on with a vocabulary of the first `rows` tokens.
+  void cut_vocabulary(int64_t rows);
   int64_t layers() const { return static_cast<int64_t>(shape_.layers.size()); }
   int64_t query_heads() const { return integer("num_attention_heads"); }
   int64_t key_heads() const;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "export/comparison.hpp"
@@ -87,6 +88,14 @@ void compare_tensor(const PlannedTensor& planned, const io::GgufTensor& stored,
   comparison.report(planned.key, differences);
 }
 
+/// How many tokens the file's tokenizer has; nothing when it has none.
+std::optional<int64_t> tokens_of(const io::GgufFile& file) {
+  const io::GgufValue* value = file.metadata().find("tokenizer.ggml.tokens");
+  const auto* tokens = value == nullptr ? nullptr : std::get_if<std::vector<std::string>>(value);
+  if (tokens == nullptr || tokens->empty()) return std::nullopt;
+  return static_cast<int64_t>(tokens->size());
+}
+
 std::string type_name(uint32_t id) {
   return std::string(io::ggml_type_size(id)->name);
 }
@@ -95,7 +104,7 @@ std::string type_name(uint32_t id) {
 
 std::vector<Difference> verify_gguf(const std::string& path, const QuantizedCheckpoint& checkpoint) {
   const io::GgufFile file(path);
-  const GgufPlan plan = plan_gguf(checkpoint);
+  const GgufPlan plan = plan_gguf(checkpoint, tokens_of(file));
   std::vector<Difference> differences;
   compare_metadata(file, plan.config, differences);
   std::set<std::string_view> expected;

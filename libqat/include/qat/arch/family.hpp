@@ -178,6 +178,9 @@ struct Family {
   /// class.
   std::vector<std::pair<std::string_view, ConfigValue>> defaults = {};
   std::vector<ImpliedKey> implied = {};
+  /// Fields that say how many rows a GGUF tensor has.
+  std::vector<std::pair<std::string_view, std::string_view>> row_counts = {
+      {"vocab_size", "token_embd.weight"}};
   /// GGUF tensors and Hugging Face tensors that hold derived values, with no counterpart on the other side: a
   /// loader may pass over `hf_only`; `rope_freqs.weight` holds the divisors of a scaled rotary embedding.
   std::vector<std::string_view> gguf_only;
@@ -199,6 +202,11 @@ struct Family {
   bool always_divisors = false;
   /// The file has an embedding row for each token of the tokenizer and none beyond.
   bool cut_embedding = false;
+  /// `tokenizer.ggml.model` for the family's BPE over characters, where spaces are "▁" and unknown characters
+  /// become bytes; "" when it has none.
+  std::string_view character_bpe = "";
+  /// Special tokens that programs read in generated text: llama.cpp shall not hide them.
+  std::vector<std::string_view> visible_tokens = {};
 };
 
 /// Every family, sorted by name.

@@ -35,6 +35,7 @@ struct ModelShape {
   std::int64_t experts_per_token = 0;
   std::int64_t expert_feed_forward = 0;
 
+  /// Whether the layer has keys of its own.
   bool owns_keys(std::int64_t layer) const {
     return layers[static_cast<std::size_t>(layer)].key_source == layer;
   }

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "qat/arch/family.hpp"
+#include "qat/arch/layers.hpp"
 #include "qat/grid/ggml.hpp"
 #include "qat/io/gguf.hpp"
 
@@ -21,21 +21,25 @@ struct GgufModelTensor {
   const grid::GgmlType* type = nullptr;
   const arch::TensorRule* rule = nullptr;  ///< null for a name that the family does not know
   int64_t heads = 0;                       ///< whose rows are interleaved; 0: rows in the same order
+  double offset = 0.0;                     ///< the file's values are the Hugging Face tensor's plus this
 };
 
 /// An open file of a known family.
 class GgufModel {
  public:
-  /// `function` begins the messages. FileError for a malformed file, UnsupportedError naming the key or the
-  /// tensor for what libqat has no table or no grid for.
+  /// `function` begins the messages. FileError for a malformed file and for missing keys, UnsupportedError
+  /// naming the key or the tensor for what libqat has no table or no grid for.
   GgufModel(const std::string& function, const std::string& path);
 
   const arch::Family& family() const noexcept { return *family_; }
   /// config.json's text.
   const std::string& config() const noexcept { return config_; }
   /// By Hugging Face name (the file's where the family has none). Without the tensors that hold derived
-  /// values.
+  /// values, and without those that nothing reads.
   const std::map<std::string, GgufModelTensor>& tensors() const noexcept { return tensors_; }
+  const arch::ModelShape& shape() const noexcept { return shape_; }
+  /// FileError naming the tensors that a model of this shape has and the file lacks.
+  void require_complete() const;
   /// For each row of the file its place in the Hugging Face tensor; empty when all rows stay. FileError when
   /// the rows are not whole heads.
   std::vector<int64_t> row_order(const GgufModelTensor& tensor) const;
@@ -49,6 +53,7 @@ class GgufModel {
   std::shared_ptr<const io::GgufFile> file_;
   const arch::Family* family_;
   std::string config_;
+  arch::ModelShape shape_;
   std::map<std::string, GgufModelTensor> tensors_;
 };
 
