@@ -24,6 +24,7 @@ __all__: list[str] = [
     "Error",
     "Estimator",
     "FileError",
+    "InputDrift",
     "InputMoments",
     "LoadedModel",
     "NumericError",
@@ -79,6 +80,7 @@ __all__: list[str] = [
     "grid_tensor_bytes",
     "head_loss",
     "import_checkpoint",
+    "input_correction",
     "learning_rate_at",
     "load",
     "load_checkpoint",
@@ -654,6 +656,22 @@ class RoundedTensor:
         RMS of the error of the layer's outputs over the RMS of its outputs, on the calibration text.
         """
 
+class InputDrift:
+    """
+    How far a layer's inputs are from the float model's; N^2 float64 of memory.
+    """
+
+    def __init__(self, width: typing.SupportsIndex) -> None: ...
+    def add(self, reference: torch.Tensor, input: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """
+        reference, input: floats [..., N], the same vectors x* of the float and x of the rounded model; each counts once, or weights[...] times. ArgumentError for another width.
+        """
+
+    def mean(self) -> torch.Tensor:
+        """
+        E[(x* - x) x^T], float64[N, N].
+        """
+
 class AwqFold:
     """
     Where AWQ folded a scale of input channels.
@@ -1199,6 +1217,8 @@ def apply_gptq(
     sweeps: typing.SupportsIndex = 0,
     tokens: collections.abc.Mapping[str, torch.Tensor] = {},
     lookups: collections.abc.Mapping[str, torch.Tensor] = {},
+    outputs: collections.abc.Mapping[str, torch.Tensor] = {},
+    input_correction: float = 0.0,
     batch: typing.SupportsIndex = 8,
     compute_dtype: str = "auto",
     progress: typing.Any = None,
@@ -1214,6 +1234,7 @@ def apply_guided(
     damping: float = 0.03,
     sweeps: typing.SupportsIndex = 4,
     scale: str = "weighted",
+    input_correction: float = 0.5,
     seed: typing.SupportsIndex = 0,
     batch: typing.SupportsIndex = 8,
     compute_dtype: str = "auto",
@@ -1414,6 +1435,7 @@ def gptq_tensor(
     block: typing.SupportsIndex = 128,
     scale: str = "weighted",
     sweeps: typing.SupportsIndex = 0,
+    outputs: torch.Tensor | None = None,
     tensor: str = "",
     seq: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -1424,7 +1446,9 @@ def gptq_tensor(
     Returns (latent, scales): encoding `latent`, float32 in the weight's shape, with `scales`, float32[R, G, P], gives
     the method's codes. scale: "reference", "search" or "weighted" (by the hessian's diagonal). act_order: columns
     by falling diagonal; whole blocks of a grid with block scales, unless static_scales takes those from the weights
-    as they were. sweeps: of coordinate descent over codes and scales afterwards. seq: scales tied as the scale rule "seq" ties them. NumericError for a hessian that is not positive definite with that damping.
+    as they were. sweeps: of coordinate descent over codes and scales afterwards, in which the errors of rows count
+    together where outputs, float32[K, S, S] for groups of S rows, says how. seq: scales tied as the scale rule "seq"
+    ties them. NumericError for a hessian that is not positive definite with that damping.
     """
 
 def grid_backward(
@@ -1572,6 +1596,13 @@ def import_checkpoint(path: os.PathLike | str | bytes) -> QuantizedCheckpoint:
     Raises:
         UnsupportedError: a kind of file that holds no codes or cannot be read back.
         FileError: a malformed file; the message names file and tensor.
+    """
+
+def input_correction(
+    hessian: torch.Tensor, drift: torch.Tensor, *, share: float, damping: float, tensor: str = ""
+) -> torch.Tensor:
+    """
+    share * E[(x* - x) x^T] (H + damping)^-1, float32[N, N]: added to the identity, what rows of a weight are multiplied by so that they make up for their inputs' drift.
     """
 
 def learning_rate_at(step: typing.SupportsIndex, **kwargs) -> float:
@@ -1810,14 +1841,15 @@ def sensitivity(
     batch: typing.SupportsIndex = 2,
     compute_dtype: str = "auto",
     progress: typing.Any = None,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """
     How much each token of a calibration text counts for each linear layer of a prepared decoder.
 
-    windows: int64[n, T]. Returns two dicts. The first: weight name -> float32[n, T] of mean 1, the mean over the layer's
+    windows: int64[n, T]. Returns three dicts. The first: weight name -> float32[n, T] of mean 1, the mean over the layer's
     outputs of their squared gradients, under the float model's cross-entropy with labels that it draws itself, clipped at
     8 means. The second: name of a table that is also the head -> float64[N, N], the curvature of the place where its rows
-    are looked up, as it adds to E[s x x^T] of the head's inputs x.
+    are looked up, as it adds to E[s x x^T] of the head's inputs x. The third: weight name -> float32[K, S, S], the mean
+    product of the gradients at outputs k S .. k S + S - 1.
     """
 
 def seq_untie(scales: torch.Tensor, grid: str, tensor: str = "") -> torch.Tensor:

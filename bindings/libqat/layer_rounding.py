@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -9,17 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from . import _core
-from ._core import ArgumentError, InputMoments, RoundedTensor
+from ._core import ArgumentError, InputDrift, InputMoments, RoundedTensor
 from .nn import QuantizedEmbedding, QuantizedLinear, WeightQuantizer
 from .prepare import Enabled, PreparedModel
 
 Progress = Callable[[int, int, str], Any]
 """(pieces of work done, in all, the weight at hand)."""
 
-Solve = Callable[[Tensor, Tensor, WeightQuantizer], tuple[Tensor, Tensor]]
-"""(float32 [r, ...] of the weight's rows, Hessian, what the weight carries) -> (latents, scales)."""
+Solve = Callable[[Tensor, Tensor, Tensor | None, WeightQuantizer], tuple[Tensor, Tensor]]
+"""(float32 [r, ...] of the weight's rows, Hessian, curvature of their outputs, what the weight carries) ->
+(latents, scales)."""
 _PART = 1 << 25
 """Weights that are solved together: 128 MB of float32, of which a solution takes a few copies."""
+_GROUP, _MOST_OUTPUTS = 1024, 32768
+"""Outputs of a layer whose errors count together, and in all: as in C++."""
+_MOST_WEIGHT = 8.0
+"""Of a token, in means."""
 _TABLE_LEVELS = 64
 """Of 6 bits: with more, a table's own error is next to nothing."""
 
@@ -31,6 +37,22 @@ class Sensitivity(NamedTuple):
     """How much each vector of a layer's input counts, for each batch."""
     lookups: Mapping[QuantizedLinear, Tensor] = MappingProxyType({})
     """Head -> what its tied rows' own place adds to the Hessian, float64 [N, N]."""
+    outputs: Mapping[QuantizedLinear, Tensor] = MappingProxyType({})
+    """How the errors of a layer's outputs count together, float32 [K, S, S]."""
+
+
+class Correction(NamedTuple):
+    """How much of the drift of their inputs weights make up for, see `libqat.guided`."""
+
+    share: float
+    damping: float
+
+
+class _Moments(NamedTuple):
+    """Of a layer's inputs; drift: from the float model's, where it counts."""
+
+    inputs: InputMoments
+    drift: InputDrift | None
 
 
 ALIKE = Sensitivity()
@@ -50,8 +72,12 @@ def round_layers(
     progress: Progress | None,
     solve: Solve,
     sensitivity: Sensitivity = ALIKE,
+    correction: Correction | None = None,
 ) -> list[RoundedTensor]:
     """Measures and rounds tied heads, then all other linear layers, at once or block by block; see `gptq`."""
+    if correction is not None and not 0 <= correction.share <= 1:
+        raise ArgumentError(f"{function}: input_correction: expected 0 to 1, got {correction.share}")
+    originals: dict[QuantizedLinear, Tensor] = {}
     heads, layers = tied_heads(function, prepared), linear_layers(function, prepared)
     groups: list[tuple[nn.Module | None, list[QuantizedLinear]]] = [(None, heads + layers)]
     if blocks is not None:
@@ -62,18 +88,29 @@ def round_layers(
     done: list[RoundedTensor] = []
     for block, group in groups:
         # without blocks the whole model is measured as it was; with blocks, behind those that are rounded
+        drifts = correction is not None and correction.share > 0 and block is not None and originals
         with prepared.enabled(block is not None), Enabled([layer.weight_quantizer for layer in group], False):
-            moments = _measure(prepared.model, batches, block, group, forward or call, sensitivity)
+            moments = _measure(
+                prepared, batches, block, group, forward or call, sensitivity, originals if drifts else None
+            )
         for layer in group:
             name = layer.weight_quantizer.tensor
             if layer in heads and layer not in moments:
                 continue  # the caller's forward ends in front of the head
             if layer not in moments:
                 raise ArgumentError(f"{function}: {name}: expected a batch that reaches the layer, got none")
-            hessian = moments.pop(layer).second()
+            measured = moments.pop(layer)
+            hessian = measured.inputs.second()
             if layer in sensitivity.lookups:
                 hessian += sensitivity.lookups[layer]
-            done.append(_round_layer(layer, hessian, solve))
+            corrected = None
+            if correction is not None and measured.drift is not None:
+                corrected = _core.input_correction(
+                    hessian, measured.drift.mean(), **correction._asdict(), tensor=name
+                )
+            if correction is not None and blocks is not None:
+                originals[layer] = layer.weight.detach().clone()
+            done.append(_round_layer(layer, hessian, sensitivity.outputs.get(layer), corrected, solve))
             if progress is not None:
                 progress(len(done), total, name)
     return done
@@ -128,28 +165,60 @@ def call(model: nn.Module, batch: Any) -> Any:
     return model(*batch) if isinstance(batch, tuple) else model(batch)
 
 
+class _Swapped:
+    """The weights of layers as they were before they were rounded, for a `with` block."""
+
+    def __init__(self, originals: Mapping[QuantizedLinear, Tensor]):
+        self._originals = originals
+
+    def __enter__(self) -> None:
+        self._rounded = {layer: layer.weight.data for layer in self._originals}
+        for layer, original in self._originals.items():
+            layer.weight.data = original
+
+    def __exit__(self, *_: Any) -> None:
+        for layer, rounded in self._rounded.items():
+            layer.weight.data = rounded
+
+
 @torch.no_grad()
 def _measure(
-    model: nn.Module,
+    prepared: PreparedModel,
     batches: Iterable[Any],
     block: nn.Module | None,
     layers: list[QuantizedLinear],
     forward: Callable[[nn.Module, Any], Any],
     sensitivity: Sensitivity,
-) -> dict[QuantizedLinear, InputMoments]:
-    moments: dict[QuantizedLinear, InputMoments] = {}
+    originals: Mapping[QuantizedLinear, Tensor] | None,
+) -> dict[QuantizedLinear, _Moments]:
+    """originals: weights of rounded layers, where the drift of the inputs behind them counts."""
+    moments: dict[QuantizedLinear, _Moments] = {}
     calls: Counter[QuantizedLinear] = Counter()
+    references: dict[QuantizedLinear, list[Tensor]] = {layer: [] for layer in layers}
+    as_float = False
 
     def record(layer: QuantizedLinear, inputs: tuple[Tensor, ...]) -> None:
+        if as_float:
+            references[layer].append(inputs[0])
+            return
         if layer not in moments:
-            moments[layer] = InputMoments(layer.in_features)
+            width = layer.in_features
+            moments[layer] = _Moments(InputMoments(width), None if originals is None else InputDrift(width))
         counted = sensitivity.tokens[layer][calls[layer]] if layer in sensitivity.tokens else None
-        moments[layer].add(inputs[0], counted)
+        measured = moments[layer]
+        measured.inputs.add(inputs[0], counted)
+        if measured.drift is not None:
+            measured.drift.add(references[layer].pop(0), inputs[0], counted)
         calls[layer] += 1
 
     def stop(*_: Any) -> None:
         raise _BlockReachedError
 
+    def run(batch: Any) -> None:
+        with suppress(_BlockReachedError):
+            forward(model, batch)
+
+    model = prepared.model
     hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     if block is not None:
         hooks.append(block.register_forward_hook(stop))
@@ -157,16 +226,45 @@ def _measure(
     model.eval()
     try:
         for batch in batches:
-            try:
-                forward(model, batch)
-            except _BlockReachedError:
-                continue
+            if originals is not None:
+                as_float = True
+                with prepared.enabled(False), _Swapped(originals):
+                    run(batch)
+                as_float = False
+            run(batch)
     finally:
         for module, training in modes:
             module.training = training
         for hook in hooks:
             hook.remove()
     return moments
+
+
+class _OutputCurvature:
+    """E[g g^T] of the gradients at a layer's outputs, in groups; see `qat::ptq::sensitivity`."""
+
+    def __init__(self, outputs: int):
+        self._groups = -(-outputs // _GROUP)
+        self._size = -(-outputs // self._groups)
+        self._sums = torch.zeros(self._groups, self._size, self._size)
+        self._sum, self._tokens = 0.0, 0
+
+    def add(self, gradient: Tensor, squares: Tensor) -> None:
+        """gradient: [n, O]; squares: float32 [n], its mean squares."""
+        self._sum += float(squares.sum(dtype=torch.float64))
+        self._tokens += squares.numel()
+        most = _MOST_WEIGHT * self._sum / self._tokens
+        if not 0 < most < float("inf"):
+            return
+        factors = (squares[:, None] / most).clamp_min(1).rsqrt() / most**0.5
+        scaled = (gradient.float() * factors).to(gradient.dtype)
+        for sums, part in zip(self._sums, scaled.split(self._size, dim=1), strict=True):
+            count = part.shape[1]
+            sums[:count, :count] += most * (part.T @ part).float().cpu()
+
+    def mean(self) -> Tensor:
+        """float32 [K, S, S]."""
+        return self._sums / max(1, self._tokens)
 
 
 def sensitivity_of(
@@ -187,7 +285,10 @@ def sensitivity_of(
         found[layer].append(torch.zeros(output.shape[:-1]))
 
         def keep(gradient: Tensor) -> None:
-            found[layer][place] = gradient.detach().float().square().mean(-1).cpu()
+            squares = gradient.detach().float().square().mean(-1)
+            found[layer][place] = squares.cpu()
+            if layer in curvatures:
+                curvatures[layer].add(gradient.detach().flatten(0, -2), squares.flatten())
 
         output.register_hook(keep)
 
@@ -206,6 +307,12 @@ def sensitivity_of(
         for module in model.modules()
         if isinstance(module, QuantizedEmbedding) and id(module.weight) in heads
     ]
+    tied = {head for _, head in tables}  # where rows are looked up, their errors do not count together
+    curvatures = {
+        layer: _OutputCurvature(layer.out_features)
+        for layer in layers
+        if layer not in tied and layer.out_features <= _MOST_OUTPUTS
+    }
     needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     hooks = [layer.register_forward_hook(record) for layer in layers]
@@ -236,6 +343,7 @@ def sensitivity_of(
             for _, head in tables
             if lookups[head]
         },
+        {layer: curvature.mean() for layer, curvature in curvatures.items() if found[layer]},
     )
 
 
@@ -269,22 +377,29 @@ def _clipped(squares: list[Tensor]) -> list[Tensor]:
     mean = sum(float(part.sum()) for part in squares) / count
     if not mean > 0:
         return [torch.ones_like(part) for part in squares]
-    clipped = [(part / mean).clamp_max(8.0) for part in squares]
+    clipped = [(part / mean).clamp_max(_MOST_WEIGHT) for part in squares]
     kept = sum(float(part.sum()) for part in clipped) / count
     return [part / kept for part in clipped]
 
 
 @torch.no_grad()
-def _round_layer(layer: QuantizedLinear, hessian: Tensor, solve: Solve) -> RoundedTensor:
+def _round_layer(
+    layer: QuantizedLinear, hessian: Tensor, curvature: Tensor | None, correction: Tensor | None, solve: Solve
+) -> RoundedTensor:
     """Solves in parts, so that a vocabulary's table needs memory for a part of it only."""
     quantizer = layer.weight_quantizer
-    step = len(layer.weight)
+    step, group = len(layer.weight), 1 if curvature is None else curvature.shape[1]
     if not _core.grid_info(quantizer.grid)["whole_tensor"]:
-        step = min(step, max(1, _PART // layer.weight[0].numel()))
+        step = min(step, max(group, _PART // layer.weight[0].numel() // group * group))
     outputs = errors = 0.0
-    for part, held in zip(layer.weight.split(step), layer.weight_scales.split(step), strict=True):
+    for number, (part, held) in enumerate(
+        zip(layer.weight.split(step), layer.weight_scales.split(step), strict=True)
+    ):
         before = part.clone()
-        latent, scales = solve(part, hessian, quantizer)
+        rows = before if correction is None else before + before @ correction.to(before)
+        first = number * step // group
+        own = None if curvature is None else curvature[first : first - (-len(part) // group)]
+        latent, scales = solve(rows, hessian, own, quantizer)
         part.copy_(latent)
         held.copy_(quantizer.untied(scales))
         shipped = torch.ops.libqat.fake_quantize(

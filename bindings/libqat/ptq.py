@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from . import _core
 from ._core import ArgumentError, AwqFold, PreparedDecoder, RoundedTensor
 from .data import spread_windows
-from .layer_rounding import Progress, call, linear_layers, round_layers, sensitivity_of, tied_heads
+from .layer_rounding import (
+    Correction,
+    Progress,
+    call,
+    linear_layers,
+    round_layers,
+    sensitivity_of,
+    tied_heads,
+)
 from .nn import WeightQuantizer
 from .prepare import PreparedModel
 
@@ -31,6 +39,8 @@ SWEEPS = 4
 """Of coordinate descent, in `guided`: later ones change next to nothing."""
 DAMPING = 0.03
 """Of `guided`, whose Hessians rest on fewer tokens than GPTQ's."""
+INPUT_CORRECTION = 0.5
+"""Of guided: more of it fits the calibration text's noise."""
 
 __all__ = ["awq", "calibration_windows", "gptq", "guided", "weighted_search"]
 
@@ -92,7 +102,9 @@ def gptq(
             prepared, batches, **options, batch=batch, compute_dtype=compute_dtype, progress=progress
         )
 
-    def solve(rows: Tensor, hessian: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:
+    def solve(
+        rows: Tensor, hessian: Tensor, _: Tensor | None, quantizer: WeightQuantizer
+    ) -> tuple[Tensor, Tensor]:
         return _core.gptq_tensor(
             rows, hessian, quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied, **options
         )
@@ -107,6 +119,7 @@ def guided(
     damping: float = DAMPING,
     sweeps: int = SWEEPS,
     scale: str = "weighted",
+    input_correction: float = INPUT_CORRECTION,
     loss: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
     blocks: Sequence[nn.Module] | None = None,
@@ -118,8 +131,11 @@ def guided(
     """GPTQ in which a token counts as much as the model's answer depends on it, then refined.
 
     First a backward pass of the float model tells, for each layer, how far its output at each token moves the
-    loss; the Hessian becomes E[s x x^T]. After GPTQ, `sweeps` of coordinate descent go over codes and scales
-    again. Arguments, errors and what becomes of the model as for `gptq`; see docs/ptq.md.
+    loss; the Hessian becomes E[s x x^T]. Then weights make up for a share, `input_correction`, of what the
+    rounded layers in front changed in their inputs; of a `torch.nn` model with `blocks` only. After GPTQ,
+    `sweeps` of coordinate descent go over codes and scales again, in which errors of different outputs count
+    together as they do for the loss. Arguments, errors and what becomes of the model as for `gptq`; see
+    docs/ptq.md.
 
     loss: of a `torch.nn` model, output -> scalar, the sum over all tokens. By default, for an output with
     `logits`, the cross-entropy with labels drawn from them; else the product of the output (or its
@@ -127,19 +143,23 @@ def guided(
     """
     if isinstance(prepared, PreparedDecoder):
         return _core.apply_guided(
-            prepared, batches, damping=damping, sweeps=sweeps, scale=scale, seed=seed, batch=batch,
-            compute_dtype=compute_dtype, progress=progress,
+            prepared, batches, damping=damping, sweeps=sweeps, scale=scale,
+            input_correction=input_correction, seed=seed, batch=batch, compute_dtype=compute_dtype,
+            progress=progress,
         )  # fmt: skip
     layers = tied_heads("guided", prepared) + linear_layers("guided", prepared)
     found = sensitivity_of(prepared, batches, layers, forward or call, loss, seed)
 
-    def solve(rows: Tensor, hessian: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:
+    def solve(
+        rows: Tensor, hessian: Tensor, outputs: Tensor | None, quantizer: WeightQuantizer
+    ) -> tuple[Tensor, Tensor]:
         return _core.gptq_tensor(
             rows, hessian, quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied, damping=damping,
-            sweeps=sweeps, scale=scale,
+            sweeps=sweeps, scale=scale, outputs=outputs,
         )  # fmt: skip
 
-    return round_layers("guided", prepared, batches, blocks, forward, progress, solve, found)
+    correction = Correction(input_correction, damping)
+    return round_layers("guided", prepared, batches, blocks, forward, progress, solve, found, correction)
 
 
 def weighted_search(
@@ -161,7 +181,9 @@ def weighted_search(
             prepared, batches, batch=batch, compute_dtype=compute_dtype, progress=progress
         )
 
-    def solve(rows: Tensor, hessian: Tensor, quantizer: WeightQuantizer) -> tuple[Tensor, Tensor]:
+    def solve(
+        rows: Tensor, hessian: Tensor, _: Tensor | None, quantizer: WeightQuantizer
+    ) -> tuple[Tensor, Tensor]:
         return rows, _core.weighted_search_tensor(
             rows, hessian.diagonal(), quantizer.grid, tensor=quantizer.tensor, seq=quantizer.tied
         )

@@ -13,6 +13,7 @@
 #include "qat/ptq/calibration.hpp"
 #include "qat/ptq/gptq.hpp"
 #include "qat/ptq/guided.hpp"
+#include "qat/ptq/input_correction.hpp"
 #include "qat/ptq/sensitivity.hpp"
 #include "qat/ptq/weighted_search.hpp"
 #include "qat/train/compute.hpp"
@@ -46,11 +47,14 @@ ptq::Progress progress_function(const py::object& progress) {
 }
 
 ptq::CalibrationOptions calibration_options(int64_t batch, const py::object& progress,
-                                            ptq::TokenWeights tokens = {},
-                                            ptq::LookupCurvatures lookups = {}) {
+                                            ptq::TokenWeights tokens = {}, ptq::LookupCurvatures lookups = {},
+                                            ptq::OutputCurvatures outputs = {},
+                                            double input_correction = 0.0) {
   return {.batch = batch,
           .tokens = std::move(tokens),
           .lookups = std::move(lookups),
+          .outputs = std::move(outputs),
+          .input_correction = input_correction,
           .progress = progress_function(progress)};
 }
 
@@ -69,8 +73,9 @@ void bind_gptq(py::module_& module) {
       "gptq_tensor",
       [](const at::Tensor& weight, const at::Tensor& hessian, const std::string& grid, double damping,
          bool act_order, bool static_scales, int64_t block, const std::string& source, int64_t sweeps,
-         const std::string& tensor, bool seq) {
+         const std::optional<at::Tensor>& outputs, const std::string& tensor, bool seq) {
         ptq::GptqOptions options = gptq_options(damping, act_order, static_scales, block, source, sweeps);
+        options.outputs = outputs.value_or(at::Tensor());
         options.seq = seq;
         const py::gil_scoped_release unlocked;
         ptq::Solution solution = ptq::gptq(weight, hessian, grid, options, tensor);
@@ -79,25 +84,28 @@ void bind_gptq(py::module_& module) {
       py::arg("weight"), py::arg("hessian"), py::arg("grid"), py::kw_only(),
       py::arg("damping") = defaults.damping, py::arg("act_order") = defaults.act_order,
       py::arg("static_scales") = defaults.static_scales, py::arg("block") = defaults.block,
-      py::arg("scale") = scale, py::arg("sweeps") = defaults.sweeps, py::arg("tensor") = "",
-      py::arg("seq") = false,
+      py::arg("scale") = scale, py::arg("sweeps") = defaults.sweeps, py::arg("outputs") = py::none(),
+      py::arg("tensor") = "", py::arg("seq") = false,
       R"(Rounds a matrix so that its layer errs least on its own inputs (GPTQ, arXiv:2210.17323).
 
 weight: float32[R, ...] of N weights a row; hessian: float32 or float64[N, N], E[x x^T] of the layer's inputs.
 Returns (latent, scales): encoding `latent`, float32 in the weight's shape, with `scales`, float32[R, G, P], gives
 the method's codes. scale: "reference", "search" or "weighted" (by the hessian's diagonal). act_order: columns
 by falling diagonal; whole blocks of a grid with block scales, unless static_scales takes those from the weights
-as they were. sweeps: of coordinate descent over codes and scales afterwards. seq: scales tied as the scale rule "seq" ties them. NumericError for a hessian that is not positive definite with that damping.)");
+as they were. sweeps: of coordinate descent over codes and scales afterwards, in which the errors of rows count
+together where outputs, float32[K, S, S] for groups of S rows, says how. seq: scales tied as the scale rule "seq"
+ties them. NumericError for a hessian that is not positive definite with that damping.)");
   module.def(
       "apply_gptq",
       [](PreparedDecoder& prepared, const at::Tensor& windows, double damping, bool act_order,
          bool static_scales, int64_t block, const std::string& source, int64_t sweeps,
-         ptq::TokenWeights tokens, ptq::LookupCurvatures lookups, int64_t batch,
-         const std::string& compute_dtype, const py::object& progress) {
+         ptq::TokenWeights tokens, ptq::LookupCurvatures lookups, ptq::OutputCurvatures outputs,
+         double input_correction, int64_t batch, const std::string& compute_dtype,
+         const py::object& progress) {
         const ptq::GptqOptions options =
             gptq_options(damping, act_order, static_scales, block, source, sweeps);
-        const ptq::CalibrationOptions calibration =
-            calibration_options(batch, progress, std::move(tokens), std::move(lookups));
+        const ptq::CalibrationOptions calibration = calibration_options(
+            batch, progress, std::move(tokens), std::move(lookups), std::move(outputs), input_correction);
         return run(prepared, compute_dtype, [&](PreparedModel& model, const std::vector<Stage>& stages) {
           return ptq::apply_gptq(model, stages, windows, options, calibration);
         });
@@ -106,6 +114,7 @@ as they were. sweeps: of coordinate descent over codes and scales afterwards. se
       py::arg("act_order") = defaults.act_order, py::arg("static_scales") = defaults.static_scales,
       py::arg("block") = defaults.block, py::arg("scale") = scale, py::arg("sweeps") = defaults.sweeps,
       py::arg("tokens") = ptq::TokenWeights(), py::arg("lookups") = ptq::LookupCurvatures(),
+      py::arg("outputs") = ptq::OutputCurvatures(), py::arg("input_correction") = 0.0,
       py::arg("batch") = ptq::CalibrationOptions{}.batch, py::arg("compute_dtype") = "auto",
       py::arg("progress") = py::none(), "GPTQ on a prepared decoder; use `libqat.gptq`.");
 }
@@ -131,16 +140,17 @@ void bind_sensitivity(py::module_& module) {
         const py::gil_scoped_release unlocked;
         const train::ComputeScope compute(train::compute_dtype(compute_dtype));
         ptq::Sensitivity found = ptq::sensitivity(prepared.model, logits, windows, seed, batch, report);
-        return std::pair(std::move(found.tokens), std::move(found.lookups));
+        return std::tuple(std::move(found.tokens), std::move(found.lookups), std::move(found.outputs));
       },
       py::arg("prepared"), py::arg("windows"), py::kw_only(), py::arg("seed") = 0, py::arg("batch") = 2,
       py::arg("compute_dtype") = "auto", py::arg("progress") = py::none(),
       R"(How much each token of a calibration text counts for each linear layer of a prepared decoder.
 
-windows: int64[n, T]. Returns two dicts. The first: weight name -> float32[n, T] of mean 1, the mean over the layer's
+windows: int64[n, T]. Returns three dicts. The first: weight name -> float32[n, T] of mean 1, the mean over the layer's
 outputs of their squared gradients, under the float model's cross-entropy with labels that it draws itself, clipped at
 8 means. The second: name of a table that is also the head -> float64[N, N], the curvature of the place where its rows
-are looked up, as it adds to E[s x x^T] of the head's inputs x.)");
+are looked up, as it adds to E[s x x^T] of the head's inputs x. The third: weight name -> float32[K, S, S], the mean
+product of the gradients at outputs k S .. k S + S - 1.)");
 }
 
 void bind_guided(py::module_& module) {
@@ -148,9 +158,10 @@ void bind_guided(py::module_& module) {
   module.def(
       "apply_guided",
       [](PreparedDecoder& prepared, const at::Tensor& windows, double damping, int64_t sweeps,
-         const std::string& source, int64_t seed, int64_t batch, const std::string& compute_dtype,
-         const py::object& progress) {
+         const std::string& source, double correction, int64_t seed, int64_t batch,
+         const std::string& compute_dtype, const py::object& progress) {
         ptq::GuidedOptions options;
+        options.input_correction = correction;
         options.gptq.damping = damping;
         options.gptq.sweeps = sweeps;
         options.gptq.scale = ptq::scale_source(source);
@@ -163,7 +174,8 @@ void bind_guided(py::module_& module) {
       },
       py::arg("prepared"), py::arg("windows"), py::kw_only(), py::arg("damping") = defaults.gptq.damping,
       py::arg("sweeps") = defaults.gptq.sweeps,
-      py::arg("scale") = std::string(ptq::to_string(defaults.gptq.scale)), py::arg("seed") = defaults.seed,
+      py::arg("scale") = std::string(ptq::to_string(defaults.gptq.scale)),
+      py::arg("input_correction") = defaults.input_correction, py::arg("seed") = defaults.seed,
       py::arg("batch") = ptq::CalibrationOptions{}.batch, py::arg("compute_dtype") = "auto",
       py::arg("progress") = py::none(), "Guided rounding of a prepared decoder; use `libqat.guided`.");
 }
@@ -247,6 +259,28 @@ void bind_results(py::module_& module) {
         return py::str("RoundedTensor(name={!r}, grid={!r}, output_error={:.4f})")
             .format(one.name, one.grid, one.output_error);
       });
+  py::class_<ptq::InputDrift>(module, "InputDrift",
+                              "How far a layer's inputs are from the float model's; N^2 float64 of memory.")
+      .def(py::init<int64_t>(), py::arg("width"))
+      .def(
+          "add",
+          [](ptq::InputDrift& drift, const at::Tensor& reference, const at::Tensor& input,
+             const std::optional<at::Tensor>& weights) {
+            drift.add(reference, input, weights.value_or(at::Tensor()));
+          },
+          py::arg("reference"), py::arg("input"), py::arg("weights") = py::none(),
+          py::call_guard<py::gil_scoped_release>(),
+          "reference, input: floats [..., N], the same vectors x* of the float and x of the rounded model; "
+          "each counts once, or weights[...] times. ArgumentError for another width.")
+      .def("mean", &ptq::InputDrift::mean, "E[(x* - x) x^T], float64[N, N].");
+  module.def(
+      "input_correction",
+      [](const at::Tensor& hessian, const at::Tensor& drift, double share, double damping,
+         const std::string& tensor) { return ptq::input_correction(hessian, drift, share, damping, tensor); },
+      py::arg("hessian"), py::arg("drift"), py::kw_only(), py::arg("share"), py::arg("damping"),
+      py::arg("tensor") = "", py::call_guard<py::gil_scoped_release>(),
+      "share * E[(x* - x) x^T] (H + damping)^-1, float32[N, N]: added to the identity, what rows of a weight "
+      "are multiplied by so that they make up for their inputs' drift.");
   py::class_<ptq::AwqFold>(module, "AwqFold", "Where AWQ folded a scale of input channels.")
       .def_readonly("producers", &ptq::AwqFold::producers, "Parameters that were divided by it.")
       .def_readonly("weights", &ptq::AwqFold::weights, "Weights whose columns were multiplied by it.")

@@ -8,7 +8,7 @@ import torch
 from conftest import make_llama
 
 import libqat
-from libqat import _core, data, finetune, ptq, run_folder
+from libqat import _core, data, finetune, layer_rounding, ptq, run_folder
 
 POLICY = libqat.Policy.preset("gguf-q4_0").with_scale("learned")
 LAYER = "model.layers.1.mlp.down_proj"
@@ -73,10 +73,44 @@ def test_the_model_is_left_as_it_was(hf_folder, windows):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_it_is_gptq_with_these_tokens_and_sweeps(hf_folder, windows):
+def output_curvature_by_autograd(model, windows, seed):
+    """The mean product of gradients, each token clipped at 8 times the mean of those up to its call."""
+    generator = torch.Generator().manual_seed(seed)
+    squares, total = [], 0
+    for part in windows.split(2):
+        outputs = []
+        hook = model.get_submodule(LAYER).register_forward_hook(lambda *a, o=outputs: o.append(a[2]))
+        logits = model(part).logits.flatten(0, 1)
+        hook.remove()
+        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        (g,) = torch.autograd.grad(loss, outputs[0])
+        g = g.flatten(0, 1).double()
+        squares.append(g.square().mean(1))
+        bound = 8 * torch.cat(squares).mean()
+        g = g * (bound / squares[-1]).clamp_max(1).sqrt()[:, None]
+        total = total + g.T @ g
+    return total / windows.numel()
+
+
+def test_outputs_count_together_by_the_products_of_their_gradients(hf_folder, windows):
+    _, prepared = prepared_decoder(hf_folder)
+    found = _core.sensitivity(prepared, windows, seed=3, compute_dtype="float32")[2]
+    expected = output_curvature_by_autograd(make_llama(), windows, seed=3)
+    curvature = found[f"{LAYER}.weight"]
+    assert curvature.shape == (1, *expected.shape)
+    # two implementations of the same forward pass in float32
+    torch.testing.assert_close(
+        curvature[0].double(), expected, rtol=5e-3, atol=1e-3 * float(expected.abs().max())
+    )
+
+
+def test_it_is_gptq_with_these_tokens_sweeps_and_curvatures(hf_folder, windows):
     _, parts = prepared_decoder(hf_folder)
-    weights = _core.sensitivity(parts, windows, seed=5)[0]
-    _core.apply_gptq(parts, windows, tokens=weights, damping=0.03, sweeps=4)
+    weights, _, outputs = _core.sensitivity(parts, windows, seed=5)
+    _core.apply_gptq(
+        parts, windows, tokens=weights, outputs=outputs, damping=0.03, sweeps=4, input_correction=0.5
+    )
     _, guided = prepared_decoder(hf_folder)
     libqat.guided(guided, windows, seed=5)
     _, plain = prepared_decoder(hf_folder)
@@ -170,3 +204,38 @@ def test_unknown_starts_are_refused(hf_folder, tokens, tmp_path):
     policy = {"rules": [{"match": ".*", "weight": "q4_0"}], "estimator": {"kind": "clipped_ste"}}
     with pytest.raises(libqat.ArgumentError, match="learned scales"):
         run(hf_folder, tokens, tmp_path / "run", policy, start="gptq")
+
+
+def test_a_torch_module_has_the_same_curvatures(hf_folder, windows):
+    prepared = libqat.prepare(make_llama(), POLICY)
+    layers = layer_rounding.linear_layers("guided", prepared)
+    found = layer_rounding.sensitivity_of(prepared, windows.split(2), layers, layer_rounding.call, None, 3)
+    layer = prepared.model.get_submodule(LAYER)
+    expected = output_curvature_by_autograd(make_llama(), windows, seed=3)
+    # float32 against float64
+    torch.testing.assert_close(
+        found.outputs[layer][0].double(), expected, rtol=5e-3, atol=1e-3 * float(expected.abs().max())
+    )
+
+
+def test_weights_make_up_for_the_layers_in_front_of_them():
+    torch.manual_seed(7)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 32))
+    batches = [torch.randn(200, 64) @ torch.randn(64, 64) / 8 for _ in range(3)]
+    policy = libqat.Policy.from_json(
+        '{"rules": [{"match": "0", "weight": "int2_g32"}, {"match": "2", "weight": "int8_channel"}]}'
+    ).with_scale("learned")
+
+    def error(share):
+        prepared = libqat.prepare(copy.deepcopy(model), policy)
+        libqat.guided(
+            prepared, batches, blocks=[prepared.model[0], prepared.model[2]], input_correction=share
+        )
+        with torch.no_grad():
+            found = [(prepared.model(batch) - model(batch)).square().sum() for batch in batches]
+        return float(sum(found))
+
+    # 0.55 here: of the error of two bits, what is linear in the inputs can be made up for
+    assert error(1.0) < 0.8 * error(0.0)
+    with pytest.raises(libqat.ArgumentError, match="guided: input_correction: expected 0 to 1, got 2"):
+        error(2.0)

@@ -22,26 +22,36 @@ struct Job {
   const at::Tensor& windows;
   const CalibrationOptions& calibration;
   const Solve& solve;
+  double damping = 0.0;
 
   StageWalk walk() const { return {function, model, stages, windows, calibration}; }
+  RoundedTensor round(const StageWeight& weight, LayerMoments moments) const {
+    Evidence evidence{std::move(moments), {}, calibration.input_correction, damping};
+    const auto outputs = calibration.outputs.find(weight.name);
+    if (outputs != calibration.outputs.end()) evidence.outputs = outputs->second;
+    return round_weight(weight, evidence, solve);
+  }
 };
 
 /// Rounds tables that are also heads, by what the float head multiplies and what the place needs where their
 /// rows are looked up; before all other weights, which then get the rounded rows.
 void round_tables(const Job& job, std::vector<RoundedTensor>& done) {
   std::vector<StageWeight> tables;
-  std::vector<at::Tensor> hessians;
+  std::vector<LayerMoments> moments;
   {
     const EnabledScope as_float(job.model, false);
-    StageWalk walk = job.walk();
+    CalibrationOptions float_inputs = job.calibration;
+    float_inputs.input_correction = 0.0;
+    StageWalk walk(job.function, job.model, job.stages, job.windows, float_inputs);
     while (!walk.stage()->tied) walk.advance(/*measure=*/false);
     tables = walk.weights_to_round();
-    hessians = walk.advance(tables, job.calibration.tokens);
+    moments = walk.advance(tables);
   }
   for (size_t i = 0; i < tables.size(); ++i) {
     const auto lookup = job.calibration.lookups.find(tables[i].name);
-    if (lookup != job.calibration.lookups.end()) hessians[i] = hessians[i] + lookup->second;
-    done.push_back(round_weight(tables[i], hessians[i], job.solve));
+    at::Tensor hessian = moments[i].hessian;
+    if (lookup != job.calibration.lookups.end()) hessian = hessian + lookup->second;
+    done.push_back(job.round(tables[i], {hessian, {}}));
   }
 }
 
@@ -55,9 +65,8 @@ std::vector<RoundedTensor> apply(const Job& job) {
   while (walk.stage() != nullptr) {
     const std::vector<StageWeight> weights =
         walk.stage()->tied ? std::vector<StageWeight>() : walk.weights_to_round();
-    const std::vector<at::Tensor> hessians = walk.advance(weights, job.calibration.tokens);
-    for (size_t i = 0; i < weights.size(); ++i)
-      done.push_back(round_weight(weights[i], hessians[i], job.solve));
+    const std::vector<LayerMoments> moments = walk.advance(weights);
+    for (size_t i = 0; i < weights.size(); ++i) done.push_back(job.round(weights[i], moments[i]));
   }
   return done;
 }
@@ -67,22 +76,21 @@ std::vector<RoundedTensor> apply(const Job& job) {
 std::vector<RoundedTensor> apply_gptq(PreparedModel& model, const std::vector<Stage>& stages,
                                       const at::Tensor& windows, const GptqOptions& options,
                                       const CalibrationOptions& calibration) {
-  const Solve solve = [&](const at::Tensor& rows, const at::Tensor& hessian, const Quantizer& quantizer,
-                          const std::string& name) {
+  const Solve solve = [&](const Part& part) {
     GptqOptions own = options;
-    own.seq = quantizer.tied();
-    return gptq(rows, hessian, quantizer.scheme().weight, own, name);
+    own.seq = part.quantizer.tied();
+    if (part.outputs.defined()) own.outputs = part.outputs;
+    return gptq(part.rows, part.hessian, part.quantizer.scheme().weight, own, part.name);
   };
-  return apply({"apply_gptq", model, stages, windows, calibration, solve});
+  return apply({"apply_gptq", model, stages, windows, calibration, solve, options.damping});
 }
 
 std::vector<RoundedTensor> apply_weighted_search(PreparedModel& model, const std::vector<Stage>& stages,
                                                  const at::Tensor& windows,
                                                  const CalibrationOptions& calibration) {
-  const Solve solve = [](const at::Tensor& rows, const at::Tensor& hessian, const Quantizer& quantizer,
-                         const std::string& name) -> Solution {
-    return {rows,
-            weighted_search(rows, hessian.diagonal(), quantizer.scheme().weight, name, quantizer.tied())};
+  const Solve solve = [](const Part& part) -> Solution {
+    return {part.rows, weighted_search(part.rows, part.hessian.diagonal(), part.quantizer.scheme().weight,
+                                       part.name, part.quantizer.tied())};
   };
   return apply({"apply_weighted_search", model, stages, windows, calibration, solve});
 }

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "ptq/check.hpp"
+#include "ptq/input_rows.hpp"
 #include "ptq/no_autocast.hpp"
 
 namespace qat::ptq {
@@ -23,14 +24,11 @@ InputMoments::InputMoments(int64_t width)
 
 void InputMoments::add(const at::Tensor& input, const at::Tensor& weights) {
   const int64_t n = magnitude_.size(0);
-  if (input.dim() < 1 || input.size(-1) != n || !input.is_floating_point()) {
-    fail({"InputMoments", "input"}, "floats [..., " + std::to_string(n) + "]", describe(input));
-  }
+  check_input("InputMoments", input, n);
   const at::NoGradGuard no_grad;
   const NoAutocast full_precision;
-  at::Tensor x = input.detach().reshape({-1, n}).to(at::kCPU, at::kFloat);
-  magnitude_.add_(x.abs().sum(0, /*keepdim=*/false, at::kDouble));
-  if (weights.defined()) x = x * weights.reshape({-1, 1}).to(at::kFloat).sqrt();
+  magnitude_.add_(input_rows(input, {}).abs().sum(0, /*keepdim=*/false, at::kDouble));
+  const at::Tensor x = input_rows(input, weights);
   for (int64_t first = 0; first < n; first += kPanel) {
     const int64_t count = std::min(kPanel, n - first);
     second_.narrow(0, first, count)

@@ -138,7 +138,12 @@ Solution gptq(const at::Tensor& weight, const at::Tensor& hessian, std::string_v
                                  : choose_scales("gptq", tensor, found, plan.scale, rows, importance);
   solve(subject, plan, rows, solution);
   if (options.sweeps > 0) {
-    solution = refine(rows, h, grid, solution, {options.damping, options.sweeps, options.seq}, tensor);
+    const RefineOptions further{.damping = options.damping,
+                                .sweeps = options.sweeps,
+                                .hold_scales = options.seq,
+                                .outputs = options.outputs,
+                                .output_damping = options.output_damping};
+    solution = refine(rows, h, grid, solution, further, tensor);
   }
   return {solution.latent.view(weight.sizes()).to(weight.device()), solution.scales.to(weight.device())};
 }

@@ -14,6 +14,8 @@ std::vector<RoundedTensor> apply_guided(PreparedModel& model, const std::vector<
   Sensitivity found = sensitivity(model, logits, windows, options.seed, 2, calibration.progress);
   weighted.tokens = std::move(found.tokens);
   weighted.lookups = std::move(found.lookups);
+  weighted.outputs = std::move(found.outputs);
+  weighted.input_correction = options.input_correction;
   return apply_gptq(model, stages, windows, options.gptq, weighted);
 }
 

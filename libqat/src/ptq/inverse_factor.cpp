@@ -1,30 +1,16 @@
 #include "ptq/inverse_factor.hpp"
 
-#include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 
-#include <algorithm>
-
+#include "ptq/one_thread.hpp"
 #include "qat/core/error.hpp"
 
 namespace qat::ptq {
 namespace {
-
-/// Runs `work` where LAPACK uses one thread, which it does inside a parallel region: with several, their
-/// number decides the order of its sums, and so the last bits.
-template <class Work>
-void in_one_thread(const Work& work) {
-  at::parallel_for(0, std::max(2, at::get_num_threads()), 1, [&](int64_t begin, int64_t) {
-    if (begin != 0) return;
-    const at::NoGradGuard no_grad;
-    work();
-  });
-}
 
 /// The mean of the diagonal's entries above zero; 1 when there are none.
 double mean_of_live(const double* h, int64_t n) {

@@ -1,6 +1,7 @@
 #include "qat/ptq/refine.hpp"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/eye.h>
 
 #include <algorithm>
 #include <cmath>
@@ -8,6 +9,9 @@
 #include <vector>
 
 #include "ptq/check.hpp"
+#include "ptq/coupled_rows.hpp"
+#include "ptq/no_autocast.hpp"
+#include "ptq/one_thread.hpp"
 #include "ptq/row_refiner.hpp"
 
 namespace qat::ptq {
@@ -98,29 +102,61 @@ void check_start(const Subject& subject, const grid::Grid& grid, const at::Tenso
   }
 }
 
-}  // namespace
-
-Solution refine(const at::Tensor& weight, const at::Tensor& hessian, std::string_view grid,
-                const Solution& start, const RefineOptions& options, std::string_view tensor) {
-  const Subject subject{"refine", tensor};
-  const grid::Grid& found = check_coded(subject, weight, grid);
-  if (!(options.damping >= 0.0) || !std::isfinite(options.damping)) {
-    fail(subject, "damping of at least 0", std::to_string(options.damping));
+/// K, the number of groups of rows.
+int64_t check_outputs(const Subject& subject, const at::Tensor& outputs, int64_t rows) {
+  const bool square = outputs.dim() == 3 && outputs.size(1) == outputs.size(2) && outputs.size(1) > 0;
+  const int64_t groups = square ? (rows + outputs.size(1) - 1) / outputs.size(1) : 0;
+  if (!square || outputs.size(0) != groups || outputs.scalar_type() != at::kFloat) {
+    fail(subject,
+         "outputs float32[K, S, S] of K groups of S of the weight's " + std::to_string(rows) + " rows",
+         describe(outputs));
   }
-  if (options.sweeps < 0) fail(subject, "sweeps of at least 0", std::to_string(options.sweeps));
-  const at::Tensor rows = rows_of(weight);
-  check_finite(subject, "weight", rows);
-  check_start(subject, found, rows, start);
-  if (!refinable(found, options)) return start;
-  const int64_t count = rows.size(0), n = rows.size(1);
-  const at::Tensor h = damped(checked_statistics(subject, "hessian", hessian, {n, n}), options.damping);
-  const at::Tensor latent = rows_of(start.latent).clone();
-  const at::Tensor scales = start.scales.detach().cpu().clone(at::MemoryFormat::Contiguous);
-  const Problem problem{found,          h.const_data_ptr<float>(), n, scales.numel() / count,
-                        options.sweeps, options.hold_scales};
-  const float* w = rows.const_data_ptr<float>();
-  float* latents = latent.mutable_data_ptr<float>();
-  float* s = scales.mutable_data_ptr<float>();
+  check_finite(subject, "outputs", outputs);
+  return groups;
+}
+
+/// float32[count, count] of the group, with the damping on its diagonal; the identity where nothing counts.
+at::Tensor damped_outputs(const at::Tensor& group, int64_t count, double damping) {
+  at::Tensor g = group.narrow(0, 0, count).narrow(1, 0, count).cpu().clone(at::MemoryFormat::Contiguous);
+  const double mean = g.diagonal().clamp_min(0).mean(at::kDouble).item<double>();
+  if (!(mean > 0)) return at::eye(count, g.options());
+  // Rounding can leave a little less than nothing.
+  g.diagonal().clamp_min_(0).add_(std::max(damping, 1e-6) * mean);
+  return g;
+}
+
+/// Rows against each other, group by group.
+void refine_groups(const Subject& subject, const CoupledRows& all, const at::Tensor& outputs,
+                   const RefineOptions& options) {
+  const int64_t rows = all.weight.size(0), size = outputs.size(1);
+  FirstFailure failure;
+  std::vector<RowStatus> found(check_outputs(subject, outputs, rows));
+  in_one_thread_each(outputs.size(0), [&](int64_t group) {
+    const int64_t first = group * size, count = std::min(size, rows - first);
+    const CoupledRows part{all.grid,
+                           all.hessian,
+                           damped_outputs(outputs[group], count, options.output_damping),
+                           all.weight.narrow(0, first, count),
+                           all.latent.narrow(0, first, count),
+                           all.scales.narrow(0, first, count),
+                           options.hold_scales};
+    found[group] = refine_together(part, options.sweeps);
+    if (found[group].status != grid::Status::kOk) failure.record(group);
+  });
+  if (const int64_t group = failure.row(); group >= 0) {
+    fail_row(subject, group * size + found[group].row, found[group].status);
+  }
+}
+
+/// Each row for itself.
+void refine_alone(const Subject& subject, const CoupledRows& all, const RefineOptions& options) {
+  const int64_t count = all.weight.size(0);
+  const Problem problem{all.grid,           all.hessian.const_data_ptr<float>(),
+                        all.weight.size(1), all.scales.numel() / count,
+                        options.sweeps,     options.hold_scales};
+  const float* w = all.weight.const_data_ptr<float>();
+  float* latents = all.latent.mutable_data_ptr<float>();
+  float* s = all.scales.mutable_data_ptr<float>();
   FirstFailure failure;
   const auto solve_chunk = [&](int64_t chunk, grid::Status* status) {
     const int64_t first = chunk * kRows;
@@ -137,7 +173,44 @@ Solution refine(const at::Tensor& weight, const at::Tensor& hessian, std::string
     const int64_t row = solve_chunk(chunk, &status);
     fail_row(subject, row, status);
   }
-  return {latent.view(weight.sizes()).to(weight.device()), scales.to(weight.device())};
+}
+
+void check_options(const Subject& subject, const RefineOptions& options) {
+  for (const double damping : {options.damping, options.output_damping}) {
+    if (!(damping >= 0.0) || !std::isfinite(damping)) {
+      fail(subject, "damping of at least 0", std::to_string(damping));
+    }
+  }
+  if (options.sweeps < 0) fail(subject, "sweeps of at least 0", std::to_string(options.sweeps));
+}
+
+}  // namespace
+
+Solution refine(const at::Tensor& weight, const at::Tensor& hessian, std::string_view grid,
+                const Solution& start, const RefineOptions& options, std::string_view tensor) {
+  const Subject subject{"refine", tensor};
+  const NoAutocast full_precision;
+  const grid::Grid& found = check_coded(subject, weight, grid);
+  check_options(subject, options);
+  const at::Tensor rows = rows_of(weight);
+  check_finite(subject, "weight", rows);
+  check_start(subject, found, rows, start);
+  if (options.outputs.defined()) check_outputs(subject, options.outputs, rows.size(0));
+  if (!refinable(found, options)) return start;
+  const int64_t n = rows.size(1);
+  const CoupledRows all{found,
+                        damped(checked_statistics(subject, "hessian", hessian, {n, n}), options.damping),
+                        {},
+                        rows,
+                        rows_of(start.latent).clone(),
+                        start.scales.detach().cpu().clone(at::MemoryFormat::Contiguous),
+                        options.hold_scales};
+  if (options.outputs.defined()) {
+    refine_groups(subject, all, options.outputs, options);
+  } else {
+    refine_alone(subject, all, options);
+  }
+  return {all.latent.view(weight.sizes()).to(weight.device()), all.scales.to(weight.device())};
 }
 
 }  // namespace qat::ptq

@@ -10,6 +10,7 @@
 #include "ptq/decode.hpp"
 #include "ptq/no_autocast.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/ptq/input_correction.hpp"
 
 namespace qat::ptq {
 namespace {
@@ -17,11 +18,22 @@ namespace {
 /// Weights that are solved together: 128 MB of float32, of which a solution takes a few copies.
 constexpr int64_t kPart = int64_t{1} << 25;
 
-/// Rows that are solved together: no row's solution depends on another's, unless they share a scale.
-int64_t rows_of_a_part(const at::Tensor& weight, const grid::Grid& grid) {
+/// Rows that are solved together: no row's solution depends on another's, unless they share a scale or a
+/// group of outputs.
+int64_t rows_of_a_part(const at::Tensor& weight, const grid::Grid& grid, const at::Tensor& outputs) {
   const int64_t rows = weight.size(0);
   if (grid.info().block == grid::kWholeTensor) return rows;
-  return std::clamp(kPart / (weight.numel() / rows), int64_t{1}, rows);
+  const int64_t fitting = std::clamp(kPart / (weight.numel() / rows), int64_t{1}, rows);
+  if (!outputs.defined() || fitting == rows) return fitting;
+  const int64_t group = outputs.size(1);
+  return std::max(group, fitting / group * group);
+}
+
+/// The curvatures of the rows from `first` on; undefined where there are none.
+at::Tensor part_of(const at::Tensor& outputs, int64_t first, int64_t rows) {
+  if (!outputs.defined()) return {};
+  const int64_t group = outputs.size(1);
+  return outputs.narrow(0, first / group, (rows + group - 1) / group);
 }
 
 /// tr(W H W^T); rows: float32[r, N], hessian: float32[N, N].
@@ -31,12 +43,18 @@ double energy(const at::Tensor& rows, const at::Tensor& hessian) {
 
 }  // namespace
 
-RoundedTensor round_weight(const StageWeight& weight, const at::Tensor& hessian, const Solve& solve) {
+RoundedTensor round_weight(const StageWeight& weight, const Evidence& evidence, const Solve& solve) {
   const NoAutocast full_precision;
   Quantizer& quantizer = *weight.quantizer;
   const std::string& grid = quantizer.scheme().weight;
-  const int64_t rows = weight.latent.size(0), step = rows_of_a_part(weight.latent, grid::find(grid));
-  const at::Tensor single = hessian.to(at::kFloat);
+  const int64_t rows = weight.latent.size(0);
+  const int64_t step = rows_of_a_part(weight.latent, grid::find(grid), evidence.outputs);
+  const at::Tensor hessian = evidence.moments.hessian.to(at::kFloat);
+  at::Tensor correction;
+  if (evidence.moments.drift.defined()) {
+    correction = input_correction(evidence.moments.hessian, evidence.moments.drift, evidence.correction,
+                                  evidence.damping, weight.name);
+  }
   const at::Tensor scales = quantizer.field_scales().detach().clone();
   double outputs = 0.0, errors = 0.0;
   for (int64_t first = 0; first < rows; first += step) {
@@ -44,11 +62,15 @@ RoundedTensor round_weight(const StageWeight& weight, const at::Tensor& hessian,
         first == 0 ? weight.name : weight.name + ", from row " + std::to_string(first) + " on";
     const at::Tensor part = weight.latent.detach().narrow(0, first, std::min(step, rows - first));
     const at::Tensor before = rows_of(part).clone();
-    const Solution solution = solve(part, hessian, quantizer, name);
+    at::Tensor target = part;
+    if (correction.defined())
+      target = (before + at::mm(before, correction)).view(part.sizes()).to(part.device());
+    const Solution solution = solve(
+        {target, evidence.moments.hessian, part_of(evidence.outputs, first, part.size(0)), quantizer, name});
     const at::Tensor shipped =
         decoded("round_weight", name, grid::find(grid), rows_of(solution.latent), solution.scales.cpu());
-    outputs += energy(before, single);
-    errors += energy(before - shipped, single);
+    outputs += energy(before, hessian);
+    errors += energy(before - shipped, hessian);
     (step < rows ? scales.narrow(0, first, part.size(0)) : scales).copy_(solution.scales);
     part.copy_(solution.latent);
     quantizer.set_field_scales(scales);

@@ -11,12 +11,27 @@
 
 namespace qat::ptq {
 
-/// rows: float32[r, ...] of the weight `name`, hessian: float64[N, N], quantizer: the weight's.
-using Solve = std::function<Solution(const at::Tensor& rows, const at::Tensor& hessian,
-                                     const Quantizer& quantizer, const std::string& name)>;
+/// Some rows of a weight.
+struct Part {
+  at::Tensor rows;            ///< float32[r, ...]
+  const at::Tensor& hessian;  ///< float64[N, N]
+  at::Tensor outputs;         ///< see RefineOptions; undefined where the weight has none
+  const Quantizer& quantizer;
+  std::string name;
+};
+
+/// What is known of a weight beside its values.
+struct Evidence {
+  LayerMoments moments;
+  at::Tensor outputs = {};  ///< see OutputCurvatures
+  double correction = 0.0;  ///< see CalibrationOptions::input_correction
+  double damping = 0.0;     ///< of the Hessian in the correction
+};
+
+using Solve = std::function<Solution(const Part& part)>;
 
 /// Puts the method's latents and scales in the place of the weight's. Large tables are solved in parts, so
 /// that the memory beside the weight is that of a part; an error leaves the parts before it rounded.
-RoundedTensor round_weight(const StageWeight& weight, const at::Tensor& hessian, const Solve& solve);
+RoundedTensor round_weight(const StageWeight& weight, const Evidence& evidence, const Solve& solve);
 
 }  // namespace qat::ptq

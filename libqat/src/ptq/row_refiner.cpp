@@ -162,29 +162,30 @@ void RowRefiner::sweep() {
   }
 }
 
-Status RowRefiner::finish(float* latent, float* scales) {
+void RowRefiner::finish(float* h_error, float* latent, float* scales) {
   std::vector<int8_t> encoded(n_);
   for (int attempt = 0; attempt < 2; ++attempt) {
     grid_.encode(latent_.data(), n_, scales_.data(), encoded.data());
     if (encoded == codes_) {
       std::copy(latent_.begin(), latent_.end(), latent);
       std::copy(scales_.begin(), scales_.end(), scales);
-      return Status::kOk;
+      std::copy(h_error_.begin(), h_error_.end(), h_error);
+      return;
     }
     // Scales have moved since, or the value lies on the border of two levels: the level itself will do.
     for (int64_t i = 0; i < n_; ++i) {
       if (encoded[i] != codes_[i]) latent_[i] = w_hat_[i];
     }
   }
-  return Status::kOk;
 }
 
-Status RowRefiner::operator()(const float* w, const float* h_error, float* latent, float* scales) {
+Status RowRefiner::operator()(const float* w, float* h_error, float* latent, float* scales) {
   if (!std::all_of(w, w + n_, [](float value) { return std::isfinite(value); })) return Status::kNotFinite;
   const Status status = load(h_error, latent, scales);
   if (status != Status::kOk) return status;
   for (int64_t i = 0; i < sweeps_; ++i) sweep();
-  return finish(latent, scales);
+  finish(h_error, latent, scales);
+  return Status::kOk;
 }
 
 }  // namespace qat::ptq

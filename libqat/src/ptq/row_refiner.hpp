@@ -15,9 +15,10 @@ class RowRefiner {
   /// hessian: float32[n, n], damped; n weights in a row.
   RowRefiner(const grid::Grid& grid, const float* hessian, int64_t n, int64_t sweeps, bool hold_scales);
 
-  /// w: the float weights[n]; h_error: H (w - w_hat) of the start; latent, scales: the start's, overwritten
-  /// with the result. A row whose result would not encode to its codes keeps its start.
-  grid::Status operator()(const float* w, const float* h_error, float* latent, float* scales);
+  /// w: the float weights[n]; h_error: H (w - w_hat) of the start; latent, scales: the start's. All but the
+  /// first are overwritten with the result's. A row whose result would not encode to its codes keeps its
+  /// start.
+  grid::Status operator()(const float* w, float* h_error, float* latent, float* scales);
 
  private:
   grid::Status load(const float* h_error, const float* latent, const float* scales);
@@ -31,7 +32,7 @@ class RowRefiner {
   /// change^T H change and change^T h_error of a block.
   void products(int64_t first, const float* a, const float* b, double* with_hessian,
                 double* with_error) const;
-  grid::Status finish(float* latent, float* scales);
+  void finish(float* h_error, float* latent, float* scales);
 
   const grid::Grid& grid_;
   const float* hessian_;

@@ -23,7 +23,12 @@ StageWalk::StageWalk(std::string function, PreparedModel& model, const std::vect
     fail({function_, "windows"}, "int64[n, T] of at least one token", describe(windows));
   }
   if (calibration_.batch < 1) fail({function_, "batch"}, "at least 1", std::to_string(calibration_.batch));
+  if (!(calibration_.input_correction >= 0.0 && calibration_.input_correction <= 1.0)) {
+    fail({function_, "input_correction"}, "a share between 0 and 1",
+         std::to_string(calibration_.input_correction));
+  }
   for (const at::Tensor& batch : windows.split(calibration_.batch)) states_.push_back({batch});
+  if (calibration_.input_correction > 0.0) float_states_ = states_;
   shape_ = windows.sizes().vec();
 }
 
@@ -84,33 +89,65 @@ std::optional<InputMoments> StageWalk::advance(bool measure) {
   return moments;
 }
 
-std::vector<at::Tensor> StageWalk::advance(const std::vector<StageWeight>& weights,
-                                           const TokenWeights& tokens) {
+std::vector<at::Tensor> StageWalk::token_weights(const std::vector<StageWeight>& weights) const {
   std::vector<at::Tensor> counts;
-  bool alike = true;
   for (const StageWeight& weight : weights) {
-    const auto found = tokens.find(weight.name);
-    counts.push_back(found == tokens.end() ? at::Tensor() : found->second);
-    if (!counts.back().defined()) continue;
-    alike = false;
-    if (counts.back().sizes() != at::IntArrayRef(shape_)) {
+    const auto found = calibration_.tokens.find(weight.name);
+    counts.push_back(found == calibration_.tokens.end() ? at::Tensor() : found->second);
+    if (counts.back().defined() && counts.back().sizes() != at::IntArrayRef(shape_)) {
       fail({function_, weight.name}, "a weight for each token of the windows", describe(counts.back()));
     }
   }
-  if (alike) {
-    const auto moments = advance(!weights.empty());
-    return std::vector<at::Tensor>(weights.size(), moments ? moments->second() : at::Tensor());
+  return counts;
+}
+
+/// The stage on the float model: what it applies are the weights of the stage before.
+void StageWalk::run_float(const Stage& stage) {
+  const at::NoGradGuard no_grad;
+  const EnabledScope as_float(model_, false);
+  std::vector<at::Tensor> rounded;
+  for (const auto& [latent, original] : originals_) {
+    rounded.push_back(latent.detach().clone());
+    latent.detach().copy_(original);
   }
+  for (std::vector<at::Tensor>& state : float_states_) state = stage.run(state);
+  for (size_t i = 0; i < rounded.size(); ++i) originals_[i].first.detach().copy_(rounded[i]);
+  originals_.clear();
+}
+
+std::vector<LayerMoments> StageWalk::advance(const std::vector<StageWeight>& weights) {
+  const std::vector<at::Tensor> counts = token_weights(weights);
+  if (!float_states_.empty()) run_float(stages_[next_]);
+  const bool alike =
+      std::none_of(counts.begin(), counts.end(), [](const auto& one) { return one.defined(); });
+  // One entry for all weights of the stage where they have the same moments.
+  const size_t distinct = alike ? std::min<size_t>(1, weights.size()) : weights.size();
   std::vector<InputMoments> moments;
+  std::vector<InputDrift> drifts;
   run_next([&](int64_t first, const at::Tensor& input) {
-    for (size_t i = 0; i < weights.size(); ++i) {
-      if (moments.size() <= i) moments.emplace_back(input.size(-1));
-      moments[i].add(input, counts[i].defined() ? counts[i].narrow(0, first, input.size(0)) : at::Tensor());
+    for (size_t i = 0; i < distinct; ++i) {
+      if (moments.size() <= i) {
+        moments.emplace_back(input.size(-1));
+        drifts.emplace_back(float_states_.empty() ? 0 : input.size(-1));
+      }
+      const at::Tensor count = counts[i].defined() ? counts[i].narrow(0, first, input.size(0)) : at::Tensor();
+      moments[i].add(input, count);
+      if (!float_states_.empty()) {
+        drifts[i].add(float_states_[first / calibration_.batch].back(), input, count);
+      }
     }
   });
-  std::vector<at::Tensor> hessians;
-  for (const InputMoments& moment : moments) hessians.push_back(moment.second());
-  return hessians;
+  std::vector<LayerMoments> found;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (i < distinct) {
+      found.push_back({moments[i].second(), float_states_.empty() ? at::Tensor() : drifts[i].mean()});
+    } else {
+      found.push_back(found.front());
+    }
+    if (!float_states_.empty())
+      originals_.emplace_back(weights[i].latent, weights[i].latent.detach().clone());
+  }
+  return found;
 }
 
 EnabledScope::EnabledScope(PreparedModel& model, bool enabled) {

@@ -7,6 +7,7 @@
 
 #include "qat/ptq/apply.hpp"
 #include "qat/ptq/calibration.hpp"
+#include "qat/ptq/input_correction.hpp"
 
 namespace qat::ptq {
 
@@ -16,6 +17,12 @@ struct StageWeight {
   std::string name;
   at::Tensor latent;
   std::shared_ptr<Quantizer> quantizer;
+};
+
+/// What the windows say of one weight. N: its row length.
+struct LayerMoments {
+  at::Tensor hessian;  ///< float64[N, N]: E[s x x^T] of the layer's inputs, s the weight's tokens
+  at::Tensor drift;    ///< float64[N, N]: E[s (x* - x) x^T]; undefined where it does not count
 };
 
 /// Steps all windows through one stage after the other.
@@ -36,23 +43,28 @@ class StageWalk {
   bool rounds_tables() const;
   /// Runs the next stage on all windows. Moments of what it leaves if `measure`.
   std::optional<InputMoments> advance(bool measure);
-  /// Runs the next stage on all windows. E[s x x^T] of what it leaves for each of `weights`, float64[N, N], s
-  /// the weight's tokens (1 where `tokens` has none for it). ArgumentError for tokens of another shape than
-  /// the windows'.
-  std::vector<at::Tensor> advance(const std::vector<StageWeight>& weights, const TokenWeights& tokens);
+  /// Runs the next stage on all windows, and on those of the float model where their difference counts. The
+  /// moments of what it leaves for each of `weights`, which the caller may round then, but no others before
+  /// the next call. ArgumentError for tokens of another shape than the windows'.
+  std::vector<LayerMoments> advance(const std::vector<StageWeight>& weights);
 
  private:
   std::vector<StageWeight> weights_of(const Stage& stage) const;
   std::vector<StageWeight> to_round(const Stage& stage) const;
   template <class Visit>
   void run_next(const Visit& visit);
+  void run_float(const Stage& stage);
+  std::vector<at::Tensor> token_weights(const std::vector<StageWeight>& weights) const;
 
   std::string function_;
   PreparedModel& model_;
   const std::vector<Stage>& stages_;
   CalibrationOptions calibration_;
-  std::vector<std::vector<at::Tensor>> states_;  ///< of each batch of windows
-  std::vector<int64_t> shape_;                   ///< of the windows
+  std::vector<std::vector<at::Tensor>> states_;        ///< of each batch of windows
+  std::vector<std::vector<at::Tensor>> float_states_;  ///< the float model's, where they count
+  /// Weights of the stage before, as they were, which the next float step applies.
+  std::vector<std::pair<at::Tensor, at::Tensor>> originals_;
+  std::vector<int64_t> shape_;  ///< of the windows
   size_t next_ = 0;
   int64_t done_ = 0;
 };

@@ -33,6 +33,10 @@ struct CalibrationOptions {
   int64_t batch = 8;              ///< windows per forward call
   TokenWeights tokens = {};       ///< empty: all tokens count alike
   LookupCurvatures lookups = {};  ///< empty: tied tables count as heads alone
+  OutputCurvatures outputs = {};  ///< used with GptqOptions::sweeps; empty: outputs count alike and apart
+  /// The share of `input_correction`. Above 0 the float model's windows go through the stages, too: memory
+  /// for a second state.
+  double input_correction = 0.0;
   Progress progress = {};
 };
 

@@ -19,6 +19,11 @@ using TokenWeights = std::map<std::string, at::Tensor>;
 /// as heads alone.
 using LookupCurvatures = std::map<std::string, at::Tensor>;
 
+/// How errors of a layer's outputs count together: name -> float32[K, S, S], E[g g^T] of the loss's gradients
+/// g at the outputs k S .. k S + S - 1, see RefineOptions::outputs and sensitivity. Weights without an entry
+/// count all outputs alike and apart.
+using OutputCurvatures = std::map<std::string, at::Tensor>;
+
 /// Moments of one layer's inputs. Memory: N^2 float64.
 class InputMoments {
  public:

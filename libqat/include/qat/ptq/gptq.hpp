@@ -44,7 +44,9 @@ struct GptqOptions {
   /// block.
   int64_t block = 128;
   ScaleSource scale = ScaleSource::kWeighted;
-  int64_t sweeps = 0;  ///< of coordinate descent afterwards, see `refine`
+  int64_t sweeps = 0;           ///< of coordinate descent afterwards, see `refine`
+  at::Tensor outputs = {};      ///< for the sweeps, see RefineOptions
+  double output_damping = 0.2;  ///< likewise
   /// Scales tied as SEQ ties them (grid/seq.hpp), by the same sources: kReference is alpha = max|w|. Grids
   /// that hold SEQ only. The apply_ functions say so by themselves for quantizers with the scale rule kSeq.
   bool seq = false;

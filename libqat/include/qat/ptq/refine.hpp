@@ -25,6 +25,11 @@ struct RefineOptions {
   double damping = 0.01;     ///< as in GptqOptions
   int64_t sweeps = 4;        ///< 0 returns the start
   bool hold_scales = false;  ///< only codes move: for scales that are tied to each other
+  /// G, float32[K, S, S], symmetric: of the rows k S .. k S + S - 1 together; rows of different groups are
+  /// independent. The last group may be smaller than S; what is beyond it does not count. Undefined: all rows
+  /// are.
+  at::Tensor outputs = {};
+  double output_damping = 0.2;  ///< added to the diagonal of each group of G, as a share of its mean
 };
 
 /// weight: float32[R, ...] of N weights a row; hessian: float32 or float64[N, N], symmetric; start: a
@@ -34,7 +39,7 @@ struct RefineOptions {
 /// Grids with more than 16 levels, and grids whose scale the whole tensor shares, return the start: there is
 /// next to nothing to win. Scales move where the decoded weight is linear in a block's one or two of them
 /// (not in K-quants and integer zero points). Computed in float32 on the CPU; the result does not depend on
-/// the number of threads. Errors as `gptq`, and ArgumentError for a start of another shape.
+/// the number of threads. Errors as `gptq`, and ArgumentError for a start or outputs of another shape.
 Solution refine(const at::Tensor& weight, const at::Tensor& hessian, std::string_view grid,
                 const Solution& start, const RefineOptions& options = {}, std::string_view tensor = "");
 

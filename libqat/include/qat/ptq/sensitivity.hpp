@@ -19,6 +19,7 @@ namespace qat::ptq {
 struct Sensitivity {
   TokenWeights tokens;       ///< of those that are multiplied with
   LookupCurvatures lookups;  ///< of those that are looked up, too: tables tied to a head
+  OutputCurvatures outputs;  ///< of the first but not the second, with at most 32,768 rows
 };
 
 /// `tokens`: for each quantized linear layer and each token the mean over its output features of (dL/dy)^2. L
@@ -38,10 +39,15 @@ struct Sensitivity {
 /// count as often as its token occurs, as an input there and, by the model's own probabilities, as an answer
 /// here.
 ///
+/// `outputs`: E[g g^T] of the gradients g = dL/dy at a layer's outputs, in groups of at most 1,024
+/// neighbouring ones, so that its memory grows with the weights'. A token whose (dL/dy)^2 is above 8 times
+/// the mean so far counts like one at that bound.
+///
 /// logits: int64[B, T] -> [B, T, V], the model that `model` was prepared from, on its own layers: quantizers
 /// are switched off meanwhile. windows: int64[n, T]. batch: windows per call. The same seed gives the same
 /// labels. Runs in autocast's dtype when autocast is on. Memory beside the model: the activations of `batch`
-/// windows, as in training, but no gradients of weights; and n T h floats where the embedding is quantized.
+/// windows, as in training, but no gradients of weights; and n T h floats where the embedding is quantized;
+/// and the curvatures, 4 KB a row.
 ///
 /// ArgumentError for windows of another shape, for logits that depend on no parameter beside the quantized
 /// weights; NumericError naming the weight for gradients that are not finite.
