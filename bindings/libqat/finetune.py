@@ -33,7 +33,7 @@ FROZEN = ("model\\.embed_tokens",)
 
 STARTS = {"guided": ptq.guided, "gptq": ptq.gptq}
 """Methods whose solution a run can start from."""
-CALIBRATION = 51_200
+CALIBRATION = 204_800
 """Tokens that a start looks at, of those that the run will train on."""
 
 

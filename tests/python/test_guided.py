@@ -235,7 +235,7 @@ def test_weights_make_up_for_the_layers_in_front_of_them():
             found = [(prepared.model(batch) - model(batch)).square().sum() for batch in batches]
         return float(sum(found))
 
-    # 0.55 here: of the error of two bits, what is linear in the inputs can be made up for
-    assert error(1.0) < 0.8 * error(0.0)
+    # 0.32 here: of the error of two bits, what is linear in the inputs can be made up for
+    assert error(1.0) < 0.6 * error(0.0)
     with pytest.raises(libqat.ArgumentError, match="guided: input_correction: expected 0 to 1, got 2"):
         error(2.0)

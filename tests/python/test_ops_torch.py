@@ -32,6 +32,7 @@ def operator_calls():
     scales = 0.9 * ops.choose_scales(latent, "q4_1")
     learned = ("q4_1", "clipped_ste", "learned", "a.weight", scales.clone().requires_grad_())
     held = (scales, "q4_1", "clipped_ste")
+    seq = ops.seq_start(latent, "mlx2_g32").requires_grad_()
     return [
         ("fake_quantize", LIBQAT.fake_quantize, (w, *searched, "a.weight")),
         ("fake_quantize-rank4", LIBQAT.fake_quantize, (leaf(4, 2, 4, 8), "q8_0")),
@@ -101,6 +102,13 @@ def operator_calls():
             "activation_backward",
             LIBQAT.fake_quantize_activation_backward,
             (normal(2, 64), normal(2, 64, seed=1), torch.tensor(0.02)),
+        ),
+        ("seq_start", LIBQAT.seq_start, (latent, "mlx2_g32")),
+        ("seq_tie", LIBQAT.seq_tie, (seq, "mlx2_g32")),
+        (
+            "seq_tie_backward",
+            LIBQAT.seq_tie_backward,
+            (normal(48, 2, 2), seq.detach(), "mlx2_g32"),
         ),
         ("dequantize", LIBQAT.dequantize, (*ops.quantize(latent, "q4_1"), "q4_1")),
     ]
