@@ -105,11 +105,7 @@ def operator_calls():
         ),
         ("seq_start", LIBQAT.seq_start, (latent, "mlx2_g32")),
         ("seq_tie", LIBQAT.seq_tie, (seq, "mlx2_g32")),
-        (
-            "seq_tie_backward",
-            LIBQAT.seq_tie_backward,
-            (normal(48, 2, 2), seq.detach(), "mlx2_g32"),
-        ),
+        ("seq_tie_backward", LIBQAT.seq_tie_backward, (normal(48, 2, 2), "mlx2_g32")),
         ("dequantize", LIBQAT.dequantize, (*ops.quantize(latent, "q4_1"), "q4_1")),
     ]
 
