@@ -11,14 +11,14 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from . import _core
+from . import _core, character_bpe
 from ._core import FileError, UnsupportedError
 
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_CONTROL, _USER_DEFINED = 3, 4  # llama.h, llama_token_type
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # llama.h, llama_token_type
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
@@ -29,7 +29,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
     Args:
         source: path. From a GGUF the byte-level BPE kinds ``gpt-2``, ``smollm``, ``llama-bpe`` and ``qwen2``
-            can be rebuilt; of a ``tokenizer.json`` everything but its post-processor is kept as it is.
+            and the SentencePiece kinds of Gemma and Llama 2 can be rebuilt; of a ``tokenizer.json``
+            everything but its post-processor is kept as it is.
 
     Raises:
         FileError: the file is missing or malformed, or holds no tokenizer.
@@ -60,37 +61,48 @@ def _from_gguf(path: Path) -> Tokenizer:
     keys = _core.read_gguf_header(path, full=True)["metadata"]
     kind = (_require(keys, "tokenizer.ggml.model", str, path), keys.get("tokenizer.ggml.pre", ""))
     pre_tokenizer = _pre_tokenizer(kind[1]) if kind[0] == "gpt2" else None
-    if pre_tokenizer is None:
+    by_characters = kind[0] in character_bpe.MODELS
+    if pre_tokenizer is None and not by_characters:
         raise UnsupportedError(
             f"load_tokenizer: {path}: expected byte-level BPE (gpt2) of the kind gpt-2, smollm, llama-bpe or "
-            f"qwen2, got {kind[0]} {kind[1]}".rstrip()
+            f"qwen2, or a SentencePiece vocabulary (llama, gemma4), got {kind[0]} {kind[1]}".rstrip()
         )
     tokens = _require(keys, "tokenizer.ggml.tokens", list, path)
+    special, visible = _added(tokens, keys.get("tokenizer.ggml.token_type", []), by_characters)
+    if by_characters:
+        tokenizer = character_bpe.character_bpe(keys, path, frozenset(special + visible))
+    else:
+        tokenizer = _byte_level_bpe(keys, tokens, kind[1], path)
+        tokenizer.pre_tokenizer = pre_tokenizer
+        tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in visible])
+    return tokenizer
+
+
+def _byte_level_bpe(keys: dict[str, Any], tokens: list[str], pre: str, path: Path) -> Tokenizer:
     merges = [tuple(merge.split(" ", 1)) for merge in _require(keys, "tokenizer.ggml.merges", list, path)]
     try:
         model = models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},
             merges=merges,
-            ignore_merges=kind[1] == "llama-bpe",
+            ignore_merges=pre == "llama-bpe",
         )
     except Exception as error:  # the package raises the bare Exception
         raise FileError(f"load_tokenizer: {path}: tokenizer.ggml.merges: {error}") from error
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizer
-    tokenizer.decoder = decoders.ByteLevel()
-    _add_tokens(tokenizer, tokens, keys.get("tokenizer.ggml.token_type", []))
-    return tokenizer
+    return Tokenizer(model)
 
 
-def _add_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
-    marked = [
-        (token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (_CONTROL, _USER_DEFINED)
-    ]
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token, kind in marked if kind == _CONTROL]
-    )
-    tokenizer.add_tokens(
-        [AddedToken(token, normalized=False) for token, kind in marked if kind == _USER_DEFINED]
+def _added(tokens: list[str], types: list[int], by_characters: bool) -> tuple[list[str], list[str]]:
+    """Tokens that are found in a text before it is cut: the special ones, and those that are plain text.
+
+    The unknown token of a byte-level vocabulary is often an ordinary one.
+    """
+    special = (_UNKNOWN, _CONTROL) if by_characters else (_CONTROL,)
+    typed = list(zip(tokens, types, strict=False))
+    return (
+        [token for token, kind in typed if kind in special],
+        [token for token, kind in typed if kind == _USER_DEFINED],
     )
 
 

@@ -130,9 +130,17 @@ def part_the_ways(root):
     merges.append(merges.pop(a_way_of_several(root)))
 
 
+def drop_all_ways(root):
+    """BPE never makes this token; llama.cpp would."""
+    merges = root["model"]["merges"]
+    token = "".join(merges[-1])
+    root["model"]["merges"] = [merge for merge in merges if "".join(merge) != token]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (drop_all_ways, "merges that no scores of tokens stand for"),
         (drop_a_way, "merges that no scores of tokens stand for"),
         (part_the_ways, "merges that no scores of tokens stand for"),
         (lambda root: root.update(normalizer={"type": "NFC"}), "another normalizer"),

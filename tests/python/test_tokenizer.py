@@ -128,8 +128,8 @@ def test_bad_sources_are_refused(tmp_path):
     path.write_bytes(b"GGUF\3\0")
     with pytest.raises(libqat.FileError, match=r"a\.gguf"):
         load_tokenizer(path)
-    write_gguf(path, "llama", "default", ["a"], ["a a"])
-    with pytest.raises(libqat.UnsupportedError, match="got llama default"):
+    write_gguf(path, "bert", "default", ["a"], ["a a"])
+    with pytest.raises(libqat.UnsupportedError, match="got bert default"):
         load_tokenizer(path)
     write_gguf(path, "gpt2", "deepseek-llm", ["a"], ["a a"])
     with pytest.raises(libqat.UnsupportedError, match="deepseek-llm"):

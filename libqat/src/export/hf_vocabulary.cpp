@@ -232,13 +232,17 @@ void score_tokens(Vocabulary& vocabulary, const path& file) {
     ++ways[token];
     last = std::move(token);
   }
-  for (const auto& [token, merges] : ways) {
+  for (const auto& [token, id] : vocabulary.ids) {
+    const int32_t type = vocabulary.types[id];
+    const bool added = type == kControlToken || type == kUserDefinedToken;
+    const auto made = ways.find(token);
+    if (added && made == ways.end()) continue;  // cut out of a text before anything is joined
     std::size_t possible = 0;
     for (const std::size_t border : borders(token)) {
       possible +=
           vocabulary.ids.contains(token.substr(0, border)) && vocabulary.ids.contains(token.substr(border));
     }
-    if (possible != merges) refuse(token);
+    if (possible != (made == ways.end() ? 0 : made->second)) refuse(token);
   }
   vocabulary.merges.clear();
 }

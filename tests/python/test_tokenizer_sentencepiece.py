@@ -1,0 +1,142 @@
+"""SentencePiece vocabularies of GGUF files: `load_tokenizer` cuts text where llama.cpp cuts it."""
+
+import random
+
+import gguf
+import pytest
+from conftest import make_llama
+from exporting import TEXTS, checkpoint_of
+from families import POLICY, make_family
+from libqat.tokenizer_files import write_tokenizer_files
+
+import libqat
+from libqat import FileError, UnsupportedError, llama_cpp, load_tokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+LETTERS = "abxyz.\u2581é日"
+HEAD = [("<pad>", CONTROL), ("<eos>", CONTROL), ("<bos>", CONTROL), ("<unk>", UNKNOWN)]
+VISIBLE = ["\n", "\n\n", "  ", "   ", "<b>", "</b>"]
+COUNT = 400
+
+needs_llama_cpp = pytest.mark.skipif(
+    not llama_cpp.available(), reason="needs xllamacpp: pip install xllamacpp"
+)
+
+
+def make_pieces(rng):
+    """Letters, then pieces of pieces: many with a period, for which two ways to be made compete."""
+    pieces = [*LETTERS, "aa", "aaa", "aaaa", "ab", "ba", "aba", "abab", "baba", "\u2581a", "a\u2581a"]
+    while len(pieces) < COUNT - len(HEAD) - len(VISIBLE) - 256:
+        piece = rng.choice(pieces) + rng.choice(pieces)
+        if len(piece) <= 8 and piece not in pieces:
+            pieces.append(piece)
+    return pieces
+
+
+def write_vocabulary(path, seed=0, scores=None, arch="llama", prefix=False):
+    """A GGUF without weights: pieces with scores in no order at all, so that short ones may come last."""
+    rng = random.Random(seed)
+    pieces = make_pieces(rng)
+    drawn = rng.sample(range(10 * COUNT), len(pieces))
+    typed = [
+        *HEAD,
+        *[(token, USER_DEFINED) for token in VISIBLE],
+        *[(f"<0x{byte:02X}>", BYTE) for byte in range(256)],
+        *[(piece, NORMAL) for piece in pieces],
+    ]
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([token for token, _ in typed])
+    writer.add_token_types([kind for _, kind in typed])
+    plain = [-1000.0] * (COUNT - len(pieces)) + [-float(score) for score in drawn]
+    writer.add_token_scores(plain if scores is None else scores(plain))
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(3)
+    writer.add_pad_token_id(0)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(prefix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def samples(seed):
+    rng = random.Random(seed)
+    texts = ["".join(rng.choices("abxyz. é日aabb", k=rng.randrange(80))) for _ in range(60)]
+    units = ["".join(rng.choices("ab ", k=rng.randrange(1, 4))) for _ in range(40)]
+    texts += [(unit * 20)[: rng.randrange(3, 50)] for unit in units]
+    return [*texts, *TEXTS, "a<b>a</b>\n\n\na    b<bos>a<unk>\u2581<0x41>"]
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ids_are_those_of_llama_cpp(tmp_path, seed, prefix):
+    vocabulary = write_vocabulary(tmp_path / "vocabulary.gguf", seed, prefix=prefix)
+    model = make_llama(vocab_size=COUNT)
+    libqat.export(checkpoint_of(model), tmp_path / "a.gguf", tokenizer_from=vocabulary)
+    tokenizer = load_tokenizer(vocabulary)
+    with llama_cpp.LlamaCpp(tmp_path / "a.gguf") as llama:
+        for text in samples(seed):
+            assert tokenizer.encode(text).ids == llama.tokenize(text), repr(text)
+
+
+@needs_llama_cpp
+def test_a_vocabulary_goes_to_a_folder_and_back(tmp_path):
+    """What `convert --target hf` writes is what the export to GGUF takes up."""
+    vocabulary = write_vocabulary(tmp_path / "vocabulary.gguf", arch="gemma3")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_tokenizer_files(vocabulary, folder)
+    model = make_family("gemma3", vocab_size=COUNT)
+    libqat.prepare(model, POLICY)
+    libqat.export(libqat.freeze(model), tmp_path / "a.gguf", tokenizer_from=folder)
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "a.gguf").fields.items()}
+    first = {name: field.contents() for name, field in gguf.GGUFReader(vocabulary).fields.items()}
+    same = ("tokens", "token_type", "bos_token_id", "unknown_token_id", "add_bos_token", "add_space_prefix")
+    for key in same:
+        assert fields[f"tokenizer.ggml.{key}"] == first[f"tokenizer.ggml.{key}"], key
+    tokenizer = load_tokenizer(vocabulary)
+    with llama_cpp.LlamaCpp(tmp_path / "a.gguf") as llama:
+        for text in samples(3):
+            assert load_tokenizer(folder).encode(text).ids == llama.tokenize(text), repr(text)
+            assert tokenizer.encode(text).ids == llama.tokenize(text), repr(text)
+        assert llama.tokenize("a", add_special=True) == [2, *tokenizer.encode("a").ids]
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_decoding_gives_the_text_back(tmp_path, prefix):
+    tokenizer = load_tokenizer(write_vocabulary(tmp_path / "vocabulary.gguf", prefix=prefix))
+    for text in TEXTS:
+        if prefix and any(token in text for token in VISIBLE):
+            continue  # llama.cpp puts a space after each of them, which is there to stay
+        ids = tokenizer.encode(text).ids
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_merges_of_lines_are_taken_as_they_are(tmp_path):
+    """Gemma 4's kind: written from a tokenizer.json, read back."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_tokenizer_files(write_vocabulary(tmp_path / "vocabulary.gguf"), folder)
+    model = make_family("31b", vocab_size=COUNT)
+    libqat.prepare(model, POLICY)
+    libqat.export(libqat.freeze(model), tmp_path / "a.gguf", tokenizer_from=folder)
+    original, ours = load_tokenizer(folder), load_tokenizer(tmp_path / "a.gguf")
+    for text in samples(4):
+        assert ours.encode(text).ids == original.encode(text).ids, repr(text)
+
+
+def test_scores_that_mean_nothing_are_refused(tmp_path):
+    def refused(error, message, scores):
+        path = write_vocabulary(tmp_path / "bad.gguf", scores=scores)
+        with pytest.raises(error, match=message):
+            load_tokenizer(path)
+
+    refused(FileError, "a number for each of the 400 tokens, got 399 values", lambda plain: plain[1:])
+    refused(FileError, "a number for each", lambda plain: [*plain[1:], float("nan")])
+    refused(UnsupportedError, "different scores of tokens", lambda plain: [0.0] * len(plain))
