@@ -71,7 +71,7 @@ from .optimizers import parameter_groups
 from .prepare import PreparedModel, freeze, prepare, unprepare
 from .ptq import awq, gptq, guided, weighted_search
 from .report import Report
-from .tokenizer import load_tokenizer
+from .tokenizer import beginning_of_text, load_tokenizer
 
 __all__ = [
     "ArgumentError",
@@ -110,6 +110,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "awq",
+    "beginning_of_text",
     "can_export",
     "check_options",
     "cmake_prefix_path",

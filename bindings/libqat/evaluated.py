@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import torch
 from . import _core, run_folder
 from ._core import ArgumentError, Decoder, FileError
 from .choices import Question, read_choices
-from .data import read_texts, spread_windows, tokenize
+from .data import begin_windows, read_texts, spread_windows, tokenize
 from .evaluation import FLOAT, PTQ, QAT, RESAMPLES, compare_choices, compare_metric, compare_text
 from .finetune import tokenizer_source
 from .prepare import as_policy
-from .tokenizer import load_tokenizer
+from .tokenizer import beginning_of_text, load_tokenizer
 
 _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 
@@ -160,6 +160,9 @@ class EvaluationTask:
     batch: int = 4
     resamples: int = RESAMPLES
     seed: int = 0
+    beginning: int | None = None
+    """Token that each window and each question begins with, see `libqat.beginning_of_text`. `evaluate_run`
+    asks the run's tokenizer when it is None."""
 
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int, str], Any]]]
@@ -196,6 +199,7 @@ def evaluate(
     for name, asked in questions.items():
         with stage(f"choosing {name}") as update:
             options = {"progress": _rate(update, "choices")} | intervals
+            options["beginning"] = task.beginning
             found["choices"].append(compare_choices(decoders, asked, tokenizer, name=name, **options))
     for name, metric in task.metrics.items():
         if _takes_tokenizer(metric):
@@ -218,8 +222,10 @@ def evaluate_run(
     """
     with stage("loading models"):
         models = [*open_run(folder), *(open_model(path, row) for row, path in (more or {}).items())]
-    tokenizer = load_tokenizer(tokenizer_source(run_folder.read_finetune(folder)["model"]))
-    found = evaluate(models, task, tokenizer, stage)
+    source = tokenizer_source(run_folder.read_finetune(folder)["model"])
+    if task.beginning is None:
+        task = replace(task, beginning=beginning_of_text(source))
+    found = evaluate(models, task, load_tokenizer(source), stage)
     run_folder.merge_evaluation(folder, found)
     return found
 
@@ -235,7 +241,8 @@ def _tokens(tokenizer: Any, text: Any, task: EvaluationTask) -> torch.Tensor:
     if isinstance(text, torch.Tensor):
         return text
     documents = read_texts([text]) if isinstance(text, (str, os.PathLike)) else text
-    return spread_windows(tokenize(tokenizer, documents), task.tokens, task.window)
+    tokens = begin_windows(tokenize(tokenizer, documents), task.beginning, task.window)
+    return spread_windows(tokens, task.tokens, task.window)
 
 
 def _questions(source: Any) -> Sequence[Question]:

@@ -92,13 +92,14 @@ def compare_choices(
     resamples: int = RESAMPLES,
     seed: int = 0,
     progress: Callable[[int, int], Any] | None = None,
+    beginning: int | None = None,
 ) -> dict[str, Any]:
     """Multiple choice by log-likelihood: the choice whose tokens are the most probable after the question.
 
     models: row name -> Model; the first is the reference. questions: `read_choices(path)`, or dicts with the
     keys of such a file's lines. tokenizer: see `load_tokenizer`. max_length: longest input in tokens; longer
     questions lose their beginning. batch_tokens: tokens of a forward pass. progress: in scored choices, over
-    all models.
+    all models. beginning: token put before each question, see `libqat.beginning_of_text`.
 
     Returns {"name", "questions", "rows": [{"row", "accuracy", "accuracy_norm", "agreement", each with its
     "..._interval"}]}. accuracy: share of right choices (lm-evaluation-harness: acc). accuracy_norm: after
@@ -110,6 +111,7 @@ def compare_choices(
     asked = encode_questions(
         tokenizer,
         [q if isinstance(q, Question) else question_of(q, f"{name}[{i}]") for i, q in enumerate(questions)],
+        beginning,
     )
     total = len(rows) * sum(len(choices) for choices, _, _ in asked)
     scores = []

@@ -21,10 +21,10 @@ from ._core import (
     StepReport,
     Trainer,
 )
-from .data import read_texts, tokenize
+from .data import begin_windows, read_texts, tokenize
 from .prepare import as_policy
 from .run_folder import CHECKPOINT
-from .tokenizer import load_tokenizer
+from .tokenizer import beginning_of_text, load_tokenizer
 
 FLOAT = {"rules": []}
 """The policy that quantizes nothing: the control with which a fine-tuned model is compared."""
@@ -33,6 +33,8 @@ FROZEN = ("model\\.embed_tokens",)
 
 STARTS = {"guided": ptq.guided, "gptq": ptq.gptq}
 """Methods whose solution a run can start from."""
+WINDOW = 256
+"""Tokens of a sequence, where nothing else is said."""
 CALIBRATION = 204_800
 """Tokens that a start looks at, of those that the run will train on."""
 
@@ -171,6 +173,14 @@ def tokenizer_source(model: str | os.PathLike) -> str:
     return _core.load(path).tokenizer if path.suffix == ".safetensors" else os.fspath(path)
 
 
-def tokenize_files(model: str | os.PathLike, texts: Iterable[str | os.PathLike]) -> torch.Tensor:
-    """The UTF-8 text files as one stream of the model's token ids, int64[n]."""
-    return tokenize(load_tokenizer(tokenizer_source(model)), read_texts(texts))
+def tokenize_files(
+    model: str | os.PathLike, texts: Iterable[str | os.PathLike], window: int = WINDOW
+) -> torch.Tensor:
+    """The UTF-8 text files as one stream of the model's token ids, int64[n].
+
+    window: the tokens that will be read together, `sequence_length` of a run. Each window begins with the
+    token that texts of the model begin with, if there is one, see `libqat.beginning_of_text`.
+    """
+    source = tokenizer_source(model)
+    ids = tokenize(load_tokenizer(source), read_texts(texts))
+    return begin_windows(ids, beginning_of_text(source), window)

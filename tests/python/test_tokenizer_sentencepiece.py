@@ -4,13 +4,23 @@ import random
 
 import gguf
 import pytest
+import torch
 from conftest import make_llama
 from exporting import TEXTS, checkpoint_of
 from families import POLICY, make_family
+from libqat.choices import encode_questions
+from libqat.data import begin_windows
 from libqat.tokenizer_files import write_tokenizer_files
 
 import libqat
-from libqat import FileError, UnsupportedError, llama_cpp, load_tokenizer
+from libqat import (
+    ArgumentError,
+    FileError,
+    UnsupportedError,
+    beginning_of_text,
+    llama_cpp,
+    load_tokenizer,
+)
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 LETTERS = "abxyz.\u2581é日"
@@ -129,6 +139,43 @@ def test_merges_of_lines_are_taken_as_they_are(tmp_path):
     original, ours = load_tokenizer(folder), load_tokenizer(tmp_path / "a.gguf")
     for text in samples(4):
         assert ours.encode(text).ids == original.encode(text).ids, repr(text)
+
+
+def test_the_beginning_of_a_text_is_found(tmp_path, hf_folder):
+    vocabulary = write_vocabulary(tmp_path / "vocabulary.gguf")
+    assert beginning_of_text(vocabulary) == 2
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_tokenizer_files(vocabulary, folder)
+    assert beginning_of_text(folder) == 2
+    assert beginning_of_text(folder / "tokenizer.json") == 2
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<bos>", "add_bos_token": false}')
+    assert beginning_of_text(folder) is None
+    (folder / "tokenizer_config.json").write_text(
+        '{"bos_token": {"content": "<bos>"}, "add_bos_token": true}'
+    )
+    assert beginning_of_text(folder) == 2
+    assert beginning_of_text(hf_folder) is None
+    with pytest.raises(FileError, match="no file at"):
+        beginning_of_text(tmp_path / "nothing")
+
+
+def test_each_window_begins_with_it():
+    tokens = torch.arange(10, 20)
+    assert begin_windows(tokens, None, 4) is tokens
+    begun = begin_windows(tokens, 2, 4)
+    assert begun.tolist() == [2, 10, 11, 12, 2, 13, 14, 15, 2, 16, 17, 18, 2, 19]
+    with pytest.raises(ArgumentError, match="room for a beginning"):
+        begin_windows(tokens, 2, 1)
+
+
+def test_questions_begin_with_it(tmp_path):
+    tokenizer = load_tokenizer(write_vocabulary(tmp_path / "vocabulary.gguf"))
+    question = libqat.Question("ab", ("xy", "z"), 0)
+    [(plain, sizes, answer)] = encode_questions(tokenizer, [question])
+    [(begun, *rest)] = encode_questions(tokenizer, [question], 2)
+    assert rest == [sizes, answer]
+    assert begun == [([2, *ids], context + 1) for ids, context in plain]
 
 
 def test_scores_that_mean_nothing_are_refused(tmp_path):

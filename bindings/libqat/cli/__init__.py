@@ -8,7 +8,7 @@ import typer
 
 import libqat
 
-from . import convert, export, finetune, inspect, policies, quantize, report, verify
+from . import convert, export, fetch, finetune, inspect, policies, quantize, report, verify
 from . import eval as eval_command
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ def _version(
         raise typer.Exit
 
 
-for module in (finetune, quantize, export, convert, eval_command, report, inspect, verify, policies):
+for module in (finetune, quantize, export, convert, eval_command, report, inspect, verify, policies, fetch):
     app.command(module.NAME, help=module.HELP)(module.run)
 
 

@@ -105,8 +105,9 @@ def _compare(models: list[str], reference: Path | None, task: EvaluationTask) ->
     with console.progress("loading models"):
         opened = [open_model(reference, FLOAT)]
         opened += [open_model(path, row) for row, path in named(models, str).items()]
-    tokenizer = libqat.load_tokenizer(finetune.tokenizer_source(reference))
-    return evaluate(opened, task, tokenizer, console.progress)
+    source = finetune.tokenizer_source(reference)
+    task.beginning = libqat.beginning_of_text(source)
+    return evaluate(opened, task, libqat.load_tokenizer(source), console.progress)
 
 
 def named(arguments: Iterable[str], name_of: Callable[[str], str]) -> dict[str, str]:

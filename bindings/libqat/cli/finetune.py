@@ -66,7 +66,7 @@ def run(
     ] = "gguf-q4_0",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = 2,
-    sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 256,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = finetune.WINDOW,
     accumulate: Annotated[int, typer.Option(help="Batches per optimizer step.")] = 1,
     start: Annotated[
         Start | None,
@@ -128,7 +128,6 @@ def run(
 ) -> None:
     """See HELP."""
     policy = finetune.FLOAT if control else policy
-    tokens = finetune.tokenize_files(model, text)
     settings = _settings(
         context,
         options,
@@ -143,6 +142,7 @@ def run(
         frozen=list(finetune.FROZEN if frozen is None else frozen),
         seed=seed,
     )
+    tokens = finetune.tokenize_files(model, text, settings["sequence_length"])
     begin = None if start is None else start.value
     if dry_run:
         _plan(model, tokens, policy, settings, begin, json)

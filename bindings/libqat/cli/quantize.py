@@ -80,7 +80,7 @@ def run(
     prepared = libqat.prepare(loaded.decoder, chosen)
     found: dict[str, Any] = {}
     if method in CALIBRATED:
-        ids = finetune.tokenize_files(model, text or [])
+        ids = finetune.tokenize_files(model, text or [], window)
         found = _calibrate(method, prepared, ptq.calibration_windows(ids, tokens, window))
     out = out or Path(f"{method or Method.RTN}.qat.safetensors")
     rows = prepared.report()

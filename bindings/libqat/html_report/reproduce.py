@@ -81,7 +81,8 @@ def _same(weights: dict[str, float], objective: dict[str, float]) -> bool:
 def _python(run: RunFolder) -> str:
     source = repr(str(run.source)) if run.source else "SOURCE"
     if run.texts:
-        tokens = f"finetune.tokenize_files({source}, {run.texts!r})"
+        length = run.options["sequence_length"]
+        tokens = f"finetune.tokenize_files({source}, {run.texts!r}, {length})"
     else:
         tokens = "TOKENS  # the run was given token ids, int64[n], and does not know their text"
     policy = "finetune.FLOAT" if run.control else repr(policy_name(run.policy) or POLICY_FILE)
