@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "qat/models/load.hpp"
+#include "qat/models/shapes.hpp"
 
 namespace py = pybind11;
 
@@ -21,18 +22,51 @@ py::dict parameters(Decoder& decoder) {
   return result;
 }
 
+py::dict buffers(Decoder& decoder) {
+  py::dict result;
+  for (const auto& item : decoder.named_buffers()) result[py::str(item.key())] = item.value();
+  return result;
+}
+
+at::Tensor forward(Decoder& decoder, const at::Tensor& tokens, models::KvCache* cache) {
+  return cache == nullptr ? decoder.forward(tokens) : decoder.forward(tokens, *cache);
+}
+
+py::list shapes(const std::string& config) {
+  py::list result;
+  for (const models::TensorShape& tensor : models::parameter_shapes(models::config_from_json(config))) {
+    result.append(py::make_tuple(tensor.name, py::tuple(py::cast(tensor.shape)),
+                                 std::string(to_string(tensor.kind)), tensor.buffer));
+  }
+  return result;
+}
+
 void set_trainable(Decoder& decoder, bool trainable) {
   for (at::Tensor& parameter : decoder.parameters()) parameter.set_requires_grad(trainable);
+}
+
+void bind_cache(py::module_& module) {
+  using models::KvCache;
+  py::class_<KvCache>(module, "KvCache", "Keys and values of the tokens that a Decoder has seen.")
+      .def_property_readonly("length", &KvCache::length, "Tokens of each sequence that passed so far.")
+      .def_property_readonly("nbytes", &KvCache::bytes, "Bytes of the tensors held.")
+      .def("clear", &KvCache::clear, "Forgets all tokens.");
 }
 
 void bind_decoder(py::module_& module) {
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   py::class_<Decoder, std::shared_ptr<Decoder>>(module, "Decoder",
-                                                "libqat's own decoder (llama family). Runs in autocast's "
+                                                "libqat's own decoder. Runs in autocast's "
                                                 "dtype when autocast is on, else in the weights'.")
-      .def("__call__", &Decoder::forward, py::arg("tokens"), unlocked)
-      .def("forward", &Decoder::forward, py::arg("tokens"), unlocked,
-           "tokens: int64[B, T] -> logits [B, T, V]. ArgumentError for ids outside the vocabulary.")
+      .def("__call__", &forward, py::arg("tokens"), py::arg("cache") = nullptr, unlocked)
+      .def(
+          "forward", &forward, py::arg("tokens"), py::arg("cache") = nullptr, unlocked,
+          "tokens: int64[B, T] -> logits [B, T, V]. With a cache, of tokens that follow those in it, without "
+          "gradients: a prompt first, then one token at a time. ArgumentError for ids outside the "
+          "vocabulary.")
+      .def(
+          "new_cache", [](const Decoder& decoder) { return models::KvCache(decoder.config()); },
+          "An empty KvCache for this decoder.")
       .def("hidden", &Decoder::hidden, py::arg("tokens"), unlocked,
            "tokens: int64[B, T] -> [B, T, h] after the final norm; `head` makes logits of it.")
       .def("head", &Decoder::head, py::arg("hidden"), unlocked, "hidden: [..., h] -> logits [..., V].")
@@ -41,6 +75,7 @@ void bind_decoder(py::module_& module) {
       .def(
           "parameters", &parameters,
           "name -> parameter, with Hugging Face's names. The tensors are the latents themselves, not copies.")
+      .def("buffers", &buffers, "name -> tensor of the state that is not trained (\"...layer_scalar\").")
       .def("set_trainable", &set_trainable, py::arg("trainable"),
            "Whether every parameter asks for a gradient; single ones by "
            "`parameters()[name].requires_grad_()`.");
@@ -49,6 +84,7 @@ void bind_decoder(py::module_& module) {
 }  // namespace
 
 void bind_models(py::module_& module) {
+  bind_cache(module);
   bind_decoder(module);
   py::class_<LoadedModel>(module, "LoadedModel", "A model as it was found on disk.")
       .def_readonly("decoder", &LoadedModel::decoder, "The Decoder, with float32 latents.")
@@ -63,6 +99,10 @@ void bind_models(py::module_& module) {
       "Reads a Hugging Face folder (config.json and safetensors) or a GGUF file into a LoadedModel. "
       "FileError "
       "listing every missing, unknown or misshapen tensor; UnsupportedError for what the decoder lacks.");
+  module.def(
+      "parameter_shapes", &shapes, py::arg("config"),
+      "config: the text of a config.json -> (name, shape, kind of layer, whether a buffer) of each tensor "
+      "of its decoder, without memory for any.");
   module.def(
       "load_checkpoint", [](const Path& path) { return models::load_checkpoint(path.string()); },
       py::arg("path"), unlocked,

@@ -45,6 +45,7 @@ const Family& gemma3() {
       .hf_only = {"model.vision_tower.*", "model.multi_modal_projector.*"},
       .norm_offset = 1.0,
       .qk_norm = true,
+      .attention_scale = AttentionScale::kQueryPreAttention,
       .embedding_scale = EmbeddingScale::kSqrtHidden,
       .activation_key = "hidden_activation",
       .activation = "gelu_pytorch_tanh",

@@ -97,6 +97,8 @@ const Family& gemma4() {
                   "model.embed_audio.*", "model.vision_embedder.*"},
       .norm_offset = 0.0,
       .qk_norm = true,
+      .v_norm = true,
+      .attention_scale = AttentionScale::kOne,
       .embedding_scale = EmbeddingScale::kSqrtHidden,
       .activation_key = "hidden_activation",
       .activation = "gelu_pytorch_tanh",

@@ -112,31 +112,44 @@ std::string shape_text(at::IntArrayRef shape) {
 }
 
 Sizes sizes_of(const Subject& subject, const std::string& key, const Scheme& scheme,
-               const std::vector<int64_t>& shape) {
+               const std::vector<int64_t>& shape, int64_t rows) {
   if (grid::bad_name(scheme.weight)) {
     subject.fail(key, "a grid of this version", "\"" + scheme.weight + "\"");
   }
   const grid::Grid& grid = grid::find(scheme.weight);
   if (grid.info().is_float) subject.fail(key, "an integer grid", "\"" + scheme.weight + "\"");
-  int64_t width = shape.size() < 2 ? 0 : 1;
-  int64_t elements = 1;
-  for (size_t i = 0; i < shape.size() && width > 0; ++i) {
-    const bool legal = shape[i] > 0 && shape[i] <= kMaxElements / elements;
-    elements *= legal ? shape[i] : 1;
-    if (i > 0 || !legal) width = legal ? width * shape[i] : 0;
+  int64_t elements = shape.size() < 2 ? 0 : 1, before = 1, width = 0;
+  for (const int64_t size : shape) {
+    if (elements == 0 || size < 1 || size > kMaxElements / elements) {
+      elements = 0;
+      break;
+    }
+    elements *= size;
+  }
+  for (size_t i = 0; i + 1 < shape.size() && elements > 0 && width == 0; ++i) {
+    before *= shape[i];
+    if (before == rows) width = elements / rows;
   }
   if (width == 0 || !grid.divides(width)) {
-    subject.fail(key,
-                 "a shape [R, ...] with rows of a multiple of " + std::to_string(grid.block(1)) +
-                     " weights (" + scheme.weight + ")",
-                 shape_text(shape));
+    subject.fail(
+        key,
+        "a shape [R, ...] with rows of a multiple of " + std::to_string(grid.block(1)) + " weights (" +
+            scheme.weight + ")",
+        shape_text(shape) +
+            (shape.empty() || rows == shape[0] ? "" : " for codes of " + std::to_string(rows) + " rows"));
   }
-  return {grid, shape[0], width};
+  return {grid, rows, width};
+}
+
+Sizes sizes_of(const Subject& subject, const std::string& key, const QuantizedTensor& tensor) {
+  const bool stacked = tensor.shape.size() > 2 && tensor.codes.defined() && tensor.codes.dim() == 2;
+  const int64_t first = tensor.shape.empty() ? 0 : tensor.shape[0];
+  return sizes_of(subject, key, tensor.scheme, tensor.shape, stacked ? tensor.codes.size(0) : first);
 }
 
 void check(const Subject& subject, const QuantizedCheckpoint& checkpoint) {
   for (const auto& [key, tensor] : checkpoint.quantized) {
-    const Sizes sizes = sizes_of(subject, key, tensor.scheme, tensor.shape);
+    const Sizes sizes = sizes_of(subject, key, tensor);
     check_codes(subject, key, sizes, tensor.codes);
     check_scales(subject, key, sizes, tensor.scales);
   }

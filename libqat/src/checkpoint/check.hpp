@@ -31,9 +31,13 @@ struct Sizes {
   int64_t scale_rows() const noexcept { return grid.scale_rows(rows); }
 };
 
-/// Checks grid and shape. Widths are bounded, so that no later product overflows.
+/// Checks grid and shape. `rows`: R, a product of the shape's first dimensions. Widths are bounded, so that
+/// no later product overflows.
 Sizes sizes_of(const Subject& subject, const std::string& key, const Scheme& scheme,
-               const std::vector<int64_t>& shape);
+               const std::vector<int64_t>& shape, int64_t rows);
+
+/// The same for a tensor whose codes say R.
+Sizes sizes_of(const Subject& subject, const std::string& key, const QuantizedTensor& tensor);
 
 /// Every tensor complete and legal on its grid, every alias with a target.
 void check(const Subject& subject, const QuantizedCheckpoint& checkpoint);

@@ -57,8 +57,10 @@ QuantizedCheckpoint freeze_tensors(const std::vector<Latent>& tensors,
     if (!grid::find(latent.scheme.weight).info().is_float) {
       checkpoint.quantized[key] =
           quantize_tensor(key, latent.value, latent.scheme, latent.scale, latent.scales);
+      if (!latent.shape.empty()) checkpoint.quantized[key].shape = latent.shape;
     } else {
-      checkpoint.floats[key] = latent.scheme == Scheme{} ? copied(latent.value) : rounded(latent);
+      const at::Tensor value = latent.scheme == Scheme{} ? copied(latent.value) : rounded(latent);
+      checkpoint.floats[key] = latent.shape.empty() ? value : value.view(latent.shape);
     }
   }
   checkpoint::check(subject, checkpoint);

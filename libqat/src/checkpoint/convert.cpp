@@ -91,7 +91,7 @@ struct Checked {
     QuantizedCheckpoint only;
     only.quantized[key] = tensor;
     checkpoint::check(subject, only);
-    return checkpoint::sizes_of(subject, key, tensor.scheme, tensor.shape);
+    return checkpoint::sizes_of(subject, key, tensor);
   }
 };
 

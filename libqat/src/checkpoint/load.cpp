@@ -76,6 +76,13 @@ at::Tensor read_scales(Reader& reader, const std::string& key, const Sizes& size
   return scales;
 }
 
+/// R: as the codes say for a stack of matrices.
+int64_t rows_of(const io::SafetensorsFile& file, const std::string& key, const std::vector<int64_t>& shape) {
+  const io::SafetensorsTensor* codes = file.find(key + ".codes");
+  const bool stacked = shape.size() > 2 && codes != nullptr && codes->shape.size() == 2;
+  return stacked ? codes->shape[0] : shape.empty() ? 0 : shape[0];
+}
+
 at::Tensor read_float(const Subject& subject, const io::SafetensorsTensor& stored) {
   const auto dtype = checkpoint::tensor_dtype(stored.dtype);
   if (!dtype) {
@@ -96,7 +103,8 @@ QuantizedCheckpoint load(const std::string& path) {
   Reader reader{subject, file, {}};
   QuantizedCheckpoint checkpoint;
   for (auto& [key, entry] : metadata.tensors) {
-    const Sizes sizes = checkpoint::sizes_of(subject, key, entry.scheme, entry.shape);
+    const Sizes sizes =
+        checkpoint::sizes_of(subject, key, entry.scheme, entry.shape, rows_of(file, key, entry.shape));
     const at::Tensor codes = read_codes(reader, key, sizes);
     checkpoint.quantized[key] = {entry.scheme, entry.shape, codes, read_scales(reader, key, sizes)};
   }

@@ -72,7 +72,7 @@ void save(const QuantizedCheckpoint& checkpoint, const std::string& path) {
   checkpoint::check(subject, checkpoint);
   std::vector<io::SafetensorsEntry> entries;
   for (const auto& [key, tensor] : checkpoint.quantized) {
-    const Sizes sizes = checkpoint::sizes_of(subject, key, tensor.scheme, tensor.shape);
+    const Sizes sizes = checkpoint::sizes_of(subject, key, tensor);
     entries.push_back(codes_entry(key, sizes, tensor.codes));
     int64_t first = 0;
     for (const grid::Field& field : sizes.grid.info().fields) {

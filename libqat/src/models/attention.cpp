@@ -1,39 +1,59 @@
 #include "attention.hpp"
 
-#include <ATen/ops/scaled_dot_product_attention.h>
-
 #include <cmath>
 
+#include "attend.hpp"
 #include "fused.hpp"
 
 namespace qat::models {
-AttentionImpl::AttentionImpl(const DecoderConfig& config)
-    : head_dim_(config.head_dim),
-      scale_(1.0 / std::sqrt(static_cast<double>(config.head_dim))),
-      q_proj_(config.hidden_size, config.num_attention_heads * config.head_dim, config.attention_bias),
-      k_proj_(config.hidden_size, config.num_key_value_heads * config.head_dim, config.attention_bias),
-      v_proj_(config.hidden_size, config.num_key_value_heads * config.head_dim, config.attention_bias),
-      o_proj_(config.num_attention_heads * config.head_dim, config.hidden_size, config.output_bias) {
+
+AttentionImpl::AttentionImpl(const DecoderConfig& config, int64_t layer)
+    : layer_(layer),
+      config_(config.layer(layer)),
+      scale_(config.attention_scale != 0.0 ? config.attention_scale
+                                           : 1.0 / std::sqrt(static_cast<double>(config_.head_dim))),
+      eps_(config.rms_norm_eps),
+      v_norm_(config.v_norm),
+      q_proj_(config.hidden_size, config.num_attention_heads * config_.head_dim, config.attention_bias),
+      o_proj_(config.num_attention_heads * config_.head_dim, config.hidden_size, config.output_bias) {
+  const bool makes_keys = config_.kv_source == layer;
+  const int64_t width = config_.num_key_value_heads * config_.head_dim;
   register_module("q_proj", q_proj_);
-  register_module("k_proj", k_proj_);
-  register_module("v_proj", v_proj_);
+  if (makes_keys) {
+    k_proj_ = register_module("k_proj", nn::Linear(config.hidden_size, width, config.attention_bias));
+    if (config_.has_value) {
+      v_proj_ = register_module("v_proj", nn::Linear(config.hidden_size, width, config.attention_bias));
+    }
+  }
   register_module("o_proj", o_proj_);
+  if (config.qk_norm) {
+    q_norm_ = register_module("q_norm", RmsNorm(config_.head_dim, config.rms_norm_eps, config.norm_offset));
+    if (makes_keys) {
+      k_norm_ = register_module("k_norm", RmsNorm(config_.head_dim, config.rms_norm_eps, config.norm_offset));
+    }
+  }
 }
 
-at::Tensor AttentionImpl::forward(const at::Tensor& x, const RopeTable& rope) {
-  return output(mixed(x, rope));
+at::Tensor AttentionImpl::heads(const at::Tensor& flat, RmsNorm& norm) const {
+  const at::Tensor heads = flat.unflatten(-1, {-1, config_.head_dim});
+  return norm ? norm(heads, heads.scalar_type()) : heads;
 }
 
-at::Tensor AttentionImpl::mixed(const at::Tensor& x, const RopeTable& rope) {
-  // [B, T, heads * D] -> [B, T, heads, D]; the attention kernel takes the transposed view as it is and
-  // answers in the same memory order, so that nothing is copied on the way in or out.
-  const auto heads = [&](const at::Tensor& flat) { return flat.unflatten(-1, {-1, head_dim_}); };
-  const at::Tensor q = rotate(heads(q_proj_(x)), rope.cos, rope.sin).transpose(1, 2);
-  const at::Tensor k = rotate(heads(k_proj_(x)), rope.cos, rope.sin).transpose(1, 2);
-  const at::Tensor v = heads(v_proj_(x)).transpose(1, 2);
-  const at::Tensor values = at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0,
-                                                             /*is_causal=*/true, scale_,
-                                                             /*enable_gqa=*/q.size(1) != k.size(1));
+KeysValues AttentionImpl::make_keys_values(const at::Tensor& x, const RopeTable& rope) {
+  const at::Tensor keys = k_proj_(x);
+  at::Tensor values = (v_proj_ ? v_proj_(x) : keys).unflatten(-1, {-1, config_.head_dim});
+  if (v_norm_) values = plain_rms_norm(values, eps_, values.scalar_type());
+  return {rotate(heads(keys, k_norm_), rope.cos, rope.sin).transpose(1, 2), values.transpose(1, 2)};
+}
+
+at::Tensor AttentionImpl::mixed(const at::Tensor& x, ForwardPass& pass) {
+  // The attention kernel takes the transposed view [B, heads, T, D] as it is and answers in the same memory
+  // order, so that nothing is copied on the way in or out.
+  const RopeTable rope = pass.rope(config_);
+  const at::Tensor q = rotate(heads(q_proj_(x), q_norm_), rope.cos, rope.sin).transpose(1, 2);
+  const KeysValues read =
+      k_proj_ ? pass.add(layer_, make_keys_values(x, rope)) : pass.kept(config_.kv_source);
+  const at::Tensor values = attend(q, read.keys, read.values, config_.window, scale_);
   return values.transpose(1, 2).flatten(2);
 }
 

@@ -1,9 +1,11 @@
 #include "qat/models/decoder.hpp"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 
 #include <vector>
 
+#include "qat/core/error.hpp"
 #include "qat/nn/linear.hpp"
 #include "qat/nn/without_initialization.hpp"
 #include "stages.hpp"
@@ -31,12 +33,29 @@ Decoder::Decoder(const DecoderConfig& config) : config_(config) {
 Decoder::~Decoder() = default;
 
 at::Tensor Decoder::hidden(const at::Tensor& tokens) {
+  return hidden_of(tokens, nullptr);
+}
+
+at::Tensor Decoder::hidden_of(const at::Tensor& tokens, KvCache* cache) {
   Trunk& model = parts_->model;
   at::Tensor x = model->embed(tokens);
-  const at::ScalarType compute = model->compute_dtype();
-  const RopeTable rope = make_rope(tokens.size(1), config_.head_dim, config_.rope, tokens.device());
-  for (Block& layer : model->layers) x = layer(x, rope, compute);
-  return model->norm(x, compute);
+  ForwardPass pass = model->begin(tokens, cache);
+  if (model->has_layer_inputs()) {
+    pass.layer_inputs = model->layer_inputs(model->layer_inputs_input(x, pass), model->token_inputs(tokens));
+  }
+  for (Block& layer : model->layers) x = layer(x, pass);
+  return model->norm(x, pass.compute());
+}
+
+at::Tensor Decoder::forward(const at::Tensor& tokens, KvCache& cache) {
+  const at::NoGradGuard no_grad;
+  if (tokens.dim() == 2 && cache.batch() != 0 && cache.batch() != tokens.size(0)) {
+    throw ArgumentError("Decoder: tokens: expected the " + std::to_string(cache.batch()) +
+                        " sequences that the cache holds, got " + std::to_string(tokens.size(0)));
+  }
+  const at::Tensor logits = head(hidden_of(tokens, &cache));
+  cache.commit(tokens.size(0), tokens.size(1));
+  return logits;
 }
 
 at::Tensor Decoder::head(const at::Tensor& hidden) {
@@ -44,9 +63,10 @@ at::Tensor Decoder::head(const at::Tensor& hidden) {
 }
 
 Head Decoder::output_head() const {
-  if (parts_->lm_head) return {parts_->lm_head->weight, {}, parts_->lm_head->quantizer};
+  const double softcap = config_.final_logit_softcapping;
+  if (parts_->lm_head) return {parts_->lm_head->weight, {}, parts_->lm_head->quantizer, softcap};
   const nn::Embedding& embedding = parts_->model->embed_tokens;
-  return {embedding->weight, {}, embedding->quantizer};
+  return {embedding->weight, {}, embedding->quantizer, softcap};
 }
 
 at::Tensor Decoder::forward(const at::Tensor& tokens) {
@@ -67,6 +87,8 @@ std::shared_ptr<Decoder> Decoder::frozen_copy(at::ScalarType dtype) {
     item.value().set_data(source.detach().to(source.dim() > 1 ? dtype : at::kFloat, false, /*copy=*/true));
     item.value().set_requires_grad(false);
   }
+  const auto buffers = named_buffers();
+  for (auto& item : copy->named_buffers()) item.value().copy_(buffers[item.key()]);
   copy->eval();
   return copy;
 }

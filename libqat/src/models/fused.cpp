@@ -6,6 +6,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/gelu.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/zeros.h>
@@ -151,7 +152,19 @@ struct RotateFunction : Function<RotateFunction> {
   }
 };
 
-struct SiluMulFunction : Function<SiluMulFunction> {
+template <Activation kind, class T>
+void gated_row(const T* gate, const T* up, int64_t n, T* y) {
+  kind == Activation::kSilu ? kernels::silu_mul(gate, up, n, y) : kernels::gelu_mul(gate, up, n, y);
+}
+
+template <Activation kind, class T>
+void gated_backward_row(const T* gate, const T* up, const T* grad, int64_t n, T* grad_gate, T* grad_up) {
+  kind == Activation::kSilu ? kernels::silu_mul_backward(gate, up, grad, n, grad_gate, grad_up)
+                            : kernels::gelu_mul_backward(gate, up, grad, n, grad_gate, grad_up);
+}
+
+template <Activation kind>
+struct GatedFunction : Function<GatedFunction<kind>> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& gate_input,
                             const at::Tensor& up_input) {
     const at::Tensor gate = gate_input.contiguous();
@@ -162,14 +175,14 @@ struct SiluMulFunction : Function<SiluMulFunction> {
       const Element<T>*g = source<T>(gate), *u = source<T>(up);
       Element<T>* to = target<T>(y);
       for_rows(gate.numel() / n, n,
-               [&](int64_t row) { kernels::silu_mul(g + row * n, u + row * n, n, to + row * n); });
+               [&](int64_t row) { gated_row<kind>(g + row * n, u + row * n, n, to + row * n); });
     });
     context->save_for_backward({gate, up});
     return y;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    refuse_double_backward("silu_mul");
+    refuse_double_backward("gated");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &gate = saved[0], &up = saved[1];
     const at::Tensor grad_y = grads[0].contiguous();
@@ -181,7 +194,7 @@ struct SiluMulFunction : Function<SiluMulFunction> {
       Element<T>*to_gate = target<T>(grad_gate), *to_up = target<T>(grad_up);
       for_rows(gate.numel() / n, n, [&](int64_t row) {
         const int64_t at = row * n;
-        kernels::silu_mul_backward(g + at, u + at, grad + at, n, to_gate + at, to_up + at);
+        gated_backward_row<kind>(g + at, u + at, grad + at, n, to_gate + at, to_up + at);
       });
     });
     return {grad_gate, grad_up};
@@ -205,9 +218,13 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
   return at::cat({first, second}, -1).to(x.scalar_type());
 }
 
-at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
-  if (has_kernel(gate, gate.scalar_type())) return SiluMulFunction::apply(gate, up);
-  return at::silu(gate) * up;
+at::Tensor gated(const at::Tensor& gate, const at::Tensor& up, Activation activation) {
+  const bool silu = activation == Activation::kSilu;
+  if (has_kernel(gate, gate.scalar_type())) {
+    return silu ? GatedFunction<Activation::kSilu>::apply(gate, up)
+                : GatedFunction<Activation::kGeluTanh>::apply(gate, up);
+  }
+  return (silu ? at::silu(gate) : at::gelu(gate, "tanh")) * up;
 }
 
 }  // namespace qat::models

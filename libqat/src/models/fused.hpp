@@ -6,6 +6,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "qat/models/config.hpp"
+
 namespace qat::models {
 
 /// weight * x / sqrt(mean(x^2) + eps) over the last dimension, computed in x's dtype and rounded once to
@@ -17,7 +19,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, a
 /// i. x: [B, T, H, D], cos and sin: float32[T, D/2] -> x's dtype [B, T, H, D].
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 
-/// silu(gate) * up, both [..., n] of one dtype.
-at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up);
+/// f(gate) * up, both [..., n] of one dtype, f(g) = g * sigmoid(g) or the GELU with tanh.
+at::Tensor gated(const at::Tensor& gate, const at::Tensor& up, Activation activation);
 
 }  // namespace qat::models

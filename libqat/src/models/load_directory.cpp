@@ -1,5 +1,6 @@
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "qat/arch/family.hpp"
 #include "qat/core/error.hpp"
@@ -30,20 +31,46 @@ grid::DType float_type(const std::string& path, const io::SafetensorsTensor& ten
   }
 }
 
+/// Of a model with more than text only the decoder is loaded: its configuration is the "text_config" alone,
+/// as transformers writes it for the class of the decoder.
+std::string decoder_config(const std::string& json) {
+  using Json = nlohmann::ordered_json;
+  const Json whole = Json::parse(json, nullptr, false);
+  if (!whole.is_object() || !whole.contains("text_config") || !whole["text_config"].is_object()) return json;
+  Json text = whole["text_config"];
+  for (const char* key : {"tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
+                          "torch_dtype", "quantization_config"}) {
+    if (whole.contains(key) && !text.contains(key)) text[key] = whole[key];
+  }
+  if (whole.contains("architectures") && whole["architectures"].is_array()) {
+    text["architectures"] = Json::array();
+    constexpr std::string_view kAll = "ForConditionalGeneration";
+    for (const Json& name : whole["architectures"]) {
+      std::string name_of_text = name.is_string() ? name.get<std::string>() : "";
+      if (const size_t place = name_of_text.find(kAll); place != std::string::npos) {
+        name_of_text.replace(place, kAll.size(), "ForCausalLM");
+      }
+      text["architectures"].push_back(name_of_text);
+    }
+  }
+  return text.dump(2);
+}
+
 }  // namespace
 
 StoredModel open_directory(const std::string& path) {
   const std::filesystem::path folder(path);
-  StoredModel stored{path, read_text(folder / "config.json"), path, {}};
+  StoredModel stored{path, decoder_config(read_text(folder / "config.json")), path, {}};
   const DecoderConfig config = config_of_file("load_model", (folder / "config.json").string(), stored.config);
   const arch::Family& family = arch::find_by_model_type(config.model_type);
   const auto files = std::make_shared<const io::SafetensorsDirectory>(folder);
   for (const std::string& name : files->names()) {
-    if (arch::matches_any(family.hf_only, name)) continue;
+    const std::string canonical = arch::canonical_name(family, name);
+    if (arch::matches_any(family.hf_only, canonical)) continue;
     const io::SafetensorsTensor* tensor = files->find(name);
     const grid::DType dtype = float_type(path, *tensor);
     // `files` keeps the map alive for as long as the tensor may be read.
-    stored.tensors[name] = {
+    stored.tensors[canonical] = {
         tensor->shape, [files, tensor, dtype] { return read_floats(tensor->data, dtype, tensor->shape); }};
   }
   return stored;

@@ -4,21 +4,18 @@
 
 namespace qat::models {
 
-MlpImpl::MlpImpl(const DecoderConfig& config)
-    : gate_proj_(config.hidden_size, config.intermediate_size, config.mlp_bias),
-      up_proj_(config.hidden_size, config.intermediate_size, config.mlp_bias),
-      down_proj_(config.intermediate_size, config.hidden_size, config.mlp_bias) {
+MlpImpl::MlpImpl(const DecoderConfig& config, int64_t layer)
+    : activation_(config.activation),
+      gate_proj_(config.hidden_size, config.layer(layer).intermediate_size, config.mlp_bias),
+      up_proj_(config.hidden_size, config.layer(layer).intermediate_size, config.mlp_bias),
+      down_proj_(config.layer(layer).intermediate_size, config.hidden_size, config.mlp_bias) {
   register_module("gate_proj", gate_proj_);
   register_module("up_proj", up_proj_);
   register_module("down_proj", down_proj_);
 }
 
-at::Tensor MlpImpl::forward(const at::Tensor& x) {
-  return output(gated(x));
-}
-
 at::Tensor MlpImpl::gated(const at::Tensor& x) {
-  return silu_mul(gate_proj_(x), up_proj_(x));
+  return models::gated(gate_proj_(x), up_proj_(x), activation_);
 }
 
 }  // namespace qat::models

@@ -14,7 +14,8 @@ struct RopeTable {
   at::Tensor sin;  ///< float32[T, D/2]
 };
 
-/// For positions 0 .. tokens - 1.
-RopeTable make_rope(int64_t tokens, int64_t head_dim, const arch::Rope& rope, at::Device device);
+/// For positions start .. start + tokens - 1.
+RopeTable make_rope(int64_t start, int64_t tokens, int64_t head_dim, const arch::Rope& rope,
+                    at::Device device);
 
 }  // namespace qat::models

@@ -101,23 +101,39 @@ QAT_INLINE void rotate_head(const T* x, const float* cos, const float* sin, int6
   }
 }
 
-template <class T>
-QAT_INLINE void silu_mul_row(const T* gate, const T* up, int64_t n, T* y) {
+/// An activation g * sigmoid(z(g)): z, and its derivative.
+struct Silu {
+  static QAT_INLINE float inner(float g) { return g; }
+  static QAT_INLINE float slope(float) { return 1.0F; }
+};
+
+/// By 1 + tanh(u) = 2 sigmoid(2u).
+struct GeluTanh {
+  static constexpr float kLinear = 1.5957691216F;  // 2 sqrt(2/pi)
+  static constexpr float kCubic = kLinear * 0.044715F;
+  static QAT_INLINE float inner(float g) { return g * (kLinear + kCubic * g * g); }
+  static QAT_INLINE float slope(float g) { return kLinear + 3.0F * kCubic * g * g; }
+};
+
+template <class Activation, class T>
+QAT_INLINE void gated_row(const T* gate, const T* up, int64_t n, T* y) {
   for (int64_t i = 0; i < n; ++i) {
     const float g = load(gate + i);
-    store(g * sigmoid(g) * load(up + i), y + i);
+    store(g * sigmoid(Activation::inner(g)) * load(up + i), y + i);
   }
 }
 
-template <class T>
-QAT_INLINE void silu_mul_backward_row(const T* gate, const T* up, const T* grad_y, int64_t n, T* grad_gate,
-                                      T* grad_up) {
+template <class Activation, class T>
+QAT_INLINE void gated_backward_row(const T* gate, const T* up, const T* grad_y, int64_t n, T* grad_gate,
+                                   T* grad_up) {
   for (int64_t i = 0; i < n; ++i) {
     const float g = load(gate + i);
-    const float s = sigmoid(g);
+    const float s = sigmoid(Activation::inner(g));
     const float grad = load(grad_y + i);
     store(grad * g * s, grad_up + i);
-    store(grad * load(up + i) * (s * (1.0F + g * (1.0F - s))), grad_gate + i);
+    // Far from 0 the factor 1 - s is exactly 0 before the slope overflows.
+    const float bend = 1.0F - s == 0.0F ? 0.0F : g * (1.0F - s) * Activation::slope(g);
+    store(grad * load(up + i) * (s * (1.0F + bend)), grad_gate + i);
   }
 }
 
@@ -151,22 +167,41 @@ QAT_CLONES void rotate(const BFloat16Bits* x, const float* cos, const float* sin
 }
 
 QAT_CLONES void silu_mul(const float* gate, const float* up, int64_t n, float* y) {
-  silu_mul_row(gate, up, n, y);
+  gated_row<Silu>(gate, up, n, y);
 }
 
 QAT_CLONES void silu_mul(const BFloat16Bits* gate, const BFloat16Bits* up, int64_t n, BFloat16Bits* y) {
-  silu_mul_row(gate, up, n, y);
+  gated_row<Silu>(gate, up, n, y);
 }
 
 QAT_CLONES void silu_mul_backward(const float* gate, const float* up, const float* grad_y, int64_t n,
                                   float* grad_gate, float* grad_up) {
-  silu_mul_backward_row(gate, up, grad_y, n, grad_gate, grad_up);
+  gated_backward_row<Silu>(gate, up, grad_y, n, grad_gate, grad_up);
 }
 
 QAT_CLONES void silu_mul_backward(const BFloat16Bits* gate, const BFloat16Bits* up,
                                   const BFloat16Bits* grad_y, int64_t n, BFloat16Bits* grad_gate,
                                   BFloat16Bits* grad_up) {
-  silu_mul_backward_row(gate, up, grad_y, n, grad_gate, grad_up);
+  gated_backward_row<Silu>(gate, up, grad_y, n, grad_gate, grad_up);
+}
+
+QAT_CLONES void gelu_mul(const float* gate, const float* up, int64_t n, float* y) {
+  gated_row<GeluTanh>(gate, up, n, y);
+}
+
+QAT_CLONES void gelu_mul(const BFloat16Bits* gate, const BFloat16Bits* up, int64_t n, BFloat16Bits* y) {
+  gated_row<GeluTanh>(gate, up, n, y);
+}
+
+QAT_CLONES void gelu_mul_backward(const float* gate, const float* up, const float* grad_y, int64_t n,
+                                  float* grad_gate, float* grad_up) {
+  gated_backward_row<GeluTanh>(gate, up, grad_y, n, grad_gate, grad_up);
+}
+
+QAT_CLONES void gelu_mul_backward(const BFloat16Bits* gate, const BFloat16Bits* up,
+                                  const BFloat16Bits* grad_y, int64_t n, BFloat16Bits* grad_gate,
+                                  BFloat16Bits* grad_up) {
+  gated_backward_row<GeluTanh>(gate, up, grad_y, n, grad_gate, grad_up);
 }
 
 }  // namespace qat::models::kernels

@@ -35,4 +35,13 @@ void silu_mul_backward(const float* gate, const float* up, const float* grad_y, 
 void silu_mul_backward(const BFloat16Bits* gate, const BFloat16Bits* up, const BFloat16Bits* grad_y,
                        int64_t n, BFloat16Bits* grad_gate, BFloat16Bits* grad_up);
 
+/// y[i] = gelu(gate[i]) * up[i], with gelu(g) = g/2 * (1 + tanh(sqrt(2/pi) * (g + 0.044715 g^3))).
+void gelu_mul(const float* gate, const float* up, int64_t n, float* y);
+void gelu_mul(const BFloat16Bits* gate, const BFloat16Bits* up, int64_t n, BFloat16Bits* y);
+
+void gelu_mul_backward(const float* gate, const float* up, const float* grad_y, int64_t n, float* grad_gate,
+                       float* grad_up);
+void gelu_mul_backward(const BFloat16Bits* gate, const BFloat16Bits* up, const BFloat16Bits* grad_y,
+                       int64_t n, BFloat16Bits* grad_gate, BFloat16Bits* grad_up);
+
 }  // namespace qat::models::kernels

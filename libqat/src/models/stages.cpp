@@ -11,116 +11,232 @@ using State = std::vector<at::Tensor>;
 using Names = std::vector<std::string>;
 
 /// Value row of the input i of o_proj: head j of H reads key-value head j * K / H.
-std::vector<int64_t> value_rows(const DecoderConfig& config) {
-  const int64_t repeat = config.num_attention_heads / config.num_key_value_heads;
+std::vector<int64_t> value_rows(int64_t heads, const LayerConfig& layer) {
+  const int64_t repeat = heads / layer.num_key_value_heads;
   std::vector<int64_t> rows;
-  for (int64_t head = 0; head < config.num_attention_heads; ++head) {
-    for (int64_t d = 0; d < config.head_dim; ++d) rows.push_back(head / repeat * config.head_dim + d);
+  for (int64_t head = 0; head < heads; ++head) {
+    for (int64_t d = 0; d < layer.head_dim; ++d) rows.push_back(head / repeat * layer.head_dim + d);
   }
   return rows;
 }
 
-/// The four stages of one layer. The state between them is the residual stream and the input of the next
-/// products; the first stage gets what `enter` makes a residual stream of.
+/// What a stage knows when it begins: the residual stream, what its pass keeps for later layers, and the
+/// input of the next products.
+struct Progress {
+  at::Tensor x;
+  ForwardPass pass;
+  at::Tensor input;
+};
+
+/// The state between stages: the residual stream, the inputs of layers, keys and values by layer, and at last
+/// the input of the next products.
+State pack(const Progress& progress, const at::Tensor& input) {
+  State state{progress.x};
+  state.insert(state.end(), progress.pass.layer_inputs.begin(), progress.pass.layer_inputs.end());
+  for (const auto& [layer, read] : progress.pass.all_kept) {
+    state.push_back(read.keys);
+    state.push_back(read.values);
+  }
+  state.push_back(input);
+  return state;
+}
+
+/// The way back, for any stage behind the inputs of layers.
+Progress unpack(const State& state, const Trunk& trunk, const DecoderConfig& config) {
+  Progress progress{state.front(), trunk->begin(state.front()), state.back()};
+  auto next = state.begin() + 1;
+  if (trunk->has_layer_inputs()) {
+    progress.pass.layer_inputs.assign(next, next + config.num_hidden_layers);
+    next += config.num_hidden_layers;
+  }
+  for (int64_t layer = 0; state.end() - next > 1; ++layer) {
+    if (!has_readers(config, layer)) continue;
+    progress.pass.all_kept[layer] = {next[0], next[1]};
+    next += 2;
+  }
+  return progress;
+}
+
+using Enter = std::function<Progress(const State&)>;
+
+/// The stages of one layer. The first one gets what `enter` makes a residual stream of.
 class LayerStages {
  public:
   LayerStages(Trunk trunk, const DecoderConfig& config, int64_t index)
       : trunk_(std::move(trunk)),
         config_(config),
-        layer_(trunk_->layers[index]),
+        shape_(config.layer(index)),
+        makes_keys_(shape_.kv_source == index),
+        shares_keys_(has_readers(config, index)),
+        layer_(trunk_->layers[static_cast<size_t>(index)]),
         prefix_("model.layers." + std::to_string(index) + ".") {}
 
-  Stage attention(std::function<at::Tensor(const State&)> enter) const {
-    const auto run = [trunk = trunk_, layer = layer_, enter](const State& state) -> State {
-      const at::Tensor x = enter(state);
+  Stage attention(const Enter& enter) const {
+    const auto run = [layer = layer_, enter](const State& state) -> State {
+      const Progress now = enter(state);
       Block block = layer;
-      return {x, block->input_layernorm(x, trunk->compute_dtype())};
+      return pack(now, block->attention_input(now.x, now.pass));
     };
-    return {run,
-            named({"self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"}),
-            named({"input_layernorm.weight"}),
-            {}};
+    Names weights = {"self_attn.q_proj.weight"};
+    if (makes_keys_) weights.emplace_back("self_attn.k_proj.weight");
+    if (makes_keys_ && shape_.has_value) weights.emplace_back("self_attn.v_proj.weight");
+    return {run, named(weights), gain("input_layernorm.weight"), {}};
   }
 
   Stage attention_output() const {
-    const auto run = [layer = layer_, config = config_](const State& state) -> State {
-      const at::Tensor& h = state[1];
-      const RopeTable rope = make_rope(h.size(1), config.head_dim, config.rope, h.device());
+    const auto run = [enter = resume(), layer = layer_](const State& state) -> State {
+      Progress now = enter(state);
       Block block = layer;
-      return {state[0], block->self_attn->mixed(h, rope)};
+      const at::Tensor mixed = block->self_attn->mixed(now.input, now.pass);
+      return pack(now, mixed);
     };
-    Names producers = {"self_attn.v_proj.weight"};
-    if (config_.attention_bias) producers.emplace_back("self_attn.v_proj.bias");
-    return {run, named({"self_attn.o_proj.weight"}), named(producers), value_rows(config_)};
+    // A norm on values takes their scale away, and values that other layers read too are not this one's.
+    const bool produced = makes_keys_ && shape_.has_value && !config_.v_norm && !shares_keys_;
+    Names producers;
+    if (produced) producers.emplace_back("self_attn.v_proj.weight");
+    if (produced && config_.attention_bias) producers.emplace_back("self_attn.v_proj.bias");
+    return {run, named({"self_attn.o_proj.weight"}), named(producers),
+            produced ? value_rows(config_.num_attention_heads, shape_) : std::vector<int64_t>()};
   }
 
   Stage feed_forward() const {
-    const auto run = [trunk = trunk_, layer = layer_](const State& state) -> State {
+    const auto run = [enter = resume(), layer = layer_](const State& state) -> State {
+      Progress now = enter(state);
       Block block = layer;
-      const at::Tensor x = state[0] + block->self_attn->output(state[1]);
-      return {x, block->post_attention_layernorm(x, trunk->compute_dtype())};
+      now.x = block->add_attention(now.x, now.input);
+      return pack(now, block->feed_forward_input(now.x, now.pass));
     };
-    return {run,
-            named({"mlp.gate_proj.weight", "mlp.up_proj.weight"}),
-            named({"post_attention_layernorm.weight"}),
-            {}};
+    return {
+        run,
+        named({"mlp.gate_proj.weight", "mlp.up_proj.weight"}),
+        gain(config_.branch_norms ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight"),
+        {}};
   }
 
   Stage feed_forward_output() const {
-    const auto run = [layer = layer_](const State& state) -> State {
+    const auto run = [enter = resume(), layer = layer_](const State& state) -> State {
+      const Progress now = enter(state);
       Block block = layer;
-      return {state[0], block->mlp->gated(state[1])};
+      return pack(now, block->mlp->gated(now.input));
     };
     Names producers = {"mlp.up_proj.weight"};
     if (config_.mlp_bias) producers.emplace_back("mlp.up_proj.bias");
     return {run, named({"mlp.down_proj.weight"}), named(producers), {}};
   }
 
-  /// The residual stream behind the layer, from the state of its last stage.
-  std::function<at::Tensor(const State&)> leave() const {
-    return [layer = layer_](const State& state) {
+  /// Behind the feed-forward layer, in a model with inputs per layer.
+  Stage layer_input_gate() const {
+    const auto run = [enter = resume(), layer = layer_](const State& state) -> State {
+      Progress now = enter(state);
       Block block = layer;
-      return state[0] + block->mlp->output(state[1]);
+      now.x = block->add_feed_forward(now.x, now.input, now.pass);
+      return pack(now, now.x.to(now.pass.compute()));
+    };
+    return {run, named({"per_layer_input_gate.weight"}), {}, {}};
+  }
+
+  Stage layer_input_projection() const {
+    const auto run = [enter = resume(), layer = layer_](const State& state) -> State {
+      const Progress now = enter(state);
+      Block block = layer;
+      return pack(now, block->gated_layer_input(now.x, now.pass));
+    };
+    return {run, named({"per_layer_projection.weight"}), {}, {}};
+  }
+
+  /// The residual stream behind the layer, from the state of its last stage.
+  Enter leave() const {
+    return [enter = resume(), layer = layer_](const State& state) {
+      Progress now = enter(state);
+      Block block = layer;
+      now.x = block->leave(now.pass.layer_inputs.empty() ? block->add_feed_forward(now.x, now.input, now.pass)
+                                                         : block->add_layer_input(now.x, now.input));
+      return now;
     };
   }
 
  private:
+  Enter resume() const {
+    return [trunk = trunk_, config = config_](const State& state) { return unpack(state, trunk, config); };
+  }
+
   Names named(Names names) const {
     for (std::string& name : names) name.insert(0, prefix_);
     return names;
   }
 
+  /// A norm's weight as a producer: it is one only where it is the gain itself.
+  Names gain(const char* name) const { return config_.norm_offset == 0.0 ? named({name}) : Names(); }
+
   Trunk trunk_;
   DecoderConfig config_;
+  LayerConfig shape_;
+  bool makes_keys_, shares_keys_;
   Block layer_;
   std::string prefix_;
 };
+
+/// tokens -> the residual stream in front of the first layer.
+Enter embedding(const Trunk& trunk) {
+  return [trunk](const State& state) -> Progress {
+    Trunk model = trunk;
+    return {model->embed(state.at(0)), model->begin(state.at(0)), {}};
+  };
+}
+
+/// Of a model with inputs per layer: the stage in front of all layers, and what makes their inputs of its
+/// state.
+Stage layer_inputs(const Trunk& trunk) {
+  const auto run = [trunk](const State& state) -> State {
+    Trunk model = trunk;
+    const at::Tensor x = model->embed(state.at(0));
+    const ForwardPass pass = model->begin(state.at(0));
+    return {x, model->token_inputs(state.at(0)), model->layer_inputs_input(x, pass)};
+  };
+  return {run, {"model.per_layer_model_projection.weight"}, {}, {}};
+}
+
+Enter behind_layer_inputs(const Trunk& trunk) {
+  return [trunk](const State& state) {
+    Trunk model = trunk;
+    Progress now{state.at(0), model->begin(state.at(0)), {}};
+    now.pass.layer_inputs = model->layer_inputs(state.at(2), state.at(1));
+    return now;
+  };
+}
 
 }  // namespace
 
 std::vector<Stage> make_stages(const Trunk& trunk, const DecoderConfig& config) {
   std::vector<Stage> stages;
-  std::function<at::Tensor(const State&)> enter = [trunk](const State& state) {
-    Trunk model = trunk;
-    return model->embed(state.at(0));
-  };
+  Enter enter = embedding(trunk);
+  if (trunk->has_layer_inputs()) {
+    stages.push_back(layer_inputs(trunk));
+    enter = behind_layer_inputs(trunk);
+  }
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const LayerStages layer(trunk, config, i);
     stages.push_back(layer.attention(enter));
     stages.push_back(layer.attention_output());
     stages.push_back(layer.feed_forward());
     stages.push_back(layer.feed_forward_output());
+    if (trunk->has_layer_inputs()) {
+      stages.push_back(layer.layer_input_gate());
+      stages.push_back(layer.layer_input_projection());
+    }
     enter = layer.leave();
   }
   const auto finish = [trunk, enter](const State& state) -> State {
+    const Progress now = enter(state);
     Trunk model = trunk;
-    return {model->norm(enter(state), model->compute_dtype())};
+    return {model->norm(now.x, now.pass.compute())};
   };
   if (config.tie_word_embeddings) {
     // No producer: what the head's columns are multiplied with, the embedding's would be, too.
     stages.push_back({finish, {"model.embed_tokens.weight"}, {}, {}, /*tied=*/true});
   } else {
-    stages.push_back({finish, {"lm_head.weight"}, {"model.norm.weight"}, {}});
+    const bool is_gain = config.norm_offset == 0.0;
+    stages.push_back({finish, {"lm_head.weight"}, is_gain ? Names{"model.norm.weight"} : Names(), {}});
   }
   return stages;
 }

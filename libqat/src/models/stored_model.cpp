@@ -7,6 +7,7 @@
 #include <set>
 #include <sstream>
 
+#include "qat/arch/family.hpp"
 #include "qat/core/error.hpp"
 #include "qat/nn/without_initialization.hpp"
 
@@ -40,17 +41,6 @@ std::string to_string(at::IntArrayRef shape) {
   return text.str();
 }
 
-/// Weights of a decoder; in double, because the sizes of a broken config may overflow.
-double weight_count(const DecoderConfig& config) {
-  const double hidden = static_cast<double>(config.hidden_size);
-  const double heads = static_cast<double>(2 * config.num_attention_heads + 2 * config.num_key_value_heads);
-  const double layer = hidden * (heads * static_cast<double>(config.head_dim) +
-                                 3.0 * static_cast<double>(config.intermediate_size) + 2.0);
-  const double embedding = hidden * static_cast<double>(config.vocab_size);
-  return layer * static_cast<double>(config.num_hidden_layers) +
-         embedding * (config.tie_word_embeddings ? 1.0 : 2.0) + hidden;
-}
-
 /// A broken config must not allocate what the file cannot fill. Models below `kAlwaysFine` pass, so that
 /// their missing tensors are listed by name.
 void check_size(const char* function, const StoredModel& stored, const DecoderConfig& config) {
@@ -69,23 +59,43 @@ void check_size(const char* function, const StoredModel& stored, const DecoderCo
   throw FileError(text.str());
 }
 
-using Parameters = torch::OrderedDict<std::string, at::Tensor>;
+/// Parameters and buffers of a decoder, as files name them.
+using Members = std::vector<std::pair<std::string, at::Tensor>>;
+
+Members members_of(const Decoder& decoder) {
+  Members members;
+  for (const auto& item : decoder.named_parameters()) members.emplace_back(item.key(), item.value());
+  for (const auto& item : decoder.named_buffers()) members.emplace_back(item.key(), item.value());
+  return members;
+}
+
+/// Files may carry keys and values for layers that read those of another layer.
+void drop_dead(StoredModel& stored, const DecoderConfig& config) {
+  const arch::Family& family = arch::find_by_model_type(config.model_type);
+  std::erase_if(stored.tensors, [&](const auto& item) {
+    const auto mapped = arch::hf_to_gguf(family, item.first);
+    if (!mapped || !mapped->layer || *mapped->layer >= config.num_hidden_layers) return false;
+    const arch::Where where = mapped->rule->where;
+    return (where == arch::Where::kOwnKeys || where == arch::Where::kOwnValues) &&
+           config.layer(*mapped->layer).kv_source != *mapped->layer;
+  });
+}
 
 /// "missing a, b; misshapen c [2, 3] instead of [3, 2]; unknown d", or "" when all fits.
-std::string misfits(const Parameters& parameters, const std::map<std::string, StoredTensor>& tensors) {
+std::string misfits(const Members& members, const std::map<std::string, StoredTensor>& tensors) {
   std::string missing, misshapen, unknown;
   const auto add = [](std::string& list, const std::string& item) {
     list += (list.empty() ? " " : ", ") + item;
   };
   std::set<std::string> known;
-  for (const auto& parameter : parameters) {
-    known.insert(parameter.key());
-    const auto found = tensors.find(parameter.key());
+  for (const auto& [name, member] : members) {
+    known.insert(name);
+    const auto found = tensors.find(name);
     if (found == tensors.end()) {
-      add(missing, parameter.key());
-    } else if (parameter.value().sizes() != at::IntArrayRef(found->second.shape)) {
-      add(misshapen, parameter.key() + " " + to_string(found->second.shape) + " instead of " +
-                         to_string(parameter.value().sizes()));
+      add(missing, name);
+    } else if (member.sizes() != at::IntArrayRef(found->second.shape)) {
+      add(misshapen,
+          name + " " + to_string(found->second.shape) + " instead of " + to_string(member.sizes()));
     }
   }
   for (const auto& [name, tensor] : tensors) {
@@ -115,19 +125,18 @@ DecoderConfig config_of_file(const char* function, const std::string& path, cons
 LoadedModel assemble(const char* function, StoredModel stored) {
   DecoderConfig config = config_of_file(function, stored.path, stored.config);
   check_size(function, stored, config);
+  drop_dead(stored, config);
   resolve_head(stored, config);
   const nn::WithoutInitialization to_be_read;
   auto decoder = std::make_shared<Decoder>(config);
-  auto parameters = decoder->named_parameters();
-  const std::string wrong = misfits(parameters, stored.tensors);
+  const Members members = members_of(*decoder);
+  const std::string wrong = misfits(members, stored.tensors);
   if (!wrong.empty()) {
     throw FileError(std::string(function) + ": " + stored.path +
                     ": expected the tensors of its configuration, got " + wrong);
   }
   const at::NoGradGuard no_grad;
-  for (auto& parameter : parameters) {
-    parameter.value().set_data(stored.tensors.at(parameter.key()).read());
-  }
+  for (const auto& [name, member] : members) member.set_data(stored.tensors.at(name).read());
   return {std::move(decoder), std::move(stored.config), std::move(stored.tokenizer)};
 }
 

@@ -12,7 +12,7 @@ EmbeddingImpl::EmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim)
 }
 
 void EmbeddingImpl::reset() {
-  weight = register_parameter("weight", at::empty({num_embeddings_, embedding_dim_}));
+  weight = register_parameter("weight", empty_parameter({num_embeddings_, embedding_dim_}));
   if (!WithoutInitialization::active()) torch::nn::init::normal_(weight);
 }
 

@@ -14,8 +14,8 @@ LinearImpl::LinearImpl(int64_t in_features, int64_t out_features, bool with_bias
 }
 
 void LinearImpl::reset() {
-  weight = register_parameter("weight", at::empty({out_features_, in_features_}));
-  bias = register_parameter("bias", has_bias_ ? at::empty({out_features_}) : at::Tensor(), has_bias_);
+  weight = register_parameter("weight", empty_parameter({out_features_, in_features_}));
+  bias = register_parameter("bias", has_bias_ ? empty_parameter({out_features_}) : at::Tensor(), has_bias_);
   if (WithoutInitialization::active()) return;
   torch::nn::init::kaiming_uniform_(weight, std::sqrt(5.0));
   if (has_bias_) {

@@ -11,6 +11,7 @@
 #include "prepare/slots.hpp"
 #include "qat/core/error.hpp"
 #include "qat/nn/embedding.hpp"
+#include "qat/nn/experts.hpp"
 #include "qat/nn/linear.hpp"
 
 namespace qat {
@@ -58,7 +59,22 @@ bool conv_slot(Module& module, Slot& slot) {
   return (try_one(dynamic_cast<Layers*>(&module)) || ...);
 }
 
-/// The slot of one layer, without its name; false when the module is no layer with a quantizable weight.
+/// The slots of a stack of experts.
+std::vector<Slot> expert_slots(qat::nn::ExpertsImpl* experts) {
+  const auto stack = [](at::Tensor& weights, std::shared_ptr<Quantizer>& place) {
+    Slot slot{"", SlotKind::kLinear, [&weights] { return weights; }, nullptr,
+              [&place](std::shared_ptr<Quantizer> quantizer) { place = std::move(quantizer); }};
+    slot.row = weights.size(2);
+    return slot;
+  };
+  std::vector<Slot> slots{stack(experts->gate_up_proj, experts->gate_up_quantizer),
+                          stack(experts->down_proj, experts->down_quantizer)};
+  slots[0].name = "gate_up_proj";
+  slots[1].name = "down_proj";
+  return slots;
+}
+
+/// The slot of one layer; false when the module is no layer with one quantizable weight.
 bool slot_of(Module& module, Slot& slot) {
   using namespace torch::nn;
   if (auto* linear = dynamic_cast<LinearImpl*>(&module)) {
@@ -78,16 +94,28 @@ bool slot_of(Module& module, Slot& slot) {
 
 using detail::Registry;
 
-/// A layer found in the tree, and its path ("blocks.0.up").
+/// A weight found in the tree: its module, and its name there ("weight").
 struct Found {
   Module* module;
-  std::string path;
+  std::string member;
   Slot slot;
 };
 
-void collect(Module& module, const std::string& path, std::vector<Found>& found) {
+/// The slots of the module itself, each named as the module's registry does.
+std::vector<Slot> slots_of(Module& module) {
+  if (auto* experts = dynamic_cast<qat::nn::ExpertsImpl*>(&module)) return expert_slots(experts);
   Slot slot;
-  if (slot_of(module, slot)) found.push_back({&module, path, std::move(slot)});
+  if (!slot_of(module, slot)) return {};
+  slot.name = "weight";
+  return {slot};
+}
+
+void collect(Module& module, const std::string& path, std::vector<Found>& found) {
+  for (Slot& slot : slots_of(module)) {
+    const std::string member = slot.name;
+    if (!path.empty()) slot.name = path + "." + member;
+    found.push_back({&module, member, std::move(slot)});
+  }
   for (const auto& child : module.named_children()) {
     collect(*child.value(), path.empty() ? child.key() : path + "." + child.key(), found);
   }
@@ -104,7 +132,7 @@ TensorSet registered_in(const Module& module) {
 void drop_dead(const Found& layer, const TensorSet& registered) {
   const at::Tensor member = layer.slot.get();
   auto& parameters = Registry::of(*layer.module);
-  const at::Tensor* parameter = parameters.find("weight");
+  const at::Tensor* parameter = parameters.find(layer.member);
   if (parameter != nullptr && parameter->is_same(member)) return;
   if (!registered.contains(identity(member))) {
     throw ArgumentError(
@@ -112,7 +140,7 @@ void drop_dead(const Found& layer, const TensorSet& registered) {
         ": expected the layer's member to be a registered parameter, its own or a tied one, got "
         "a tensor that no module registers: no optimizer would reach it");
   }
-  if (parameter != nullptr) parameters.erase("weight");
+  if (parameter != nullptr) parameters.erase(layer.member);
 }
 
 /// Makes the registry say what forward reads, each tensor once.
@@ -123,7 +151,7 @@ void adopt_members(Module& root, const std::vector<Found>& layers) {
   // Two layers may have exchanged their tensors: then both registrations went, and each takes its new one.
   for (const Found& layer : layers) {
     const at::Tensor member = layer.slot.get();
-    if (registered.insert(identity(member)).second) Registry::of(*layer.module).insert("weight", member);
+    if (registered.insert(identity(member)).second) Registry::of(*layer.module).insert(layer.member, member);
   }
 }
 
@@ -180,7 +208,6 @@ std::vector<Slot> find_slots(torch::nn::Module& module) {
   std::vector<Found> layers;
   collect(module, "", layers);
   for (Found& layer : layers) {
-    layer.slot.name = layer.path.empty() ? "weight" : layer.path + ".weight";
     check_complete(layer.slot);
     detail::expect_no_scope("prepare", layer.slot);
   }

@@ -6,13 +6,20 @@
 
 #include "prepare/slots.hpp"
 #include "qat/core/error.hpp"
+#include "qat/grid/grid.hpp"
 
 namespace qat {
 namespace {
 
 std::vector<Target> targets_of(const std::vector<Slot>& slots) {
   std::vector<Target> targets;
-  for (const Slot& slot : slots) targets.push_back({slot.name, slot.kind, slot.get().sizes().vec()});
+  for (const Slot& slot : slots) {
+    const at::Tensor latent = slot.get();
+    const bool stack = slot.row != 0;
+    targets.push_back(
+        {slot.name, slot.kind,
+         stack ? std::vector<int64_t>{latent.numel() / slot.row, slot.row} : latent.sizes().vec()});
+  }
   return targets;
 }
 
@@ -26,7 +33,12 @@ std::shared_ptr<Quantizer> quantizer_for(const Slot& slot, const Scheme& scheme,
   }
   // Refuses here, not in the first forward, what the layer cannot take; nothing changes.
   if (slot.set) slot.set(latent);
-  auto quantizer = std::make_shared<Quantizer>(slot.name, scheme, estimator);
+  if (slot.row != 0 && grid::find(scheme.weight).info().block == grid::kWholeTensor) {
+    throw UnsupportedError("prepare: " + slot.name +
+                           ": expected a grid with scales of rows for a stack of matrices, got " +
+                           scheme.weight);
+  }
+  auto quantizer = std::make_shared<Quantizer>(slot.name, scheme, estimator, slot.row);
   quantizer->initialize_scales(latent);
   return quantizer;
 }
@@ -34,15 +46,21 @@ std::shared_ptr<Quantizer> quantizer_for(const Slot& slot, const Scheme& scheme,
 /// What freezing and reports see: the scheme's grid, whatever forward uses at present.
 Latent shipped(const Slot& slot, const Quantizer* quantizer) {
   if (quantizer == nullptr) return {slot.name, slot.get(), {}};
+  const at::Tensor latent = slot.get(), matrix = quantizer->matrix(latent);
+  const std::vector<int64_t> shape = slot.row == 0 ? std::vector<int64_t>() : latent.sizes().vec();
   const ScaleRule rule = quantizer->estimator().scale;
   // Learned scales of another grid say nothing about this one's: back on it, they would start as here.
   if (is_learned(rule) && !quantizer->training_grid().empty()) {
-    Quantizer own(slot.name, quantizer->scheme(), quantizer->estimator());
-    own.initialize_scales(slot.get());
+    Quantizer own(slot.name, quantizer->scheme(), quantizer->estimator(), slot.row);
+    own.initialize_scales(latent);
     return shipped(slot, &own);
   }
-  return {slot.name, slot.get(), quantizer->scheme(), is_learned(rule) ? ScaleRule::kLearned : rule,
-          quantizer->field_scales()};
+  return {slot.name,
+          matrix,
+          quantizer->scheme(),
+          is_learned(rule) ? ScaleRule::kLearned : rule,
+          quantizer->field_scales(),
+          shape};
 }
 
 }  // namespace
@@ -101,6 +119,7 @@ std::vector<TensorReport> PreparedModel::report() const {
     const Latent latent = shipped(slots_[i], quantizers_[i].get());
     lines.push_back(
         report_tensor(latent.key, slots_[i].kind, latent.value, latent.scheme, latent.scale, latent.scales));
+    lines.back().shape = slots_[i].get().sizes().vec();
   };
   for (const auto& parameter : module_->named_parameters()) {
     const void* identity = parameter.value().unsafeGetTensorImpl();
@@ -134,7 +153,7 @@ QuantizedCheckpoint freeze(const PreparedModel& model, std::string config, std::
     const Slot& slot = model.slots()[i];
     detail::expect_no_scope("freeze", slot);
     tensors.push_back(shipped(slot, model.quantizers()[i].get()));
-    keys[tensors.back().value.unsafeGetTensorImpl()] = slot.name;
+    keys[slot.get().unsafeGetTensorImpl()] = slot.name;
     for (const std::string& alias : slot.aliases) aliases[alias] = slot.name;
   }
   const auto keep = [&](const std::string& name, const at::Tensor& tensor) {

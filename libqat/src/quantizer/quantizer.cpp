@@ -25,8 +25,8 @@ at::Tensor float_embedding(const at::Tensor& indices, const at::Tensor& weight, 
   return at::embedding(weight, indices, padding_idx);
 }
 
-Quantizer::Quantizer(std::string tensor, Scheme scheme, Estimator estimator)
-    : tensor_(std::move(tensor)), scheme_(std::move(scheme)), estimator_(estimator) {
+Quantizer::Quantizer(std::string tensor, Scheme scheme, Estimator estimator, int64_t row)
+    : tensor_(std::move(tensor)), scheme_(std::move(scheme)), estimator_(estimator), row_(row) {
   if (estimator_.scale == ScaleRule::kSeq) ops::check_seq(scheme_.weight, tensor_);
   use_grid("");
 }
@@ -58,6 +58,10 @@ at::Tensor Quantizer::field_scales() const {
   return tied_ && scales_.defined() ? ops::seq_tie(scales_, grid(), tensor_) : scales_;
 }
 
+at::Tensor Quantizer::matrix(const at::Tensor& latent) const {
+  return row_ == 0 || !latent.defined() ? latent : latent.reshape({-1, row_});
+}
+
 template <class AsFloat, class Quantized>
 at::Tensor Quantizer::blended(const AsFloat& as_float, const Quantized& quantized) const {
   if (!enabled_ || blend_ == 0.0) return as_float();
@@ -65,18 +69,31 @@ at::Tensor Quantizer::blended(const AsFloat& as_float, const Quantized& quantize
 }
 
 at::Tensor Quantizer::fake_quantize(const at::Tensor& latent) const {
-  return blended([&] { return latent; },
-                 [&] { return ops::fake_quantize(latent, grid(), rules(), tensor_, field_scales()); });
+  return blended(
+      [&] { return latent; },
+      [&] {
+        return ops::fake_quantize(matrix(latent), grid(), rules(), tensor_, field_scales()).view_as(latent);
+      });
+}
+
+at::Tensor Quantizer::linear_with(const at::Tensor& input, const at::Tensor& latent,
+                                  const std::optional<at::Tensor>& bias, const at::Tensor& scales) const {
+  if (input_hook_) input_hook_(input);
+  at::Tensor output =
+      blended([&] { return float_linear(input, latent, bias); },
+              [&] { return ops::quantized_linear(input, latent, bias, grid(), rules(), tensor_, scales); });
+  if (output_hook_) output_hook_(output);
+  return output;
 }
 
 at::Tensor Quantizer::linear(const at::Tensor& input, const at::Tensor& latent,
                              const std::optional<at::Tensor>& bias) const {
-  if (input_hook_) input_hook_(input);
-  at::Tensor output = blended(
-      [&] { return float_linear(input, latent, bias); },
-      [&] { return ops::quantized_linear(input, latent, bias, grid(), rules(), tensor_, field_scales()); });
-  if (output_hook_) output_hook_(output);
-  return output;
+  return linear_with(input, latent, bias, field_scales());
+}
+
+at::Tensor Quantizer::linear_part(const at::Tensor& input, const at::Tensor& latent,
+                                  const at::Tensor& scales) const {
+  return linear_with(input, latent, {}, scales);
 }
 
 at::Tensor Quantizer::embedding(const at::Tensor& indices, const at::Tensor& latent,
@@ -91,26 +108,29 @@ at::Tensor Quantizer::embedding(const at::Tensor& indices, const at::Tensor& lat
 }
 
 at::Tensor Quantizer::weight(const at::Tensor& latent, at::ScalarType dtype) const {
-  return enabled_ ? ops::quantized_weight(latent, dtype, grid(), rules().scale, tensor_, field_scales())
-                  : latent.detach().to(dtype);
+  if (!enabled_) return latent.detach().to(dtype);
+  return ops::quantized_weight(matrix(latent), dtype, grid(), rules().scale, tensor_, field_scales())
+      .view_as(latent);
 }
 
 WeightGradients Quantizer::weight_backward(const at::Tensor& grad, const at::Tensor& latent) const {
   if (!enabled_) return {grad, {}};
   if (scales_.defined() && scales_.requires_grad()) {
-    auto [by_latent, by_scales] =
-        ops::fake_quantize_backward_scales(grad, latent, field_scales().detach(), grid(), rules(), tensor_);
-    return {std::move(by_latent), tied_ ? ops::seq_tie_backward(by_scales, grid(), tensor_) : by_scales};
+    auto [by_latent, by_scales] = ops::fake_quantize_backward_scales(
+        matrix(grad), matrix(latent), field_scales().detach(), grid(), rules(), tensor_);
+    return {by_latent.view_as(latent), tied_ ? ops::seq_tie_backward(by_scales, grid(), tensor_) : by_scales};
   }
   // The identity needs no copy of a large table.
   if (estimator_.kind == EstimatorKind::kSte && estimator_.scale != ScaleRule::kDifferentiated) {
     return {grad, {}};
   }
-  return {ops::fake_quantize_backward(grad, latent, grid(), rules(), tensor_, field_scales()), {}};
+  const at::Tensor by_latent =
+      ops::fake_quantize_backward(matrix(grad), matrix(latent), grid(), rules(), tensor_, field_scales());
+  return {by_latent.view_as(latent), {}};
 }
 
 std::tuple<at::Tensor, at::Tensor> Quantizer::quantize(const at::Tensor& latent) const {
-  return ops::quantize(latent, grid(), rules().scale, tensor_, field_scales());
+  return ops::quantize(matrix(latent), grid(), rules().scale, tensor_, field_scales());
 }
 
 void Quantizer::set_scales(const at::Tensor& scales) {
@@ -148,8 +168,8 @@ void Quantizer::set_field_scales(const at::Tensor& scales) {
 void Quantizer::initialize_scales(const at::Tensor& latent, ScaleRule from) {
   if (!learned()) return;
   const at::NoGradGuard no_grad;
-  const at::Tensor start = tied_ ? ops::seq_start(latent.detach(), grid(), from, tensor_)
-                                 : ops::choose_scales(latent.detach(), grid(), from, tensor_);
+  const at::Tensor start = tied_ ? ops::seq_start(matrix(latent.detach()), grid(), from, tensor_)
+                                 : ops::choose_scales(matrix(latent.detach()), grid(), from, tensor_);
   if (scales_.defined() && scales_.sizes() == start.sizes() && scales_.device() == start.device()) {
     scales_.copy_(start);
   } else {

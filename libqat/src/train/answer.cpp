@@ -4,9 +4,12 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/lerp.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/scalar_tensor.h>
 
 #include <algorithm>
 #include <sstream>
@@ -102,11 +105,13 @@ double rounded_share(const Head& head) {
 
 PieceLogits::PieceLogits(const Head& head, at::ScalarType dtype)
     : weight_(forward_weight(head, dtype)),
-      bias_(head.bias.defined() ? head.bias.detach().to(dtype) : at::Tensor()) {}
+      bias_(head.bias.defined() ? head.bias.detach().to(dtype) : at::Tensor()),
+      softcap_(head.softcap) {}
 
 at::Tensor PieceLogits::of(const at::Tensor& rows) {
   if (!buffer_.defined() || buffer_.size(0) < rows.size(0)) {
     buffer_.reset();  // before the larger one is allocated
+    slope_.reset();
     buffer_ = at::empty({rows.size(0), weight_.size(0)}, weight_.options());
   }
   at::Tensor logits = buffer_.slice(0, 0, rows.size(0));
@@ -115,7 +120,17 @@ at::Tensor PieceLogits::of(const at::Tensor& rows) {
   } else {
     at::mm_out(logits, rows, weight_.t());
   }
-  return logits;
+  if (softcap_ != 0.0) logits.div_(softcap_).tanh_().mul_(softcap_);
+  return logits_ = logits;
+}
+
+at::Tensor PieceLogits::cap_slope() {
+  if (softcap_ == 0.0) return {};
+  // c * tanh(z / c) has the slope 1 - tanh^2(z / c).
+  if (!slope_.defined()) slope_ = at::empty_like(buffer_);
+  at::Tensor slope = slope_.slice(0, 0, logits_.size(0));
+  at::div_out(slope, logits_, at::scalar_tensor(softcap_, logits_.options()));
+  return slope.square_().neg_().add_(1.0);
 }
 
 TeacherRows::TeacherRows(const TeacherAnswer& answer, int64_t positions)

@@ -39,12 +39,16 @@ class PieceLogits {
   /// W_hat, blended as the quantizer says, and bias, in `dtype`.
   PieceLogits(const Head& head, at::ScalarType dtype);
 
-  /// rows: dtype[n, h] -> dtype[n, V], valid until the next call.
+  /// rows: dtype[n, h] -> dtype[n, V], capped as the head says, valid until the next call.
   at::Tensor of(const at::Tensor& rows);
+  /// d(capped)/d(product) of what `of` gave last, as long as its values are in place; undefined without a
+  /// cap.
+  at::Tensor cap_slope();
   const at::Tensor& weight() const noexcept { return weight_; }
 
  private:
-  at::Tensor weight_, bias_, buffer_;
+  at::Tensor weight_, bias_, buffer_, logits_, slope_;
+  double softcap_ = 0.0;
 };
 
 /// Takes the teacher's side of one piece of rows after another.

@@ -100,8 +100,11 @@ at::Tensor solve(const Problem& problem, const Gradients& sums) {
     const at::Tensor rows = problem.hidden.slice(0, first, last);
     const at::Tensor logits = student.of(rows);
     const bool any = sums.hidden.defined() || sums.weight.defined() || sums.bias.defined();
+    const at::Tensor slope =
+        any ? student.cap_slope() : at::Tensor();  // before a gradient replaces the logits
     problem.rule(logits, teacher.rows(first, last), problem.targets.slice(0, first, last),
                  loss.slice(0, first, last), any ? logits : at::Tensor());
+    if (slope.defined()) logits.mul_(slope);
     if (any) add_piece(problem, rows, logits, student.weight(), first, sums);
   }
   return loss.sum();

@@ -128,9 +128,11 @@ at::Tensor where_in_range(const TrainedWeight& weight, const at::Tensor& gradien
   ScaleRule rule = quantizer.estimator().scale;
   if (rule == ScaleRule::kDifferentiated) rule = ScaleRule::kReference;  // the same scales, a plain mask
   if (is_learned(rule)) rule = ScaleRule::kLearned;
-  return ops::fake_quantize_backward(
-      gradient, weight.latent.detach(), grid_of(quantizer), {EstimatorKind::kClippedSte, rule}, weight.name,
-      quantizer.scales().defined() ? quantizer.field_scales().detach() : at::Tensor());
+  const at::Tensor scales = quantizer.scales().defined() ? quantizer.field_scales().detach() : at::Tensor();
+  return ops::fake_quantize_backward(quantizer.matrix(gradient), quantizer.matrix(weight.latent.detach()),
+                                     grid_of(quantizer), {EstimatorKind::kClippedSte, rule}, weight.name,
+                                     scales)
+      .view_as(gradient);
 }
 
 std::vector<int> field_sizes(const grid::Grid& grid) {

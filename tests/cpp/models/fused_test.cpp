@@ -80,8 +80,10 @@ TEST_CASE("rotate: values and gradients, also of a transposed gradient") {
   }
 }
 
-TEST_CASE("silu_mul: values and gradients") {
-  const Step step = [](const Inputs& in) { return models::silu_mul(in[0], in[1]); };
-  compare(step, {random({2, 9, 50}, 5) * 3, random({2, 9, 50}, 6)}, at::kFloat, kFloat);
-  compare(step, {random({2, 9, 50}, 5) * 3, random({2, 9, 50}, 6)}, at::kBFloat16, kHalf);
+TEST_CASE("gated products: values and gradients of both activations") {
+  for (const auto activation : {models::Activation::kSilu, models::Activation::kGeluTanh}) {
+    const Step step = [&](const Inputs& in) { return models::gated(in[0], in[1], activation); };
+    compare(step, {random({2, 9, 50}, 5) * 3, random({2, 9, 50}, 6)}, at::kFloat, kFloat);
+    compare(step, {random({2, 9, 50}, 5) * 3, random({2, 9, 50}, 6)}, at::kBFloat16, kHalf);
+  }
 }

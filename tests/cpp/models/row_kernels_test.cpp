@@ -74,6 +74,20 @@ TEST_CASE("silu_mul agrees with its formula over the whole range") {
   }
 }
 
+TEST_CASE("gelu_mul agrees with its formula over the whole range, and its slope stays finite") {
+  for (float x = -100.0F; x <= 100.0F; x += 0.0625F) {
+    const float up = 3.0F, grad = 1.0F;
+    float y = 0.0F, grad_gate = 0.0F, grad_up = 0.0F;
+    kernels::gelu_mul(&x, &up, 1, &y);
+    // 1 + tanh(u) as the logistic function of 2u, which does not cancel for x below 0.
+    const double u = std::sqrt(2.0 / M_PI) * (x + 0.044715 * std::pow(static_cast<double>(x), 3));
+    REQUIRE(y == Approx(3.0 * x / (1.0 + std::exp(-2.0 * u))).epsilon(2e-6).margin(1e-35));
+    kernels::gelu_mul_backward(&x, &up, &grad, 1, &grad_gate, &grad_up);
+    REQUIRE(std::isfinite(grad_gate));
+    REQUIRE(grad_up == Approx(y / 3.0F).epsilon(1e-6).margin(1e-35));
+  }
+}
+
 TEST_CASE("silu_mul keeps NaN and infinity") {
   const float infinity = std::numeric_limits<float>::infinity();
   const std::vector<float> gate = {std::numeric_limits<float>::quiet_NaN(), infinity}, up = {1.0F, 2.0F};

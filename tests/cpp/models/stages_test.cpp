@@ -1,11 +1,14 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/randint.h>
 
 #include <set>
 
 #include "qat/models/decoder.hpp"
+#include "shapes_of_models.hpp"
 
 #include "catch.hpp"
 
@@ -29,10 +32,13 @@ models::DecoderConfig tiny(bool tied) {
 
 }  // namespace
 
-TEST_CASE("the stages compute what the decoder does, bit for bit") {
-  for (const bool tied : {true, false}) {
+TEST_CASE("the stages compute what the decoder does, bit for bit, for every shape") {
+  auto shapes = models::shapes();
+  shapes.emplace_back("biases", tiny(true));
+  for (const auto& [name, config] : shapes) {
+    INFO(name);
     at::manual_seed(3);
-    models::Decoder decoder(tiny(tied));
+    models::Decoder decoder(config);
     const at::Tensor tokens =
         at::randint(50, {2, 7}, at::detail::createCPUGenerator(1), at::TensorOptions().dtype(at::kLong));
     std::vector<at::Tensor> state = {tokens};
@@ -41,22 +47,56 @@ TEST_CASE("the stages compute what the decoder does, bit for bit") {
   }
 }
 
-TEST_CASE("every linear layer stands in one stage, and producers are parameters") {
-  models::Decoder decoder(tiny(false));
-  std::set<std::string> seen, all;
-  const auto parameters = decoder.named_parameters();
-  for (const Stage& stage : decoder.stages()) {
-    for (const std::string& name : stage.weights) {
-      CHECK(seen.insert(name).second);
-      const int64_t width = parameters[name].size(1);
-      CHECK((stage.producer_rows.empty() || static_cast<int64_t>(stage.producer_rows.size()) == width));
+TEST_CASE("every linear layer but routers and experts stands in one stage, and producers are parameters") {
+  auto shapes = models::shapes();
+  shapes.emplace_back("biases", tiny(false));
+  for (const auto& [name, config] : shapes) {
+    INFO(name);
+    models::Decoder decoder(config);
+    std::set<std::string> seen, all;
+    const auto parameters = decoder.named_parameters();
+    for (const Stage& stage : decoder.stages()) {
+      for (const std::string& weight : stage.weights) {
+        CHECK(seen.insert(weight).second);
+        const int64_t width = parameters[weight].size(1);
+        CHECK((stage.producer_rows.empty() || static_cast<int64_t>(stage.producer_rows.size()) == width));
+      }
+      for (const std::string& producer : stage.producers) CHECK(parameters.contains(producer));
     }
-    for (const std::string& name : stage.producers) CHECK(parameters.contains(name));
+    for (const auto& item : parameters) {
+      const bool table = item.key() == "model.embed_tokens_per_layer.weight" ||
+                         (item.key() == "model.embed_tokens.weight" && !config.tie_word_embeddings);
+      const bool router = item.key().find("router") != std::string::npos;
+      if (item.value().dim() == 2 && !table && !router) all.insert(item.key());
+    }
+    CHECK(seen == all);
   }
-  for (const auto& item : parameters) {
-    if (item.value().dim() == 2 && item.key() != "model.embed_tokens.weight") all.insert(item.key());
+}
+
+TEST_CASE("what a producer gains, the inputs of its stage's weights gain") {
+  for (const auto& [name, config] : models::shapes()) {
+    at::manual_seed(3);
+    models::Decoder decoder(config);
+    const at::NoGradGuard no_grad;
+    const at::Tensor tokens =
+        at::randint(50, {1, 9}, at::detail::createCPUGenerator(1), at::TensorOptions().dtype(at::kLong));
+    const auto parameters = decoder.named_parameters();
+    std::vector<at::Tensor> state = {tokens};
+    for (const Stage& stage : decoder.stages()) {
+      const std::vector<at::Tensor> before = stage.run(state);
+      for (const std::string& producer : stage.producers) {
+        INFO(name << ", " << producer);
+        const at::Tensor parameter = parameters[producer], kept = parameter.clone();
+        parameter.mul_(2);
+        const std::vector<at::Tensor> after = stage.run(state);
+        parameter.copy_(kept);
+        // A power of two: exact. And nothing else moves.
+        CHECK(at::equal(after.back(), before.back() * 2));
+        for (size_t i = 0; i + 1 < before.size(); ++i) CHECK(at::equal(after[i], before[i]));
+      }
+      state = before;
+    }
   }
-  CHECK(seen == all);
 }
 
 TEST_CASE("a tied head is the last stage's weight, and nothing can be folded into it") {

@@ -367,3 +367,25 @@ TEST_CASE("head_loss names bad arguments") {
                       Catch::Contains("head_loss: objective.cakld_beta: expected a number in [0, 1]"));
   REQUIRE_THROWS_AS(objective_loss(made.logits(), top, made.tokens, unsure), qat::ArgumentError);
 }
+
+TEST_CASE("a capped head: the loss and its gradients are those of capped logits") {
+  for (const int64_t chunk : {int64_t{0}, int64_t{5}}) {
+    const Case pieces(at::kDouble), whole(at::kDouble);
+    Head student = pieces.head(), teacher{pieces.teacher_weight};
+    // Logits of some 5: the cap bends all of them, and turns none into a constant.
+    student.softcap = teacher.softcap = 4.0;
+    const Objective objective{.kl = 0.7, .ce = 0.3};
+    const at::Tensor got =
+        head_loss(pieces.hidden, student, {pieces.teacher_hidden, teacher}, pieces.tokens, objective, chunk);
+    got.backward();
+    const auto capped = [](const at::Tensor& logits) { return (logits / 4.0).tanh() * 4.0; };
+    const at::Tensor expected = objective_loss(capped(whole.logits()), {capped(whole.teacher_logits())},
+                                               whole.tokens, objective);
+    expected.backward();
+    CHECK(worst(got, expected) < 1e-12);  // float64 sums in another order
+    CHECK(worst(pieces.hidden.grad(), whole.hidden.grad()) < 1e-12);
+    CHECK(worst(pieces.weight.grad(), whole.weight.grad()) < 1e-12);
+    CHECK(worst(pieces.bias.grad(), whole.bias.grad()) < 1e-12);
+    CHECK(worst(student.logits(pieces.hidden), capped(pieces.logits())) < 1e-12);
+  }
+}

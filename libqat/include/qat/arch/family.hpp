@@ -147,6 +147,13 @@ struct ImpliedKey {
 /// By what the decoder multiplies token embeddings.
 enum class EmbeddingScale { kOne, kSqrtHidden };
 
+/// By what attention multiplies the products of queries and keys.
+enum class AttentionScale {
+  kHeadDim,            ///< 1 / sqrt(size of a head)
+  kQueryPreAttention,  ///< 1 / sqrt(query_pre_attn_scalar), a field of the configuration
+  kOne,
+};
+
 /// Which layers attend to all positions and which have a sliding window, when the configuration does not
 /// list them.
 struct LayerPattern {
@@ -189,6 +196,9 @@ struct Family {
   double norm_offset = 0.0;
   /// Queries and keys pass an RMS norm per head before the rotary embedding.
   bool qk_norm = false;
+  /// Values pass one without a weight.
+  bool v_norm = false;
+  AttentionScale attention_scale = AttentionScale::kHeadDim;
   EmbeddingScale embedding_scale = EmbeddingScale::kOne;
   /// config.json's field for the activation, which GGUF does not store, and its value.
   std::string_view activation_key = "hidden_act";

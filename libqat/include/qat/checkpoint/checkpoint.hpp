@@ -4,7 +4,9 @@
 // are, the model's configuration, and where its tokenizer is. No latents, no optimizer, no estimator.
 //
 // File `*.qat.safetensors`, format "1":
-//   1. `<key>.codes` U8 [R, packed_bytes(N)], laid out by grid/pack.hpp, unused bits 0.
+//   1. `<key>.codes` U8 [R, packed_bytes(N)], laid out by grid/pack.hpp, unused bits 0. R is the product of
+//   the
+//      shape's first dimensions: one of them, or more for a stack of matrices.
 //   2. `<key>.<field>` for each stored scale field of the grid, in the field's own type (F16, F32, ...),
 //      [R, G], or [R, G, count] where a block has several of that name.
 //   3. Unquantized tensors under their own key.
@@ -26,7 +28,7 @@ namespace qat {
 /// One tensor on a grid.
 struct QuantizedTensor {
   Scheme scheme;
-  std::vector<int64_t> shape;  ///< of the weight: [R, ...]
+  std::vector<int64_t> shape;  ///< of the weight: [R, ...], or [E, O, I] with R = E * O
   at::Tensor codes;            ///< int8[R, N], unpacked
   at::Tensor scales;           ///< float32[R, G, P], stored values
 };
@@ -56,6 +58,8 @@ struct Latent {
   Scheme scheme;
   ScaleRule scale = ScaleRule::kReference;  ///< that it was trained with
   at::Tensor scales = {};                   ///< float32[R, G, P] for kLearned, see ops.hpp
+  /// Of the weight, when `value` is a view of it with other rows ([E * O, I] of [E, O, I]); else empty.
+  std::vector<int64_t> shape = {};
 };
 
 /// Puts `latent` (float32[R, ...]) on the scheme's integer grid. ArgumentError for a float grid, and for what

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "qat/models/config.hpp"
+#include "qat/models/kv_cache.hpp"
 #include "qat/quantizer/head.hpp"
 #include "qat/quantizer/stage.hpp"
 
@@ -27,6 +28,12 @@ class Decoder : public torch::nn::Module {
   /// dtype of the weights. ArgumentError for another shape or dtype and for ids outside the vocabulary.
   at::Tensor forward(const at::Tensor& tokens);
 
+  /// The same for tokens that follow those in `cache` (made of the same configuration), which then holds
+  /// these too: a prompt first, then one token at a time. What one full forward pass gives at their
+  /// positions, within rounding. Without gradients. ArgumentError also for another number of sequences than
+  /// before; the cache then is as it was.
+  at::Tensor forward(const at::Tensor& tokens, KvCache& cache);
+
   /// The two halves of `forward`, for losses that take the logits in pieces.
   /// tokens: int64[B, T] -> [B, T, h] in the compute dtype, after the final norm.
   at::Tensor hidden(const at::Tensor& tokens);
@@ -35,9 +42,12 @@ class Decoder : public torch::nn::Module {
   /// The layer that `head` calls: the untied head, or the embedding's table with its quantizer.
   Head output_head() const;
 
-  /// `hidden` in stages, each up to where the input of some linear layers is ready: of a layer's q, k and v,
-  /// of o, of gate and up, of down; then the head's input, with no weight when it is tied. Calling them one
+  /// `hidden` in stages, each up to where the input of some linear layers is ready: of the projection of all
+  /// layers' own inputs; of a layer's q, k and v, of o, of gate and up, of down, of the gate and the
+  /// projection of its own input; then the head's input, with no weight when it is tied. Calling them one
   /// after the other computes what `hidden` does, bit for bit. They stay valid as long as any of them lives.
+  /// In no stage: tables (they have no input), the router (its choice is not continuous in it), and experts,
+  /// since the inputs of each are other tokens, which its neighbours' rounding may move to another expert.
   std::vector<Stage> stages() const;
 
   /// A second decoder with a copy of the weights, without gradients and quantizers: a teacher. Matrices are
@@ -47,6 +57,8 @@ class Decoder : public torch::nn::Module {
   const DecoderConfig& config() const noexcept { return config_; }
 
  private:
+  at::Tensor hidden_of(const at::Tensor& tokens, KvCache* cache);
+
   DecoderConfig config_;
   struct Parts;
   std::unique_ptr<Parts> parts_;

@@ -27,6 +27,9 @@ struct Slot {
   /// Layers that call the operators themselves (qat::nn) take the quantizer instead of `set`; null unbinds.
   std::function<void(std::shared_ptr<Quantizer>)> bind;
   std::vector<std::string> aliases = {};  ///< further names of the same tensor (tied weights)
+  /// Weights in a row of the matrix that the grid sees; 0: everything after dimension 0. Stacks of matrices
+  /// [E, O, I] have rows of I.
+  int64_t row = 0;
 };
 
 /// Puts quantized weights in place for its lifetime (torch::nn layers), and the latents back afterwards, also
@@ -83,12 +86,12 @@ class PreparedModel {
 };
 
 /// Slots of torch::nn::Linear, Embedding, Conv1d/2d/3d, ConvTranspose1d/2d/3d and of qat::nn layers, by
-/// module traversal. A row is everything after dimension 0: an output channel, except in ConvTranspose, whose
-/// weight is [in, out / groups, ...] and whose rows are therefore input channels. Tied weights are one slot:
-/// the first name counts, the others are its aliases. After `head->weight = embed->weight` LibTorch's
-/// registry still holds the head's old tensor, which no forward reads: that registration is removed, so that
-/// `parameters()` lists each trained tensor once. ArgumentError for a member that is neither its registered
-/// parameter nor tied to another one.
+/// module traversal. Stacks of experts are one slot each, of kind linear. A row is everything after dimension
+/// 0: an output channel, except in ConvTranspose, whose weight is [in, out / groups, ...] and whose rows are
+/// therefore input channels. Tied weights are one slot: the first name counts, the others are its aliases.
+/// After `head->weight = embed->weight` LibTorch's registry still holds the head's old tensor, which no
+/// forward reads: that registration is removed, so that `parameters()` lists each trained tensor once.
+/// ArgumentError for a member that is neither its registered parameter nor tied to another one.
 std::vector<Slot> find_slots(torch::nn::Module& module);
 
 /// `extra`: slots of the user's own layers. ArgumentError for quantized latents that are not float32, for a

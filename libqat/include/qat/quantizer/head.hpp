@@ -10,11 +10,12 @@
 
 namespace qat {
 
-/// logits = hidden @ W_hat^T + bias.
+/// logits = hidden @ W_hat^T + bias, softly capped: c * tanh(logits / c).
 struct Head {
   at::Tensor weight;                          ///< [V, h], the latent
   at::Tensor bias = {};                       ///< [V], or undefined
   std::shared_ptr<Quantizer> quantizer = {};  ///< null: the weight as it is
+  double softcap = 0.0;                       ///< c; 0: no cap
 
   /// hidden: float[..., h] -> logits [..., V] in its dtype, differentiable.
   at::Tensor logits(const at::Tensor& hidden) const;

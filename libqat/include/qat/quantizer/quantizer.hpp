@@ -32,9 +32,9 @@ struct WeightGradients {
 /// The link between one weight and its grid. The latent is passed to each call; learned scales live here.
 class Quantizer {
  public:
-  /// `tensor`: the weight's parameter name. Throws ArgumentError for an unknown grid, and for the scale rule
-  /// kSeq on a grid that cannot hold SEQ.
-  Quantizer(std::string tensor, Scheme scheme, Estimator estimator);
+  /// `tensor`: the weight's parameter name. `row`: see `row()`. Throws ArgumentError for an unknown grid, and
+  /// for the scale rule kSeq on a grid that cannot hold SEQ.
+  Quantizer(std::string tensor, Scheme scheme, Estimator estimator, int64_t row = 0);
   Quantizer& operator=(const Quantizer&) = delete;
 
   /// A deep copy, its scales on `device` if one is given; without the hooks.
@@ -45,6 +45,9 @@ class Quantizer {
   /// See ops::quantized_linear; float_linear when disabled.
   at::Tensor linear(const at::Tensor& input, const at::Tensor& latent,
                     const std::optional<at::Tensor>& bias) const;
+  /// `linear` for some of the rows: `latent` holds them, `scales` their part of field_scales() (undefined
+  /// where that is). Grids with one scale for the whole tensor do not come in parts.
+  at::Tensor linear_part(const at::Tensor& input, const at::Tensor& latent, const at::Tensor& scales) const;
   /// See ops::quantized_embedding; float_embedding when disabled.
   at::Tensor embedding(const at::Tensor& indices, const at::Tensor& latent, int64_t padding_idx = -1) const;
 
@@ -58,6 +61,11 @@ class Quantizer {
   std::tuple<at::Tensor, at::Tensor> quantize(const at::Tensor& latent) const;
 
   const std::string& tensor() const noexcept { return tensor_; }
+  /// Weights in a row of the matrix that the grid sees; 0: everything after dimension 0. Latents then come as
+  /// they are, [E, O, I] say, and count as [E * O, I].
+  int64_t row() const noexcept { return row_; }
+  /// The latent as the grid sees it: a view [R, row], or the latent.
+  at::Tensor matrix(const at::Tensor& latent) const;
   const Scheme& scheme() const noexcept { return scheme_; }
   const Estimator& estimator() const noexcept { return estimator_; }
 
@@ -117,12 +125,15 @@ class Quantizer {
   void use_grid(const std::string& training_grid);
   /// The estimator as operators take it.
   Estimator rules() const noexcept;
+  at::Tensor linear_with(const at::Tensor& input, const at::Tensor& latent,
+                         const std::optional<at::Tensor>& bias, const at::Tensor& scales) const;
   template <class AsFloat, class Quantized>
   at::Tensor blended(const AsFloat& as_float, const Quantized& quantized) const;
 
   std::string tensor_;
   Scheme scheme_;
   Estimator estimator_;
+  int64_t row_ = 0;
   bool enabled_ = true;
   int64_t params_ = 0;  ///< P of the grid in use, F where tied
   bool tied_ = false;
