@@ -51,7 +51,7 @@ Writes DIR/model.qat.safetensors, DIR/model.gguf and the run folder DIR/run.
   --kl X, --ce X        weights of KL to the float model (1) and of cross-entropy (0)
   --compute-dtype D     auto, float32 or bfloat16 (auto)
   --seed N              order of the text (0)
-  --frozen REGEX        parameters that are not trained ("model\.embed_tokens"; "" trains all)
+  --frozen REGEX        parameters that are not trained ("model\.embed_tokens(_per_layer)?"; "" trains all)
   --teacher-cache FILE  ask the float model once, keep its answers there, and train without it
   --teacher-top-k N     tokens per position that the file keeps (64)
   --eval FILE.tokens    held-out text, scored at the start and the end
@@ -92,7 +92,7 @@ qat::train::Options read_options(const Arguments& arguments, const qat::Recipe& 
   arguments.read("--ce", options.objective.ce);
   arguments.read("--seed", options.seed);
   options.compute_dtype = arguments.text("--compute-dtype", options.compute_dtype);
-  const std::string frozen = arguments.text("--frozen", "model\\.embed_tokens");
+  const std::string frozen = arguments.text("--frozen", "model\\.embed_tokens(_per_layer)?");
   if (!frozen.empty()) options.frozen = {frozen};
   qat::train::validate(options);
   return options;

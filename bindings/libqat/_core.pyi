@@ -26,6 +26,7 @@ __all__: list[str] = [
     "FileError",
     "InputDrift",
     "InputMoments",
+    "KvCache",
     "LoadedModel",
     "NumericError",
     "Obstacle",
@@ -89,6 +90,7 @@ __all__: list[str] = [
     "mean_interval",
     "needs_teacher",
     "objective_loss",
+    "parameter_shapes",
     "prepare_decoder",
     "read_gguf_header",
     "read_safetensors_header",
@@ -483,15 +485,42 @@ class Requantization:
         How many weights it has.
         """
 
-class Decoder:
+class KvCache:
     """
-    libqat's own decoder (llama family). Runs in autocast's dtype when autocast is on, else in the weights'.
+    Keys and values of the tokens that a Decoder has seen.
     """
 
-    def __call__(self, tokens: torch.Tensor) -> torch.Tensor: ...
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def clear(self) -> None:
         """
-        tokens: int64[B, T] -> logits [B, T, V]. ArgumentError for ids outside the vocabulary.
+        Forgets all tokens.
+        """
+
+    @property
+    def length(self) -> int:
+        """
+        Tokens of each sequence that passed so far.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes of the tensors held.
+        """
+
+class Decoder:
+    """
+    libqat's own decoder. Runs in autocast's dtype when autocast is on, else in the weights'.
+    """
+
+    def __call__(self, tokens: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor: ...
+    def buffers(self) -> dict:
+        """
+        name -> tensor of the state that is not trained ("...layer_scalar").
+        """
+
+    def forward(self, tokens: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
+        """
+        tokens: int64[B, T] -> logits [B, T, V]. With a cache, of tokens that follow those in it, without gradients: a prompt first, then one token at a time. ArgumentError for ids outside the vocabulary.
         """
 
     def frozen_copy(self, dtype: torch.dtype) -> Decoder:
@@ -507,6 +536,11 @@ class Decoder:
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """
         tokens: int64[B, T] -> [B, T, h] after the final norm; `head` makes logits of it.
+        """
+
+    def new_cache(self) -> KvCache:
+        """
+        An empty KvCache for this decoder.
         """
 
     def parameters(self) -> dict:
@@ -1693,6 +1727,11 @@ def objective_loss(
         reverse_kl: weight of temperature^2 * KL(student || teacher).
         jsd: weight of the divergence from the mix jsd_alpha * teacher + (1 - jsd_alpha) * student.
         cakld: weight of cakld_beta * reverse + (1 - cakld_beta) * forward KL; a cakld_beta of -1 is the teacher's mean probability of the next tokens.
+    """
+
+def parameter_shapes(config: str) -> list:
+    """
+    config: the text of a config.json -> (name, shape, kind of layer, whether a buffer) of each tensor of its decoder, without memory for any.
     """
 
 def prepare_decoder(decoder: Decoder, policy: Policy) -> PreparedDecoder:

@@ -28,7 +28,7 @@ from .tokenizer import beginning_of_text, load_tokenizer
 
 FLOAT = {"rules": []}
 """The policy that quantizes nothing: the control with which a fine-tuned model is compared."""
-FROZEN = ("model\\.embed_tokens",)
+FROZEN = ("model\\.embed_tokens(_per_layer)?",)
 """Not trained by default: an embedding moves only for the tokens of the text, which hurts all others."""
 
 STARTS = {"guided": ptq.guided, "gptq": ptq.gptq}

@@ -73,12 +73,20 @@ int64_t width_of(const std::vector<int64_t>& shape) {
   return width;
 }
 
+/// What codes should be: a row for each of dimension 0, or for each of a stack of matrices.
+std::vector<int64_t> rows_and_width(const QuantizedTensor& tensor) {
+  const std::vector<int64_t>& shape = tensor.shape;
+  const int64_t width = width_of(shape);
+  const bool stack = shape.size() == 3 && tensor.codes.dim() == 2 && tensor.codes.size(1) == shape[2];
+  return stack ? std::vector<int64_t>{shape[0] * shape[1], shape[2]} : std::vector<int64_t>{shape[0], width};
+}
+
 /// `tensor` has been fitted to a grid of GGUF files.
 void take_quantized(PlannedTensor& planned, const QuantizedTensor& tensor) {
   planned.type = grid::ggml_type_of_grid(tensor.scheme.weight);
   const grid::Grid& grid = grid::find(tensor.scheme.weight);
-  const std::vector<int64_t> codes{tensor.shape[0], width_of(tensor.shape)};
-  const std::vector<int64_t> scales{tensor.shape[0], grid.blocks(codes[1]), grid.params()};
+  const std::vector<int64_t> codes = rows_and_width(tensor);
+  const std::vector<int64_t> scales{codes[0], grid.blocks(codes[1]), grid.params()};
   const bool fits = tensor.codes.sizes() == at::IntArrayRef(codes) && tensor.codes.dtype() == at::kChar &&
                     tensor.scales.sizes() == at::IntArrayRef(scales) && tensor.scales.dtype() == at::kFloat;
   if (!fits) {
@@ -87,6 +95,8 @@ void take_quantized(PlannedTensor& planned, const QuantizedTensor& tensor) {
              shape_text(tensor.scales.sizes().vec()) + " or another dtype");
   }
   planned.shape = tensor.shape;
+  planned.rows = codes[0];
+  planned.width = codes[1];
   planned.codes = tensor.codes.cpu().contiguous();
   planned.scales = tensor.scales.cpu().contiguous();
 }
@@ -105,6 +115,8 @@ void take_floats(PlannedTensor& planned, const at::Tensor& tensor, bool float32,
   if (tensor.dim() < 1 || tensor.numel() == 0)
     fail(planned.key, "a tensor with values", shape_text(tensor.sizes().vec()));
   planned.shape = tensor.sizes().vec();
+  planned.rows = planned.shape[0];
+  planned.width = width_of(planned.shape);
   planned.values = tensor.detach().cpu().contiguous();
   if (float32 || planned.shape.size() == 1) planned.values = planned.values.to(at::kFloat);
   if (offset != 0.0) planned.values = planned.values.add(offset);
@@ -128,8 +140,6 @@ PlannedTensor plan_tensor(const ModelConfig& config, const std::string& key, con
     const bool norm = kind == arch::TensorKind::kNorm;
     take_floats(planned, *source.values, is_float32(kind), norm ? config.family().norm_offset : 0.0);
   }
-  planned.rows = planned.shape[0];
-  planned.width = width_of(planned.shape);
   if (mapped.rule->rows != arch::RowOrder::kSame) {
     const bool query = mapped.rule->rows == arch::RowOrder::kRopeQueryHeads;
     planned.order = arch::rope_permutation(planned.rows, query ? config.query_heads() : config.key_heads());

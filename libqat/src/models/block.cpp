@@ -67,8 +67,13 @@ at::Tensor BlockImpl::feed_forward_input(const at::Tensor& x, const ForwardPass&
 
 at::Tensor BlockImpl::add_feed_forward(const at::Tensor& x, const at::Tensor& gated,
                                        const ForwardPass& pass) {
-  at::Tensor branch = mlp->output(gated);
-  if (experts_) branch = experts_->join(x, branch, pass.compute());
+  const at::Tensor dense = mlp->output(gated);
+  if (!experts_) return add_branch(x, dense);
+  const RoutedTokens routed = experts_->route(x, pass.compute());
+  return add_branch(x, experts_->join(routed, experts_->gated(routed), dense));
+}
+
+at::Tensor BlockImpl::add_branch(const at::Tensor& x, const at::Tensor& branch) {
   return added(x, branch, feed_forward_output_norm_);
 }
 

@@ -28,8 +28,12 @@ class BlockImpl : public torch::nn::Module {
   at::Tensor add_attention(const at::Tensor& x, const at::Tensor& mixed);
   /// x -> what gate and up are made of, [B, T, h].
   at::Tensor feed_forward_input(const at::Tensor& x, const ForwardPass& pass);
-  /// The products of gate and up, [B, T, I], through down and added to x.
+  /// The products of gate and up, [B, T, I], through down and added to x, with the experts if there are any.
   at::Tensor add_feed_forward(const at::Tensor& x, const at::Tensor& gated, const ForwardPass& pass);
+  /// What the feed-forward layer gave, with the experts in it, added to x.
+  at::Tensor add_branch(const at::Tensor& x, const at::Tensor& branch);
+  /// Empty in a model without.
+  std::optional<ExpertBranch>& experts() { return experts_; }
   /// Of a model with inputs per layer: x -> f(gate(x)) * the layer's own input, [B, T, p].
   at::Tensor gated_layer_input(const at::Tensor& x, const ForwardPass& pass);
   /// That product, through its projection and added to x.

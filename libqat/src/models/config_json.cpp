@@ -29,13 +29,18 @@ std::string text_of(const arch::ConfigValue& value) {
   throw UnsupportedError("\"" + key + "\": expected " + expected + ", got " + text_of(got));
 }
 
+/// The number that a part of a path is, if it is one.
+std::optional<size_t> index_of(std::string_view part) {
+  size_t index = 0;
+  const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), index);
+  return error == std::errc() && end == part.data() + part.size() ? std::optional(index) : std::nullopt;
+}
+
 /// A member of an object, or of an array by its number; null (Hugging Face's "default") counts as absent.
 const Json* member(const Json& node, std::string_view name) {
   const Json* found = nullptr;
   if (node.is_array()) {
-    size_t index = 0;
-    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), index);
-    if (error == std::errc() && end == name.data() + name.size() && index < node.size()) found = &node[index];
+    if (const auto index = index_of(name); index && *index < node.size()) found = &node[*index];
   } else if (const auto place = node.find(name); place != node.end()) {
     found = &*place;
   }
@@ -46,14 +51,16 @@ const Json* member(const Json& node, std::string_view name) {
 arch::ConfigValue look_up(const Json& config, std::string_view path) {
   const Json* node = &config;
   const std::string whole(path);
-  for (std::size_t dot = path.find('.'); node != nullptr; dot = path.find('.')) {
-    const bool last = dot == std::string_view::npos;
-    node = member(*node, path.substr(0, dot));
-    if (last || node == nullptr) break;
-    if (!node->is_structured()) {
-      throw ArgumentError("\"" + whole.substr(0, whole.size() - path.size() + dot) +
+  while (true) {
+    const std::size_t dot = path.find('.');
+    const std::string_view name = path.substr(0, dot);
+    const bool holds = node->is_object() || (node->is_array() && index_of(name));
+    if (!holds) {
+      throw ArgumentError("\"" + whole.substr(0, whole.size() - path.size() - 1) +
                           "\": expected an object or null, got " + node->dump());
     }
+    node = member(*node, name);
+    if (node == nullptr || dot == std::string_view::npos) break;
     path.remove_prefix(dot + 1);
   }
   if (node == nullptr) return {};

@@ -15,6 +15,21 @@
 #include "fused.hpp"
 
 namespace qat::models {
+namespace {
+
+/// layer(expert, its rows) for every expert that has rows, one below the other.
+template <class Layer>
+at::Tensor by_expert(const at::Tensor& rows, const at::Tensor& counts, const Layer& layer) {
+  std::vector<at::Tensor> outputs;
+  for (int64_t expert = 0, first = 0; expert < counts.size(0); ++expert) {
+    const int64_t count = counts.const_data_ptr<int64_t>()[expert];
+    if (count > 0) outputs.push_back(layer(expert, rows.narrow(0, first, count)));
+    first += count;
+  }
+  return at::cat(outputs);
+}
+
+}  // namespace
 
 RouterImpl::RouterImpl(const DecoderConfig& config)
     : per_token_(config.experts.per_token),
@@ -48,32 +63,35 @@ ExpertBranch::ExpertBranch(const DecoderConfig& config, torch::nn::Module& block
   block.register_module("pre_feedforward_layernorm_2", input_norm_);
 }
 
-at::Tensor ExpertBranch::join(const at::Tensor& x, const at::Tensor& dense, at::ScalarType compute) {
-  const at::Tensor tokens = x.flatten(0, -2);
-  const at::Tensor sum = mixed(input_norm_(tokens, compute), router_(tokens)).view_as(x);
-  return dense_output_norm_(dense, x.scalar_type()) + output_norm_(sum, x.scalar_type());
+RoutedTokens ExpertBranch::route(const at::Tensor& x, at::ScalarType compute) {
+  const at::Tensor tokens = x.flatten(0, -2), input = input_norm_(tokens, compute);
+  const RouterImpl::Choice choice = router_(tokens);
+  const int64_t per_token = choice.experts.size(1);
+  const at::Tensor chosen = choice.experts.flatten();
+  const at::Tensor order = at::argsort(chosen, /*stable=*/true, -1, false);
+  const at::Tensor each = input.unsqueeze(1).expand({-1, per_token, -1}).flatten(0, 1);
+  const at::Tensor counts = at::bincount(chosen, {}, experts_->gate_up_proj.size(0)).cpu();
+  return {each.index_select(0, order), counts, at::argsort(order, int64_t{-1}), choice.weights};
 }
 
-at::Tensor ExpertBranch::mixed(const at::Tensor& x, const RouterImpl::Choice& choice) const {
-  const int64_t tokens = x.size(0), per_token = choice.experts.size(1), width = x.size(1);
-  // Each token stands here once for each of its experts, sorted by expert; `back` undoes the sorting.
-  const at::Tensor chosen = choice.experts.flatten();
-  const at::Tensor order = at::argsort(chosen, /*stable=*/true, -1, false),
-                   back = at::argsort(order, int64_t{-1});
-  const at::Tensor rows =
-      x.unsqueeze(1).expand({tokens, per_token, width}).flatten(0, 1).index_select(0, order);
-  const nn::LinearStack gate_up = experts_->gate_up(), down = experts_->down();
-  const at::Tensor counts = at::bincount(chosen).cpu();
-  std::vector<at::Tensor> outputs;
-  for (int64_t expert = 0, first = 0; expert < counts.size(0); ++expert) {
-    const int64_t count = counts.const_data_ptr<int64_t>()[expert];
-    if (count == 0) continue;
-    const auto halves = gate_up.linear(expert, rows.narrow(0, first, count)).chunk(2, -1);
-    outputs.push_back(down.linear(expert, gated(halves[0], halves[1], activation_)));
-    first += count;
-  }
-  const at::Tensor each = at::cat(outputs).index_select(0, back).view({tokens, per_token, width});
-  return (each * choice.weights.unsqueeze(-1)).sum(1);
+at::Tensor ExpertBranch::gated(const RoutedTokens& tokens) const {
+  const nn::LinearStack gate_up = experts_->gate_up();
+  return by_expert(tokens.rows, tokens.counts, [&](int64_t expert, const at::Tensor& rows) {
+    const auto halves = gate_up.linear(expert, rows).chunk(2, -1);
+    return models::gated(halves[0], halves[1], activation_);
+  });
+}
+
+at::Tensor ExpertBranch::join(const RoutedTokens& tokens, const at::Tensor& gated, const at::Tensor& dense) {
+  const nn::LinearStack down = experts_->down();
+  const at::Tensor outputs = by_expert(gated, tokens.counts, [&](int64_t expert, const at::Tensor& rows) {
+    return down.linear(expert, rows);
+  });
+  const at::Tensor& weights = tokens.weights;
+  const at::Tensor each = outputs.index_select(0, tokens.places).unflatten(0, weights.sizes());
+  const at::Tensor sum = (each * weights.unsqueeze(-1)).sum(1).view_as(dense);
+  const at::ScalarType wide = weights.scalar_type();
+  return dense_output_norm_(dense, wide) + output_norm_(sum, wide);
 }
 
 }  // namespace qat::models

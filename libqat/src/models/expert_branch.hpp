@@ -31,6 +31,14 @@ class RouterImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Router);
 
+/// N tokens in front of the experts: each stands here once for each of its k experts, sorted by expert.
+struct RoutedTokens {
+  at::Tensor rows;     ///< [N * k, h] in the compute dtype
+  at::Tensor counts;   ///< int64[E] on the CPU: how many of the rows each expert gets
+  at::Tensor places;   ///< int64[N * k]: where in `rows` a token's experts stand, token by token
+  at::Tensor weights;  ///< float32[N, k]
+};
+
 /// The experts beside a dense feed-forward layer, with their norms: a token's output is the weighted sum of
 /// those that the router chooses. Only experts that some token of the batch hits are quantized and
 /// multiplied.
@@ -39,14 +47,16 @@ class ExpertBranch {
   /// Registers its parts in `block`, under Hugging Face's names.
   ExpertBranch(const DecoderConfig& config, torch::nn::Module& block);
 
-  /// x: the residual stream in front of the feed-forward layer, [B, T, h]; dense: what that layer gave ->
-  /// the sum of both branches, each behind its norm.
-  at::Tensor join(const at::Tensor& x, const at::Tensor& dense, at::ScalarType compute);
+  /// x: the residual stream in front of the feed-forward layer, [B, T, h].
+  RoutedTokens route(const at::Tensor& x, at::ScalarType compute);
+  /// f(gate) * up of each row by its expert, [N * k, f].
+  at::Tensor gated(const RoutedTokens& tokens) const;
+  /// Those products through their experts' down, summed for each token; dense: what the dense layer gave, [B,
+  /// T, h]
+  /// -> the sum of both branches, each behind its norm.
+  at::Tensor join(const RoutedTokens& tokens, const at::Tensor& gated, const at::Tensor& dense);
 
  private:
-  /// x: [N, h] in the compute dtype -> float32[N, h].
-  at::Tensor mixed(const at::Tensor& x, const Router::ContainedType::Choice& choice) const;
-
   Activation activation_;
   Router router_;
   nn::Experts experts_;

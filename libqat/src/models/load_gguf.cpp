@@ -1,3 +1,5 @@
+#include <ATen/TensorOperators.h>
+
 #include <memory>
 
 #include "qat/export/gguf_model.hpp"
@@ -17,9 +19,11 @@ StoredModel open_gguf(const std::string& path) {
           const std::vector<int64_t> shape = tensor.stored->shape();
           const std::vector<int64_t> order = model->row_order(tensor);
           // Each value of a bias belongs to a row.
-          return shape.size() == 1 && !order.empty()
-                     ? read_ggml(tensor.stored->data, *tensor.type, {shape.front(), 1}, order).flatten()
-                     : read_ggml(tensor.stored->data, *tensor.type, shape, order);
+          const at::Tensor values =
+              shape.size() == 1 && !order.empty()
+                  ? read_ggml(tensor.stored->data, *tensor.type, {shape.front(), 1}, order).flatten()
+                  : read_ggml(tensor.stored->data, *tensor.type, shape, order);
+          return tensor.offset == 0.0 ? values : values - tensor.offset;
         }};
   }
   return stored;

@@ -21,15 +21,16 @@ std::vector<int64_t> value_rows(int64_t heads, const LayerConfig& layer) {
 }
 
 /// What a stage knows when it begins: the residual stream, what its pass keeps for later layers, and the
-/// input of the next products.
+/// input of the next products. Between the experts' stages also what both branches need to be joined.
 struct Progress {
   at::Tensor x;
   ForwardPass pass;
   at::Tensor input;
+  State branches = {};
 };
 
-/// The state between stages: the residual stream, the inputs of layers, keys and values by layer, and at last
-/// the input of the next products.
+/// The state between stages: the residual stream, the inputs of layers, keys and values by layer, the
+/// branches, and at last the input of the next products.
 State pack(const Progress& progress, const at::Tensor& input) {
   State state{progress.x};
   state.insert(state.end(), progress.pass.layer_inputs.begin(), progress.pass.layer_inputs.end());
@@ -37,19 +38,21 @@ State pack(const Progress& progress, const at::Tensor& input) {
     state.push_back(read.keys);
     state.push_back(read.values);
   }
+  state.insert(state.end(), progress.branches.begin(), progress.branches.end());
   state.push_back(input);
   return state;
 }
 
-/// The way back, for any stage behind the inputs of layers.
-Progress unpack(const State& state, const Trunk& trunk, const DecoderConfig& config) {
-  Progress progress{state.front(), trunk->begin(state.front()), state.back()};
+/// The way back, for any stage behind the inputs of layers. branches: how many tensors they take.
+Progress unpack(const State& state, const Trunk& trunk, const DecoderConfig& config, int64_t branches) {
+  const auto end = state.end() - 1 - branches;
+  Progress progress{state.front(), trunk->begin(state.front()), state.back(), {end, state.end() - 1}};
   auto next = state.begin() + 1;
   if (trunk->has_layer_inputs()) {
     progress.pass.layer_inputs.assign(next, next + config.num_hidden_layers);
     next += config.num_hidden_layers;
   }
-  for (int64_t layer = 0; state.end() - next > 1; ++layer) {
+  for (int64_t layer = 0; next != end; ++layer) {
     if (!has_readers(config, layer)) continue;
     progress.pass.all_kept[layer] = {next[0], next[1]};
     next += 2;
@@ -124,12 +127,31 @@ class LayerStages {
     return {run, named({"mlp.down_proj.weight"}), named(producers), {}};
   }
 
-  /// Behind the feed-forward layer, in a model with inputs per layer.
-  Stage layer_input_gate() const {
+  /// The experts beside the dense branch, in a model that has them.
+  Stage expert_gate_up() const {
     const auto run = [enter = resume(), layer = layer_](const State& state) -> State {
       Progress now = enter(state);
       Block block = layer;
-      now.x = block->add_feed_forward(now.x, now.input, now.pass);
+      const RoutedTokens tokens = block->experts()->route(now.x, now.pass.compute());
+      now.branches = {block->mlp->output(now.input), tokens.places, tokens.weights, tokens.counts};
+      return pack(now, tokens.rows);
+    };
+    return {run, named({"experts.gate_up_proj"}), {}, {}, false, config_.experts.count};
+  }
+
+  Stage expert_down() const {
+    const auto run = [enter = resume(kBranches), layer = layer_](const State& state) -> State {
+      const Progress now = enter(state);
+      Block block = layer;
+      return pack(now, block->experts()->gated(routed(now)));
+    };
+    return {run, named({"experts.down_proj"}), {}, {}, false, config_.experts.count};
+  }
+
+  /// Behind the feed-forward layer, in a model with inputs per layer.
+  Stage layer_input_gate() const {
+    const auto run = [enter = behind_feed_forward()](const State& state) -> State {
+      const Progress now = enter(state);
       return pack(now, now.x.to(now.pass.compute()));
     };
     return {run, named({"per_layer_input_gate.weight"}), {}, {}};
@@ -146,18 +168,43 @@ class LayerStages {
 
   /// The residual stream behind the layer, from the state of its last stage.
   Enter leave() const {
-    return [enter = resume(), layer = layer_](const State& state) {
+    const bool has_input = trunk_->has_layer_inputs();
+    return [enter = has_input ? resume() : behind_feed_forward(), layer = layer_,
+            has_input](const State& state) {
       Progress now = enter(state);
       Block block = layer;
-      now.x = block->leave(now.pass.layer_inputs.empty() ? block->add_feed_forward(now.x, now.input, now.pass)
-                                                         : block->add_layer_input(now.x, now.input));
+      if (has_input) now.x = block->add_layer_input(now.x, now.input);
+      now.x = block->leave(now.x);
       return now;
     };
   }
 
  private:
-  Enter resume() const {
-    return [trunk = trunk_, config = config_](const State& state) { return unpack(state, trunk, config); };
+  /// Tensors of the branches: see `expert_gate_up`.
+  static constexpr int64_t kBranches = 4;
+
+  static RoutedTokens routed(const Progress& now) {
+    return {now.input, now.branches[3], now.branches[1], now.branches[2]};
+  }
+
+  Enter resume(int64_t branches = 0) const {
+    return [trunk = trunk_, config = config_, branches](const State& state) {
+      return unpack(state, trunk, config, branches);
+    };
+  }
+
+  /// The residual stream behind the feed-forward layer, from the state of its last stage.
+  Enter behind_feed_forward() const {
+    const bool experts = config_.experts.count > 0;
+    return [enter = resume(experts ? kBranches : 0), layer = layer_, experts](const State& state) {
+      Progress now = enter(state);
+      Block block = layer;
+      now.x = experts
+                  ? block->add_branch(now.x, block->experts()->join(routed(now), now.input, now.branches[0]))
+                  : block->add_feed_forward(now.x, now.input, now.pass);
+      now.branches.clear();
+      return now;
+    };
   }
 
   Names named(Names names) const {
@@ -220,6 +267,10 @@ std::vector<Stage> make_stages(const Trunk& trunk, const DecoderConfig& config) 
     stages.push_back(layer.attention_output());
     stages.push_back(layer.feed_forward());
     stages.push_back(layer.feed_forward_output());
+    if (config.experts.count > 0) {
+      stages.push_back(layer.expert_gate_up());
+      stages.push_back(layer.expert_down());
+    }
     if (trunk->has_layer_inputs()) {
       stages.push_back(layer.layer_input_gate());
       stages.push_back(layer.layer_input_projection());

@@ -31,6 +31,9 @@ struct Job {
     if (outputs != calibration.outputs.end()) evidence.outputs = outputs->second;
     return round_weight(weight, evidence, solve);
   }
+  RoundedTensor round_stack(const StageWeight& weight, const StageWalk& walk) const {
+    return ptq::round_stack(weight, [&](int64_t expert) { return walk.expert_moments(expert); }, solve);
+  }
 };
 
 /// Rounds tables that are also heads, by what the float head multiplies and what the place needs where their
@@ -65,8 +68,11 @@ std::vector<RoundedTensor> apply(const Job& job) {
   while (walk.stage() != nullptr) {
     const std::vector<StageWeight> weights =
         walk.stage()->tied ? std::vector<StageWeight>() : walk.weights_to_round();
+    const bool experts = walk.stage()->experts > 0;
     const std::vector<LayerMoments> moments = walk.advance(weights);
-    for (size_t i = 0; i < weights.size(); ++i) done.push_back(job.round(weights[i], moments[i]));
+    for (size_t i = 0; i < weights.size(); ++i) {
+      done.push_back(experts ? job.round_stack(weights[i], walk) : job.round(weights[i], moments[i]));
+    }
   }
   return done;
 }

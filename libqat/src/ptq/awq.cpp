@@ -194,8 +194,9 @@ void set_scales(const Found& found, ScaleSource source) {
     if (!weight.quantizer) continue;
     const grid::Grid& grid = grid::find(weight.quantizer->scheme().weight);
     const ScaleChoice choice{source, weight.quantizer->tied()};
-    weight.quantizer->set_field_scales(
-        choose_scales("apply_awq", weight.name, grid, choice, rows_of(weight.latent), importance));
+    weight.quantizer->set_field_scales(choose_scales("apply_awq", weight.name, grid, choice,
+                                                     rows_of(weight.quantizer->matrix(weight.latent)),
+                                                     importance));
   }
 }
 

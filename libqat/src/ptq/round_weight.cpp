@@ -41,14 +41,23 @@ double energy(const at::Tensor& rows, const at::Tensor& hessian) {
   return (at::mm(rows, hessian) * rows).sum(at::kDouble).item<double>();
 }
 
-}  // namespace
+/// Sums over the rows rounded so far: of what they give, and of their errors.
+struct Energies {
+  double outputs = 0.0, errors = 0.0;
 
-RoundedTensor round_weight(const StageWeight& weight, const Evidence& evidence, const Solve& solve) {
-  const NoAutocast full_precision;
+  RoundedTensor result(const StageWeight& weight) const {
+    const double share = outputs > 0.0 ? std::max(0.0, errors) / outputs : 0.0;
+    return {weight.name, weight.quantizer->scheme().weight, std::sqrt(share)};
+  }
+};
+
+/// Rounds `rows` of a weight, which are its rows from `begin` on.
+void round_rows(const StageWeight& weight, const at::Tensor& rows, int64_t begin, const Evidence& evidence,
+                const Solve& solve, Energies& energies) {
   Quantizer& quantizer = *weight.quantizer;
-  const std::string& grid = quantizer.scheme().weight;
-  const int64_t rows = weight.latent.size(0);
-  const int64_t step = rows_of_a_part(weight.latent, grid::find(grid), evidence.outputs);
+  const grid::Grid& grid = grid::find(quantizer.scheme().weight);
+  const bool whole = grid.info().block == grid::kWholeTensor;
+  const int64_t count = rows.size(0), step = rows_of_a_part(rows, grid, evidence.outputs);
   const at::Tensor hessian = evidence.moments.hessian.to(at::kFloat);
   at::Tensor correction;
   if (evidence.moments.drift.defined()) {
@@ -56,11 +65,11 @@ RoundedTensor round_weight(const StageWeight& weight, const Evidence& evidence, 
                                   evidence.damping, weight.name);
   }
   const at::Tensor scales = quantizer.field_scales().detach().clone();
-  double outputs = 0.0, errors = 0.0;
-  for (int64_t first = 0; first < rows; first += step) {
+  for (int64_t first = 0; first < count; first += step) {
+    const int64_t place = begin + first;
     const std::string name =
-        first == 0 ? weight.name : weight.name + ", from row " + std::to_string(first) + " on";
-    const at::Tensor part = weight.latent.detach().narrow(0, first, std::min(step, rows - first));
+        place == 0 ? weight.name : weight.name + ", from row " + std::to_string(place) + " on";
+    const at::Tensor part = rows.narrow(0, first, std::min(step, count - first));
     const at::Tensor before = rows_of(part).clone();
     at::Tensor target = part;
     if (correction.defined())
@@ -68,15 +77,36 @@ RoundedTensor round_weight(const StageWeight& weight, const Evidence& evidence, 
     const Solution solution = solve(
         {target, evidence.moments.hessian, part_of(evidence.outputs, first, part.size(0)), quantizer, name});
     const at::Tensor shipped =
-        decoded("round_weight", name, grid::find(grid), rows_of(solution.latent), solution.scales.cpu());
-    outputs += energy(before, hessian);
-    errors += energy(before - shipped, hessian);
-    (step < rows ? scales.narrow(0, first, part.size(0)) : scales).copy_(solution.scales);
+        decoded("round_weight", name, grid, rows_of(solution.latent), solution.scales.cpu());
+    energies.outputs += energy(before, hessian);
+    energies.errors += energy(before - shipped, hessian);
+    (whole ? scales : scales.narrow(0, place, part.size(0))).copy_(solution.scales);
     part.copy_(solution.latent);
     quantizer.set_field_scales(scales);
   }
-  const double share = outputs > 0.0 ? std::max(0.0, errors) / outputs : 0.0;
-  return {weight.name, grid, std::sqrt(share)};
+}
+
+}  // namespace
+
+RoundedTensor round_weight(const StageWeight& weight, const Evidence& evidence, const Solve& solve) {
+  const NoAutocast full_precision;
+  Energies energies;
+  round_rows(weight, weight.latent.detach(), 0, evidence, solve, energies);
+  return energies.result(weight);
+}
+
+RoundedTensor round_stack(const StageWeight& weight,
+                          const std::function<std::optional<LayerMoments>(int64_t expert)>& moments,
+                          const Solve& solve) {
+  const NoAutocast full_precision;
+  const at::Tensor stack = weight.latent.detach();
+  Energies energies;
+  for (int64_t expert = 0; expert < stack.size(0); ++expert) {
+    if (std::optional<LayerMoments> found = moments(expert)) {
+      round_rows(weight, stack[expert], expert * stack.size(1), {*std::move(found)}, solve, energies);
+    }
+  }
+  return energies.result(weight);
 }
 
 }  // namespace qat::ptq

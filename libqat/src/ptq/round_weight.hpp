@@ -3,6 +3,7 @@
 // One weight of a model becomes what a method found for it.
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "ptq/stage_walk.hpp"
@@ -33,5 +34,11 @@ using Solve = std::function<Solution(const Part& part)>;
 /// Puts the method's latents and scales in the place of the weight's. Large tables are solved in parts, so
 /// that the memory beside the weight is that of a part; an error leaves the parts before it rounded.
 RoundedTensor round_weight(const StageWeight& weight, const Evidence& evidence, const Solve& solve);
+
+/// The same for a stack of experts, [E, O, I]: `moments` gives what is known of one expert's inputs. Those
+/// that it gives nothing for stay as they are.
+RoundedTensor round_stack(const StageWeight& weight,
+                          const std::function<std::optional<LayerMoments>(int64_t expert)>& moments,
+                          const Solve& solve);
 
 }  // namespace qat::ptq

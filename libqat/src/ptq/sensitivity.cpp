@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/multinomial.h>
@@ -76,6 +77,8 @@ class Recorder {
       Record& record = found_[quantizer->tensor()];
       record.squares = at::zeros(shape, at::kFloat);
       quantizer->set_output_hook([this, &record](const at::Tensor& output) {
+        // Looked up or multiplied elsewhere than once for each token, as positions and experts are.
+        if (output.numel() != count_ * record.squares.size(1) * output.size(-1)) return;
         // No weight takes a gradient here, so a table's rows are leaves, unlike what is made of other
         // outputs.
         output.requires_grad() ? watch(record, output) : watch_lookup(record, output);
@@ -95,6 +98,17 @@ class Recorder {
     count_ = count;
   }
 
+  /// Behind the gradients of a batch.
+  void end() {
+    for (auto& [name, record] : found_) {
+      // The rows of a table that is no head, too, count for nothing.
+      if (record.batch_lookups.defined() && record.outputs > 0) {
+        record.lookups.push_back(record.batch_lookups);
+      }
+      record.batch_lookups.reset();
+    }
+  }
+
   /// Weights that no gradient reached as a layer, such as embeddings that are not tied, are left out.
   Sensitivity take() const {
     Sensitivity result;
@@ -102,19 +116,20 @@ class Recorder {
       const double mean = finite_mean(name, record.squares);
       if (mean <= 0) continue;
       result.tokens[name] = clipped(record.squares, mean);
-      if (!record.lookups.defined()) {
+      if (record.lookups.empty()) {
         if (record.curvature.defined()) {
           result.outputs[name] = record.curvature / static_cast<double>(record.tokens);
         }
         continue;
       }
-      const at::Tensor sizes = (record.lookups * record.lookups).sum(-1);
+      const at::Tensor lookups = at::cat(record.lookups);
+      const at::Tensor sizes = (lookups * lookups).sum(-1);
       const double size = finite_mean(name, sizes);
       if (size <= 0) continue;
       // So that the square of each gradient becomes its clipped share of their sum.
       const at::Tensor factors = clipped(sizes, size) / (sizes / size).clamp_min(1e-20);
-      InputMoments moments(record.lookups.size(-1));
-      moments.add(record.lookups, factors);
+      InputMoments moments(lookups.size(-1));
+      moments.add(lookups, factors);
       result.lookups[name] = moments.second() / (mean * static_cast<double>(record.outputs));
     }
     return result;
@@ -123,12 +138,13 @@ class Recorder {
  private:
   /// Of one weight, over all windows.
   struct Record {
-    at::Tensor squares;    ///< float32[n, T]: mean over outputs of the squared gradient
-    at::Tensor lookups;    ///< float32[n, T, N]: gradients of looked-up rows; undefined where there are none
-    int64_t outputs = 0;   ///< O
-    double sum = 0.0;      ///< of `squares`, so far
-    int64_t tokens = 0;    ///< in it
-    at::Tensor curvature;  ///< float32[K, S, S]: sums of g g^T; undefined for heads
+    at::Tensor squares;               ///< float32[n, T]: mean over outputs of the squared gradient
+    int64_t outputs = 0;              ///< O
+    double sum = 0.0;                 ///< of `squares`, so far
+    int64_t tokens = 0;               ///< in it
+    at::Tensor curvature;             ///< float32[K, S, S]: sums of g g^T; undefined for heads
+    at::Tensor batch_lookups;         ///< gradients of looked-up rows, float32[count, T, N]
+    std::vector<at::Tensor> lookups;  ///< of all batches; empty where there are none
   };
 
   /// The curvature takes the tokens of one call.
@@ -165,17 +181,10 @@ class Recorder {
   }
 
   void watch_lookup(Record& record, const at::Tensor& rows) const {
-    // Looked up elsewhere than once for each token, as types and positions are: no part of a tied head.
-    if (rows.numel() != count_ * record.squares.size(1) * rows.size(-1)) return;
-    if (!record.lookups.defined()) {
-      std::vector<int64_t> shape = record.squares.sizes().vec();
-      shape.push_back(rows.size(-1));
-      record.lookups = at::zeros(shape, at::kFloat);
-    }
     rows.set_requires_grad(true);
-    const at::Tensor gradients = record.lookups.narrow(0, first_, count_);
-    rows.register_hook([gradients](const at::Tensor& gradient) {
-      gradients.add_(gradient.detach().to(at::kFloat).view(gradients.sizes()).cpu());
+    rows.register_hook([count = count_, &record](const at::Tensor& gradient) {
+      const at::Tensor found = gradient.detach().to(at::kFloat).view({count, -1, gradient.size(-1)}).cpu();
+      record.batch_lookups = record.batch_lookups.defined() ? record.batch_lookups + found : found;
     });
   }
 
@@ -220,6 +229,7 @@ Sensitivity sensitivity(PreparedModel& model,
       fail({kName, "logits"}, "logits that depend on a float parameter of the model", "constant ones");
     }
     own_loss(found, generator).backward();
+    recorder.end();
     first += part.size(0);
     if (progress) progress(first, windows.size(0), "");
   }

@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "ptq/check.hpp"
 #include "qat/grid/grid.hpp"
@@ -121,7 +122,9 @@ std::vector<LayerMoments> StageWalk::advance(const std::vector<StageWeight>& wei
   const bool alike =
       std::none_of(counts.begin(), counts.end(), [](const auto& one) { return one.defined(); });
   // One entry for all weights of the stage where they have the same moments.
-  const size_t distinct = alike ? std::min<size_t>(1, weights.size()) : weights.size();
+  size_t distinct = alike ? std::min<size_t>(1, weights.size()) : weights.size();
+  const bool experts = stages_[next_].experts > 0;
+  if (experts) distinct = 0;
   std::vector<InputMoments> moments;
   std::vector<InputDrift> drifts;
   run_next([&](int64_t first, const at::Tensor& input) {
@@ -137,17 +140,30 @@ std::vector<LayerMoments> StageWalk::advance(const std::vector<StageWeight>& wei
       }
     }
   });
-  std::vector<LayerMoments> found;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (i < distinct) {
-      found.push_back({moments[i].second(), float_states_.empty() ? at::Tensor() : drifts[i].mean()});
-    } else {
-      found.push_back(found.front());
+  if (!float_states_.empty()) {
+    for (const StageWeight& weight : weights) {
+      originals_.emplace_back(weight.latent, weight.latent.detach().clone());
     }
-    if (!float_states_.empty())
-      originals_.emplace_back(weights[i].latent, weights[i].latent.detach().clone());
   }
+  std::vector<LayerMoments> found;
+  for (size_t i = 0; i < distinct; ++i) {
+    found.push_back({moments[i].second(), float_states_.empty() ? at::Tensor() : drifts[i].mean()});
+  }
+  if (!experts && !found.empty()) found.resize(weights.size(), found.front());
   return found;
+}
+
+std::optional<LayerMoments> StageWalk::expert_moments(int64_t expert) const {
+  std::optional<InputMoments> moments;
+  for (const std::vector<at::Tensor>& state : states_) {
+    const at::Tensor& input = state.back();
+    const int64_t* counts = state.end()[-2].const_data_ptr<int64_t>();
+    if (counts[expert] == 0) continue;
+    if (!moments) moments.emplace(input.size(-1));
+    moments->add(input.narrow(0, std::accumulate(counts, counts + expert, int64_t{0}), counts[expert]));
+  }
+  if (!moments) return std::nullopt;
+  return LayerMoments{moments->second(), {}};
 }
 
 EnabledScope::EnabledScope(PreparedModel& model, bool enabled) {

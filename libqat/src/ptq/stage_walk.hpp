@@ -45,8 +45,12 @@ class StageWalk {
   std::optional<InputMoments> advance(bool measure);
   /// Runs the next stage on all windows, and on those of the float model where their difference counts. The
   /// moments of what it leaves for each of `weights`, which the caller may round then, but no others before
-  /// the next call. ArgumentError for tokens of another shape than the windows'.
+  /// the next call; none for a stage of experts, see `expert_moments`. ArgumentError for tokens of another
+  /// shape than the windows'.
   std::vector<LayerMoments> advance(const std::vector<StageWeight>& weights);
+  /// Of the input that the stage of experts just run left for one of them; nothing when no token chose it.
+  /// All its tokens count alike, and without drift: the float model sends other tokens.
+  std::optional<LayerMoments> expert_moments(int64_t expert) const;
 
  private:
   std::vector<StageWeight> weights_of(const Stage& stage) const;

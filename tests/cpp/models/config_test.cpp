@@ -50,7 +50,8 @@ namespace {
 qat::models::DecoderConfig gemma(const std::string& type, const std::string& more) {
   return config_from_json(R"({"model_type": ")" + type + R"(", "hidden_size": 64, "vocab_size": 97,
       "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
-      "head_dim": 16, "sliding_window": 8)" + more + "}");
+      "head_dim": 16, "sliding_window": 8)" +
+                          more + "}");
 }
 
 constexpr const char* kLayerTypes = R"(, "layer_types": ["sliding_attention", "sliding_attention",

@@ -3,7 +3,9 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/randint.h>
+#include <ATen/ops/zeros.h>
 
 #include <cstdio>
 #include <filesystem>
@@ -14,6 +16,7 @@
 #include "qat/ptq/apply.hpp"
 #include "qat/ptq/awq.hpp"
 #include "qat/ptq/guided.hpp"
+#include "shapes_of_models.hpp"
 
 #include "catch.hpp"
 
@@ -137,6 +140,84 @@ TEST_CASE("the rows of a large table are rounded alike, in whichever part they a
   CHECK(at::equal(table.narrow(0, rows - 16, 16), end.latent));
   CHECK(at::equal(scales.narrow(0, 0, 16), start.scales));
   CHECK(at::equal(scales.narrow(0, rows - 16, 16), end.scales));
+}
+
+namespace {
+
+/// A mixture of experts with the same weights each time, and only its experts on a grid.
+std::shared_ptr<models::Decoder> mixture() {
+  at::manual_seed(3);
+  return std::make_shared<models::Decoder>(models::gemma4_experts());
+}
+
+PreparedModel with_experts_on_a_grid(const std::shared_ptr<models::Decoder>& decoder) {
+  const Policy policy = Policy::from_json(
+      R"({"rules": [{"match": ".*experts.*", "weight": "int4_channel"}, {"match": ".*", "weight": "f32"}]})");
+  return prepare(decoder, policy.with_scale(ScaleRule::kLearned));
+}
+
+constexpr const char* kGateUp = "model.layers.0.experts.gate_up_proj";
+
+}  // namespace
+
+TEST_CASE("experts are rounded by the tokens that are sent to them") {
+  const at::NoGradGuard no_grad;
+  const at::Tensor windows = text();
+  const auto decoder = mixture(), plain = mixture();
+  const at::Tensor before = decoder->named_parameters()[kGateUp].detach().clone();
+  auto model = with_experts_on_a_grid(decoder);
+  const auto start = with_experts_on_a_grid(plain);
+  const auto found = ptq::apply_gptq(model, decoder->stages(), windows);
+  REQUIRE(found.size() == 6);
+  CHECK(found[0].name == kGateUp);
+  CHECK(found[0].output_error > 0.0);
+  const at::Tensor rounded = weight_of(freeze(model), kGateUp), nearest = weight_of(freeze(start), kGateUp);
+  // In the first layer all tokens go where the float model sends them.
+  std::vector<at::Tensor> state = {windows};
+  for (const Stage& stage : plain->stages()) {
+    state = stage.run(state);
+    if (stage.experts > 0) break;
+  }
+  const at::Tensor& counts = state.end()[-2];
+  for (int64_t expert = 0, first = 0; expert < counts.size(0); ++expert) {
+    const int64_t count = counts[expert].item<int64_t>();
+    REQUIRE(count > 0);
+    const at::Tensor rows = state.back().narrow(0, first, count);
+    const at::Tensor expected = at::linear(rows, before[expert]);
+    CHECK(difference(at::linear(rows, rounded[expert]), expected) <
+          difference(at::linear(rows, nearest[expert]), expected));
+    first += count;
+  }
+}
+
+TEST_CASE("an expert that no token chooses stays as it was, and so do its scales") {
+  const at::NoGradGuard no_grad;
+  const auto decoder = mixture();
+  auto model = with_experts_on_a_grid(decoder);
+  const at::Tensor stack = decoder->named_parameters()[kGateUp], before = stack.clone();
+  const at::Tensor scales = model.scale_parameters()[0].value, scales_before = scales.clone();
+  ptq::apply_gptq(model, decoder->stages(), at::zeros({1, 1}, at::kLong));  // two of five experts
+  int64_t changed = 0;
+  for (int64_t expert = 0; expert < 5; ++expert) {
+    const int64_t rows = stack.size(1);
+    const bool same = at::equal(stack[expert], before[expert]);
+    CHECK(same ==
+          at::equal(scales.narrow(0, expert * rows, rows), scales_before.narrow(0, expert * rows, rows)));
+    changed += same ? 0 : 1;
+  }
+  CHECK(changed == 2);
+}
+
+TEST_CASE("guided rounding and AWQ take models with experts") {
+  const auto decoder = mixture();
+  auto model = with_experts_on_a_grid(decoder);
+  const auto logits = [&](const at::Tensor& tokens) { return decoder->forward(tokens); };
+  CHECK(ptq::apply_guided(model, decoder->stages(), logits, text()).size() == 6);
+  const at::NoGradGuard no_grad;
+  const auto other = mixture();
+  auto folded = with_experts_on_a_grid(other);
+  CHECK(ptq::apply_awq(folded, other->stages(), text()).empty());  // nothing folds into experts
+  CHECK(decoder->forward(text()).isfinite().all().item<bool>());
 }
 
 TEST_CASE("AWQ leaves the float decoder, and quantizers are enabled again") {

@@ -32,8 +32,8 @@ TEST_CASE("a model of 31 billion weights has its shapes without memory") {
   config.num_attention_heads = 32;
   for (size_t i = 0; i < config.layers.size(); ++i) {
     const bool full = i % 6 == 5;
-    config.layers[i] = {full ? 4 : 16, full ? 512 : 256, 21504, full ? 0 : 1024, static_cast<int64_t>(i),
-                        !full, {}};
+    config.layers[i] = {
+        full ? 4 : 16, full ? 512 : 256, 21504, full ? 0 : 1024, static_cast<int64_t>(i), !full, {}};
   }
   double weights = 0.0;
   for (const TensorShape& tensor : parameter_shapes(config)) {

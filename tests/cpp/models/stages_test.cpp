@@ -2,7 +2,10 @@
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/randint.h>
 
 #include <set>
@@ -47,7 +50,7 @@ TEST_CASE("the stages compute what the decoder does, bit for bit, for every shap
   }
 }
 
-TEST_CASE("every linear layer but routers and experts stands in one stage, and producers are parameters") {
+TEST_CASE("every linear layer but routers stands in one stage, and producers are parameters") {
   auto shapes = models::shapes();
   shapes.emplace_back("biases", tiny(false));
   for (const auto& [name, config] : shapes) {
@@ -58,7 +61,8 @@ TEST_CASE("every linear layer but routers and experts stands in one stage, and p
     for (const Stage& stage : decoder.stages()) {
       for (const std::string& weight : stage.weights) {
         CHECK(seen.insert(weight).second);
-        const int64_t width = parameters[weight].size(1);
+        CHECK(stage.experts == (parameters[weight].dim() == 3 ? config.experts.count : 0));
+        const int64_t width = parameters[weight].size(-1);
         CHECK((stage.producer_rows.empty() || static_cast<int64_t>(stage.producer_rows.size()) == width));
       }
       for (const std::string& producer : stage.producers) CHECK(parameters.contains(producer));
@@ -67,10 +71,41 @@ TEST_CASE("every linear layer but routers and experts stands in one stage, and p
       const bool table = item.key() == "model.embed_tokens_per_layer.weight" ||
                          (item.key() == "model.embed_tokens.weight" && !config.tie_word_embeddings);
       const bool router = item.key().find("router") != std::string::npos;
-      if (item.value().dim() == 2 && !table && !router) all.insert(item.key());
+      if (item.value().dim() > 1 && !table && !router) all.insert(item.key());
     }
     CHECK(seen == all);
   }
+}
+
+TEST_CASE("a stage of experts leaves each expert's rows, in order") {
+  const models::DecoderConfig config = models::gemma4_experts();
+  at::manual_seed(3);
+  models::Decoder decoder(config);
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> state = {
+      at::randint(50, {2, 7}, at::detail::createCPUGenerator(1), at::TensorOptions().dtype(at::kLong))};
+  int64_t found = 0;
+  at::Tensor rows;  // what gate and up of layer 0 multiply with
+  for (const Stage& stage : decoder.stages()) {
+    state = stage.run(state);
+    if (stage.experts == 0) continue;
+    const at::Tensor& counts = state.end()[-2];
+    CHECK(counts.sum().item<int64_t>() == 2 * 7 * config.experts.per_token);
+    CHECK(state.back().size(0) == counts.sum().item<int64_t>());
+    if (++found == 1) rows = state.back();
+    if (found != 2) continue;
+    const auto parameters = decoder.named_parameters();
+    const at::Tensor& weight = parameters["model.layers.0.experts.gate_up_proj"];
+    int64_t first = 0;
+    for (int64_t expert = 0; expert < config.experts.count; ++expert) {
+      const int64_t count = counts[expert].item<int64_t>();
+      const auto halves = at::linear(rows.narrow(0, first, count), weight[expert]).chunk(2, -1);
+      const at::Tensor expected = at::gelu(halves[0], "tanh") * halves[1];
+      CHECK(at::allclose(state.back().narrow(0, first, count), expected, 1e-5, 1e-6));  // another GELU kernel
+      first += count;
+    }
+  }
+  CHECK(found == 2 * config.num_hidden_layers);
 }
 
 TEST_CASE("what a producer gains, the inputs of its stage's weights gain") {

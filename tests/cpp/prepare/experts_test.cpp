@@ -70,9 +70,10 @@ TEST_CASE("an expert multiplies with what ships, and the others are not even loo
     INFO(scale);
     at::manual_seed(5);
     Mixture mixture;
-    const PreparedModel model = prepare(
-        mixture.ptr(), Policy::from_json(R"({"rules": [{"match": ".*", "weight": "int4_channel"}],
-            "estimator": {"kind": "ste", "scale": ")" + std::string(scale) + "\"}}"));
+    const PreparedModel model =
+        prepare(mixture.ptr(), Policy::from_json(R"({"rules": [{"match": ".*", "weight": "int4_channel"}],
+            "estimator": {"kind": "ste", "scale": ")" +
+                                                 std::string(scale) + "\"}}"));
     const at::Tensor shipped = weight_of(freeze(model), "experts.gate_up_proj");
     const at::Tensor x = at::randn({4, 64});
     const at::Tensor y = mixture->experts->gate_up().linear(1, x);

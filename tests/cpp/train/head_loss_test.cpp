@@ -379,8 +379,8 @@ TEST_CASE("a capped head: the loss and its gradients are those of capped logits"
         head_loss(pieces.hidden, student, {pieces.teacher_hidden, teacher}, pieces.tokens, objective, chunk);
     got.backward();
     const auto capped = [](const at::Tensor& logits) { return (logits / 4.0).tanh() * 4.0; };
-    const at::Tensor expected = objective_loss(capped(whole.logits()), {capped(whole.teacher_logits())},
-                                               whole.tokens, objective);
+    const at::Tensor expected =
+        objective_loss(capped(whole.logits()), {capped(whole.teacher_logits())}, whole.tokens, objective);
     expected.backward();
     CHECK(worst(got, expected) < 1e-12);  // float64 sums in another order
     CHECK(worst(pieces.hidden.grad(), whole.hidden.grad()) < 1e-12);

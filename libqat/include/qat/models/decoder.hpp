@@ -43,11 +43,10 @@ class Decoder : public torch::nn::Module {
   Head output_head() const;
 
   /// `hidden` in stages, each up to where the input of some linear layers is ready: of the projection of all
-  /// layers' own inputs; of a layer's q, k and v, of o, of gate and up, of down, of the gate and the
-  /// projection of its own input; then the head's input, with no weight when it is tied. Calling them one
+  /// layers' own inputs; of a layer's q, k and v, of o, of gate and up, of down, of the experts' gate and up,
+  /// of their down, of the gate and the projection of its own input; then the head's input. Calling them one
   /// after the other computes what `hidden` does, bit for bit. They stay valid as long as any of them lives.
-  /// In no stage: tables (they have no input), the router (its choice is not continuous in it), and experts,
-  /// since the inputs of each are other tokens, which its neighbours' rounding may move to another expert.
+  /// In no stage: tables (they have no input) and the router (its choice is not continuous in it).
   std::vector<Stage> stages() const;
 
   /// A second decoder with a copy of the weights, without gradients and quantizers: a teacher. Matrices are

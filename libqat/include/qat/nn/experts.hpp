@@ -37,7 +37,9 @@ class ExpertsImpl : public torch::nn::Cloneable<ExpertsImpl> {
   std::shared_ptr<torch::nn::Module> clone(
       const std::optional<torch::Device>& device = std::nullopt) const override;
 
+  /// The layers of both stacks, as they are at the time of the call.
   LinearStack gate_up() const { return {gate_up_proj, gate_up_quantizer}; }
+  /// See `gate_up`.
   LinearStack down() const { return {down_proj, down_quantizer}; }
 
   at::Tensor gate_up_proj;  ///< float32[E, 2f, h], the latent

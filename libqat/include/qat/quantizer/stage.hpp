@@ -18,7 +18,8 @@ struct Stage {
   /// input of `weights`, [..., I] in the compute dtype. Applies the weights of the steps before, as they are
   /// at the time of the call.
   std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)> run;
-  /// Names of all weights that are multiplied with that input, [O, I]; nothing else reads it.
+  /// Names of all weights that are multiplied with that input, [O, I]; nothing else reads it. Of a stage of
+  /// experts, stacks [E, O, I].
   std::vector<std::string> weights;
   /// Names of parameters whose entry (or row) r scales the inputs i with producer_rows[i] == r, in proportion
   /// and nothing else: the gain of the norm, or weight and bias of the layer before. Empty when there are
@@ -28,6 +29,9 @@ struct Stage {
   std::vector<int64_t> producer_rows;
   /// The weights are also the table that the first step looks tokens up in: a head tied to the embedding.
   bool tied = false;
+  /// E of a stage of experts, else 0. Its input is [n, I], sorted by expert, and the tensor before it,
+  /// int64[E] on the CPU, counts the rows of each.
+  int64_t experts = 0;
 };
 
 }  // namespace qat
