@@ -24,6 +24,7 @@ __all__: list[str] = [
     "Error",
     "Estimator",
     "FileError",
+    "FileTensor",
     "InputDrift",
     "InputMoments",
     "KvCache",
@@ -44,6 +45,7 @@ __all__: list[str] = [
     "TokenData",
     "Trainer",
     "UnsupportedError",
+    "activation_bytes",
     "apply_awq",
     "apply_gptq",
     "apply_guided",
@@ -87,10 +89,13 @@ __all__: list[str] = [
     "load_checkpoint",
     "load_model",
     "log_likelihoods",
+    "loss_rows",
     "mean_interval",
     "needs_teacher",
     "objective_loss",
+    "outline",
     "parameter_shapes",
+    "plan_export",
     "prepare_decoder",
     "read_gguf_header",
     "read_safetensors_header",
@@ -320,6 +325,12 @@ class QuantizedTensor:
         """
 
     @property
+    def nbytes(self) -> int:
+        """
+        Bytes of packed codes and stored scales in the consumer's file.
+        """
+
+    @property
     def scales(self) -> torch.Tensor:
         """
         float32 [R, G, P], the stored values.
@@ -435,6 +446,41 @@ class Obstacle:
     def tensor(self) -> str:
         """
         State_dict key; '' when it is the model that has no place in the format.
+        """
+
+class FileTensor:
+    """
+    One tensor of an exported file.
+    """
+
+    @property
+    def bytes(self) -> int:
+        """
+        Without padding.
+        """
+
+    @property
+    def key(self) -> str:
+        """
+        State_dict key of the tensor that it is, or is a part of; the name again for what is derived.
+        """
+
+    @property
+    def name(self) -> str:
+        """
+        In the file.
+        """
+
+    @property
+    def shape(self) -> list[int]:
+        """
+        In torch's order.
+        """
+
+    @property
+    def type(self) -> str:
+        """
+        The file's own name of its type: 'Q4_0', 'U8', ...
         """
 
 class Requantization:
@@ -1224,6 +1270,17 @@ class TeacherCache:
         A CacheCheck: the loss of the run's first batches with the live teacher and with this cache.
         """
 
+def activation_bytes(
+    config: str,
+    sequences: typing.SupportsIndex,
+    tokens: typing.SupportsIndex,
+    compute_bytes: typing.SupportsIndex,
+    fused: bool,
+) -> tuple[float, list[float]]:
+    """
+    Bytes that the decoder of `config` (the text of a config.json) keeps between forward and backward: (outside the layers, [of each layer]). fused: by libqat's row kernels, on a CPU, or by LibTorch's operators.
+    """
+
 def apply_awq(
     prepared: PreparedDecoder,
     windows: torch.Tensor,
@@ -1683,6 +1740,13 @@ def log_likelihoods(
     ArgumentError for an empty context or continuation, for ids out of range, and for logits of another shape.
     """
 
+def loss_rows(
+    chunk: typing.SupportsIndex, rows: typing.SupportsIndex, vocabulary: typing.SupportsIndex
+) -> int:
+    """
+    Rows of logits that `head_loss` makes at a time, for `rows` predicted positions; chunk: its own.
+    """
+
 def mean_interval(
     values: collections.abc.Sequence[float],
     weights: collections.abc.Sequence[float] | None = None,
@@ -1729,9 +1793,46 @@ def objective_loss(
         cakld: weight of cakld_beta * reverse + (1 - cakld_beta) * forward KL; a cakld_beta of -1 is the teacher's mean probability of the next tokens.
     """
 
+def outline(
+    tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsIndex]]],
+    policy: Policy,
+    dtype: torch.dtype,
+    config: str = "",
+) -> QuantizedCheckpoint:
+    """
+    The checkpoint of a model that is not in memory: shapes, and no numbers.
+
+    Args:
+        tensors: as `Policy.resolve` takes them, names with their trailing ".weight"; those of kind "other" stay float.
+        policy: what is on which grid.
+        dtype: torch dtype of what stays float.
+        config: the model's configuration as JSON.
+
+    Errors as `Policy.resolve`; ArgumentError for a name given twice.
+    """
+
 def parameter_shapes(config: str) -> list:
     """
     config: the text of a config.json -> (name, shape, kind of layer, whether a buffer) of each tensor of its decoder, without memory for any.
+    """
+
+def plan_export(
+    checkpoint: QuantizedCheckpoint, target: str, dtype: str = "bfloat16"
+) -> tuple[list[FileTensor], list[Obstacle]]:
+    """
+    What `export` would write, from shapes alone: the checkpoint may come from `outline`.
+
+    Args:
+        checkpoint: with or without numbers.
+        target: one of `export_targets()`.
+        dtype: of the folders' unquantized tensors.
+
+    Returns:
+        (FileTensor of each tensor, Obstacle of each that the target refuses). A tensor on a grid of another consumer is
+        planned on the target's first grid for it.
+
+    Raises:
+        ArgumentError: unknown target or dtype, or a model that is incomplete.
     """
 
 def prepare_decoder(decoder: Decoder, policy: Policy) -> PreparedDecoder:

@@ -10,6 +10,7 @@
 
 #include "module.hpp"
 #include "qat/checkpoint/convert.hpp"
+#include "qat/grid/grid.hpp"
 
 namespace py = pybind11;
 
@@ -90,6 +91,13 @@ void bind_checkpoint(py::module_& module) {
       .def_property_readonly(
           "grid", [](const QuantizedTensor& tensor) { return tensor.scheme.weight; }, "Name of the grid.")
       .def_readonly("shape", &QuantizedTensor::shape, "Of the weight: [R, ...].")
+      .def_property_readonly(
+          "nbytes",
+          [](const QuantizedTensor& tensor) {
+            return grid::tensor_bytes(grid::find(tensor.scheme.weight), tensor.codes.size(0),
+                                      tensor.codes.size(1));
+          },
+          "Bytes of packed codes and stored scales in the consumer's file.")
       .def_readonly("codes", &QuantizedTensor::codes, "int8 [R, N], unpacked.")
       .def_readonly("scales", &QuantizedTensor::scales, "float32 [R, G, P], the stored values.");
 

@@ -3,12 +3,16 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <filesystem>
 #include <optional>
+#include <tuple>
 
 #include "module.hpp"
+#include "qat/export/plan.hpp"
 #include "qat/export/requantization.hpp"
+#include "qat/prepare/outline.hpp"
 
 namespace py = pybind11;
 
@@ -49,6 +53,21 @@ void write(const QuantizedCheckpoint& checkpoint, const Path& path, const std::s
 std::vector<Requantization> requantize(const QuantizedCheckpoint& checkpoint, const std::string& dtype) {
   const py::gil_scoped_release unlocked;
   return requantization_report(checkpoint, dtype);
+}
+
+QuantizedCheckpoint outline_of(
+    const std::vector<std::tuple<std::string, std::string, std::vector<int64_t>>>& tensors,
+    const Policy& policy, at::ScalarType dtype, const std::string& config) {
+  std::vector<Target> targets;
+  for (const auto& [name, kind, shape] : tensors) targets.push_back({name, slot_kind(kind), shape});
+  return outline(targets, policy, dtype, config);
+}
+
+std::pair<std::vector<FileTensor>, std::vector<Obstacle>> plan(const QuantizedCheckpoint& checkpoint,
+                                                               const std::string& target,
+                                                               const std::string& dtype) {
+  ExportPlan plan = plan_export(checkpoint, target, dtype);
+  return {std::move(plan.tensors), std::move(plan.obstacles)};
 }
 
 std::vector<Difference> compare(const Path& path, const QuantizedCheckpoint& checkpoint) {
@@ -97,6 +116,39 @@ Returns:
 
 Raises:
     ArgumentError: unknown target, or a checkpoint that is incomplete.)");
+  py::class_<FileTensor>(module, "FileTensor", "One tensor of an exported file.")
+      .def_readonly("name", &FileTensor::name, "In the file.")
+      .def_readonly(
+          "key", &FileTensor::key,
+          "State_dict key of the tensor that it is, or is a part of; the name again for what is derived.")
+      .def_readonly("type", &FileTensor::type, "The file's own name of its type: 'Q4_0', 'U8', ...")
+      .def_readonly("shape", &FileTensor::shape, "In torch's order.")
+      .def_readonly("bytes", &FileTensor::bytes, "Without padding.");
+  module.def("outline", &outline_of, py::arg("tensors"), py::arg("policy"), py::arg("dtype"),
+             py::arg("config") = "",
+             R"(The checkpoint of a model that is not in memory: shapes, and no numbers.
+
+Args:
+    tensors: as `Policy.resolve` takes them, names with their trailing ".weight"; those of kind "other" stay float.
+    policy: what is on which grid.
+    dtype: torch dtype of what stays float.
+    config: the model's configuration as JSON.
+
+Errors as `Policy.resolve`; ArgumentError for a name given twice.)");
+  module.def("plan_export", &plan, py::arg("checkpoint"), py::arg("target"), py::arg("dtype") = "bfloat16",
+             R"(What `export` would write, from shapes alone: the checkpoint may come from `outline`.
+
+Args:
+    checkpoint: with or without numbers.
+    target: one of `export_targets()`.
+    dtype: of the folders' unquantized tensors.
+
+Returns:
+    (FileTensor of each tensor, Obstacle of each that the target refuses). A tensor on a grid of another consumer is
+    planned on the target's first grid for it.
+
+Raises:
+    ArgumentError: unknown target or dtype, or a model that is incomplete.)");
   module.def("import_checkpoint", &read, py::arg("path"),
              R"(Reads an exported file or folder, or a checkpoint file, as a checkpoint.
 

@@ -1,10 +1,12 @@
 #include "module.hpp"
 
+#include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <filesystem>
 
+#include "qat/models/activations.hpp"
 #include "qat/models/load.hpp"
 #include "qat/models/shapes.hpp"
 
@@ -39,6 +41,17 @@ py::list shapes(const std::string& config) {
                                  std::string(to_string(tensor.kind)), tensor.buffer));
   }
   return result;
+}
+
+std::pair<double, std::vector<double>> activations(const std::string& config, int64_t sequences,
+                                                   int64_t tokens, int64_t compute_bytes, bool fused) {
+  const models::DecoderConfig parsed = models::config_from_json(config);
+  const models::Forward forward{sequences, tokens, compute_bytes, fused};
+  std::vector<double> layers;
+  for (int64_t i = 0; i < parsed.num_hidden_layers; ++i) {
+    layers.push_back(models::activation_bytes(parsed, i, forward));
+  }
+  return {models::outer_activation_bytes(parsed, forward), layers};
 }
 
 void set_trainable(Decoder& decoder, bool trainable) {
@@ -103,6 +116,12 @@ void bind_models(py::module_& module) {
       "parameter_shapes", &shapes, py::arg("config"),
       "config: the text of a config.json -> (name, shape, kind of layer, whether a buffer) of each tensor "
       "of its decoder, without memory for any.");
+  module.def(
+      "activation_bytes", &activations, py::arg("config"), py::arg("sequences"), py::arg("tokens"),
+      py::arg("compute_bytes"), py::arg("fused"),
+      "Bytes that the decoder of `config` (the text of a config.json) keeps between forward and backward: "
+      "(outside the layers, [of each layer]). fused: by libqat's row kernels, on a CPU, or by LibTorch's "
+      "operators.");
   module.def(
       "load_checkpoint", [](const Path& path) { return models::load_checkpoint(path.string()); },
       py::arg("path"), unlocked,

@@ -9,6 +9,7 @@
 #include "module.hpp"
 #include "qat/train/cache_check.hpp"
 #include "qat/train/objective.hpp"
+#include "qat/train/pieces.hpp"
 #include "qat/train/teacher_cache.hpp"
 #include "training.hpp"
 
@@ -163,6 +164,9 @@ Args:
     reverse_kl: weight of temperature^2 * KL(student || teacher).
     jsd: weight of the divergence from the mix jsd_alpha * teacher + (1 - jsd_alpha) * student.
     cakld: weight of cakld_beta * reverse + (1 - cakld_beta) * forward KL; a cakld_beta of -1 is the teacher's mean probability of the next tokens.)");
+  module.def(
+      "loss_rows", &train::piece_height, py::arg("chunk"), py::arg("rows"), py::arg("vocabulary"),
+      "Rows of logits that `head_loss` makes at a time, for `rows` predicted positions; chunk: its own.");
   module.def("head_loss", &python_head_loss, py::arg("hidden"), py::arg("weight"), py::arg("tokens"),
              py::kw_only(), py::arg("bias") = py::none(), py::arg("grid") = "f32",
              py::arg("estimator") = "ste", py::arg("scale") = "reference", py::arg("teacher") = py::none(),

@@ -242,9 +242,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit(hf_folder, text_file, tmp_path):
 
 
 def test_help_teaches_by_an_example_per_command():
-    names = re.findall(r"^│ (\w+) ", works("--help"), re.M)
+    names = re.findall(r"^│ (\w[\w-]*) ", works("--help"), re.M)
     commands = [name for name in names if name.islower()]
-    expected = "convert eval export fetch finetune inspect policies quantize report verify"
+    expected = "convert eval export fetch finetune inspect plan-memory policies quantize report size verify"
     assert sorted(commands) == expected.split()
     for command in commands:
         assert f"Example: libqat {command}" in re.sub(r"\s+", " ", works(command, "--help"))

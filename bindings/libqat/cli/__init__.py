@@ -8,7 +8,19 @@ import typer
 
 import libqat
 
-from . import convert, export, fetch, finetune, inspect, policies, quantize, report, verify
+from . import (
+    convert,
+    export,
+    fetch,
+    finetune,
+    inspect,
+    plan_memory,
+    policies,
+    quantize,
+    report,
+    size,
+    verify,
+)  # fmt: skip
 from . import eval as eval_command
 
 app = typer.Typer(
@@ -38,7 +50,20 @@ def _version(
         raise typer.Exit
 
 
-for module in (finetune, quantize, export, convert, eval_command, report, inspect, verify, policies, fetch):
+for module in (
+    finetune,
+    quantize,
+    export,
+    convert,
+    eval_command,
+    report,
+    inspect,
+    verify,
+    policies,
+    size,
+    plan_memory,
+    fetch,
+):
     app.command(module.NAME, help=module.HELP)(module.run)
 
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,6 +20,7 @@ from rich.progress import (
 )
 
 from libqat import Policy, StepReport
+from libqat.configurations import model_config_names
 
 Update = Callable[[int, int, str], None]
 """(done, total, note): one step of a stage."""
@@ -118,3 +120,19 @@ def complete_policy(incomplete: str) -> list[str]:
     """What the shell offers for --policy: presets, then the JSON files of the present folder."""
     names = [*Policy.presets(), *sorted(str(path) for path in Path().glob("*.json"))]
     return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_model_config(incomplete: str) -> list[str]:
+    """What the shell offers for --model-config: the published configurations, then folders and files."""
+    names = [*model_config_names(), *sorted(str(path) for path in Path().glob("*/config.json"))]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+ModelConfig = Annotated[
+    str,
+    typer.Option(
+        help="A published configuration by name, or the path of a config.json or its folder.",
+        autocompletion=complete_model_config,
+    ),
+]
+"""The option --model-config."""

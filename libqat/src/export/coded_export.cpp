@@ -43,7 +43,7 @@ Fitted fit_integers(const QuantizedCheckpoint& checkpoint, const std::string& fa
   return fit(checkpoint, [&](const QuantizedTensor& tensor) { return integer_grids(tensor, family); });
 }
 
-std::vector<Obstacle> coded_obstacles(const Fitted& fitted, const std::string& dtype, const Judge& judge) {
+std::vector<Obstacle> coded_obstacles(const Fitted& fitted, const Judge& judge) {
   std::vector<Obstacle> obstacles = fitted.obstacles;
   for (const HfTensor& planned : plan_hf(fitted.checkpoint)) {
     const auto found = fitted.checkpoint.quantized.find(planned.holder);
@@ -51,6 +51,11 @@ std::vector<Obstacle> coded_obstacles(const Fitted& fitted, const std::string& d
     const std::string reason = reason_against(planned, found->second, judge);
     if (!reason.empty()) obstacles.push_back({planned.key, found->second.scheme.weight, reason});
   }
+  return obstacles;
+}
+
+std::vector<Obstacle> coded_obstacles(const Fitted& fitted, const std::string& dtype, const Judge& judge) {
+  std::vector<Obstacle> obstacles = coded_obstacles(fitted, judge);
   return obstacles.empty() ? consumer_dtype(fitted.checkpoint, dtype).obstacles : obstacles;
 }
 
@@ -63,6 +68,24 @@ std::vector<CodedModule> coded_modules(const QuantizedCheckpoint& checkpoint,
     modules.push_back({&planned, &found->second, module_of(planned.key)});
   }
   return modules;
+}
+
+std::vector<FolderTensor> coded_tensors(const QuantizedCheckpoint& checkpoint,
+                                        const std::vector<CodedModule>& modules,
+                                        const std::vector<HfTensor>& plan, const HfDtype& dtype,
+                                        const AddModule& add) {
+  std::vector<FolderTensor> tensors;
+  for (const CodedModule& module : modules) {
+    const std::size_t first = tensors.size();
+    add(module, tensors);
+    for (std::size_t i = first; i < tensors.size(); ++i) tensors[i].key = module.planned->key;
+  }
+  for (const HfTensor& planned : plan) {
+    if (!checkpoint.quantized.contains(planned.holder)) {
+      tensors.push_back(float_tensor(checkpoint, planned, dtype));
+    }
+  }
+  return tensors;
 }
 
 std::vector<std::string> float_modules(const QuantizedCheckpoint& checkpoint,

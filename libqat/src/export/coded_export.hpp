@@ -32,6 +32,8 @@ using Judge = std::function<std::string(const HfTensor& tensor, const QuantizedT
 /// Tensors that are no symmetric integers or that `judge` refuses; when there are none, those that no dtype
 /// of the model reproduces.
 std::vector<Obstacle> coded_obstacles(const Fitted& fitted, const std::string& dtype, const Judge& judge);
+/// The former alone, for which no numbers are needed.
+std::vector<Obstacle> coded_obstacles(const Fitted& fitted, const Judge& judge);
 
 /// The tensors of the plan that are quantized, and the names of their modules.
 struct CodedModule {
@@ -41,6 +43,14 @@ struct CodedModule {
 };
 std::vector<CodedModule> coded_modules(const QuantizedCheckpoint& checkpoint,
                                        const std::vector<HfTensor>& plan);
+
+/// The folder's tensors: the parts that `add` appends for each module, then what is not quantized, in
+/// `dtype`.
+using AddModule = std::function<void(const CodedModule& module, std::vector<FolderTensor>& tensors)>;
+std::vector<FolderTensor> coded_tensors(const QuantizedCheckpoint& checkpoint,
+                                        const std::vector<CodedModule>& modules,
+                                        const std::vector<HfTensor>& plan, const HfDtype& dtype,
+                                        const AddModule& add);
 
 /// Modules of the plan with unquantized matrices, embeddings included or not.
 std::vector<std::string> float_modules(const QuantizedCheckpoint& checkpoint,

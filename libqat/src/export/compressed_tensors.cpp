@@ -66,7 +66,7 @@ void add_module(const CodedModule& module, std::vector<FolderTensor>& tensors) {
   };
   const grid::Grid& grid = grid::find(module.tensor->scheme.weight);
   const grid::Info& info = grid.info();
-  const int64_t rows = module.tensor->shape[0], width = module.tensor->shape[1];
+  const int64_t rows = module.tensor->codes.size(0), width = module.tensor->codes.size(1);
   const bool whole = info.block == grid::kWholeTensor;
   const at::ScalarType scale = scale_type(info.fields[0].dtype);
   tensors.push_back({module.name + ".weight_packed",
@@ -160,6 +160,14 @@ std::vector<std::string> notes_of(const std::vector<CodedModule>& modules,
   return notes;
 }
 
+ExportPlan planned(const QuantizedCheckpoint& given, std::string_view dtype) {
+  const Fitted fitted = fit_integers(given, "int");
+  const std::vector<HfTensor> plan = plan_hf(fitted.checkpoint);
+  return folder_plan(coded_tensors(fitted.checkpoint, coded_modules(fitted.checkpoint, plan), plan,
+                                   hf_dtype(dtype), add_module),
+                     coded_obstacles(fitted, reason_against));
+}
+
 void write(const QuantizedCheckpoint& given, const std::string& path, const ExportOptions& options) {
   const QuantizedCheckpoint checkpoint = fit_integers(given, "int").checkpoint;
   const ConsumerDtype dtype = consumer_dtype(checkpoint, options.dtype);
@@ -169,13 +177,8 @@ void write(const QuantizedCheckpoint& given, const std::string& path, const Expo
                              "vLLM and transformers",
                              notes_of(modules, float_modules(checkpoint, plan, false))};
   FolderWriter writer(checkpoint, path, options);
-  std::vector<FolderTensor> tensors;
-  for (const CodedModule& module : modules) add_module(module, tensors);
-  for (const HfTensor& planned : plan) {
-    if (!checkpoint.quantized.contains(planned.holder)) {
-      tensors.push_back(float_tensor(checkpoint, planned, *dtype.dtype));
-    }
-  }
+  const std::vector<FolderTensor> tensors =
+      coded_tensors(checkpoint, modules, plan, *dtype.dtype, add_module);
   Json config = hf_config(checkpoint, *dtype.dtype);
   config["quantization_config"] = quantization_config(checkpoint, plan);
   writer.add("config.json", config.dump(2) + "\n");
@@ -203,8 +206,13 @@ std::vector<Difference> verify_compressed_tensors(const std::string& path,
 }  // namespace
 
 extern const Target kCompressedTensorsTarget;
-constinit const Target kCompressedTensorsTarget{
-    "compressed-tensors",      {.dtype = true, .folder = true}, obstacles, write, is_compressed_tensors,
-    verify_compressed_tensors, import_compressed_tensors};
+constinit const Target kCompressedTensorsTarget{"compressed-tensors",
+                                                {.dtype = true, .folder = true},
+                                                obstacles,
+                                                planned,
+                                                write,
+                                                is_compressed_tensors,
+                                                verify_compressed_tensors,
+                                                import_compressed_tensors};
 
 }  // namespace qat

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "qat/checkpoint/convert.hpp"
+#include "qat/checkpoint/outline.hpp"
 
 namespace qat {
 namespace {
@@ -13,6 +14,7 @@ std::optional<QuantizedTensor> place(const std::string& key, const QuantizedTens
                                      const Choice& choice, std::string& reason) {
   reason = choice.reason;
   if (choice.grids.empty()) return std::nullopt;
+  if (tensor.codes.is_meta()) return outline_tensor(key, tensor.shape, {choice.grids.front()});
   std::vector<std::string> why;
   auto placed = convert_to_first(key, tensor, choice.grids, why);
   if (!placed) reason = why[choice.natural];

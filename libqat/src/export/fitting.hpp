@@ -28,6 +28,7 @@ struct Fitted {
   std::vector<Obstacle> obstacles;  ///< for each tensor that none of its grids holds; it stays as it was
 };
 
+/// Tensors without numbers are placed on the first of their grids.
 Fitted fit(const QuantizedCheckpoint& checkpoint, const Choose& choose);
 
 }  // namespace qat

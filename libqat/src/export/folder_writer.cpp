@@ -1,9 +1,11 @@
 #include "export/folder_writer.hpp"
 
 #include <ATen/TensorOperators.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "checkpoint/dtype.hpp"
 #include "export/hf_files.hpp"
@@ -39,10 +41,24 @@ FolderTensor float_tensor(const QuantizedCheckpoint& checkpoint, const HfTensor&
     return {tensor.key, *checkpoint::file_dtype(tensor.stored), tensor.shape,
             [&checkpoint, holder = tensor.holder] {
               return checkpoint.floats.at(holder).detach().cpu().contiguous();
-            }};
+            },
+            tensor.key};
   }
   return {tensor.key, dtype.file, tensor.shape,
-          [&checkpoint, &dtype, tensor] { return rounded(checkpoint, tensor, dtype); }};
+          [&checkpoint, &dtype, tensor] { return rounded(checkpoint, tensor, dtype); }, tensor.key};
+}
+
+int64_t bytes_of(const FolderTensor& tensor) {
+  return c10::multiply_integers(tensor.shape) * io::bit_width(tensor.dtype) / 8;
+}
+
+ExportPlan folder_plan(const std::vector<FolderTensor>& tensors, std::vector<Obstacle> obstacles) {
+  ExportPlan plan{{}, std::move(obstacles)};
+  for (const FolderTensor& tensor : tensors) {
+    plan.tensors.push_back(
+        {tensor.name, tensor.key, std::string(io::to_string(tensor.dtype)), tensor.shape, bytes_of(tensor)});
+  }
+  return plan;
 }
 
 FolderWriter::FolderWriter(const QuantizedCheckpoint& checkpoint, const std::string& path,
@@ -70,9 +86,7 @@ void FolderWriter::add_weights(const std::vector<FolderTensor>& tensors,
       if (options_.progress) options_.progress(done, total);
     };
     entries.push_back({tensor.name, tensor.dtype, tensor.shape, produce});
-    int64_t count = 1;
-    for (const int64_t size : tensor.shape) count *= size;
-    total += count * io::bit_width(tensor.dtype) / 8;
+    total += bytes_of(tensor);
   }
   const int64_t limit = options_.max_shard_bytes == 0 ? kShardBytes : options_.max_shard_bytes;
   append(io::write_safetensors_directory(folder_.staging(), entries, limit, metadata));

@@ -12,6 +12,7 @@
 
 #include "export/hf_plan.hpp"
 #include "qat/export/export.hpp"
+#include "qat/export/plan.hpp"
 #include "qat/io/atomic_folder.hpp"
 #include "qat/io/safetensors.hpp"
 
@@ -24,7 +25,13 @@ struct FolderTensor {
   io::Dtype dtype = io::Dtype::kF32;
   std::vector<int64_t> shape;
   std::function<at::Tensor()> values;
+  std::string key = {};  ///< of the tensor that it is (part of)
 };
+
+int64_t bytes_of(const FolderTensor& tensor);
+
+/// For `plan_export`.
+ExportPlan folder_plan(const std::vector<FolderTensor>& tensors, std::vector<Obstacle> obstacles = {});
 
 /// A tensor that is written dequantized: weights in the folder's dtype, integers and bools as they are.
 /// Writing it throws NumericError for a weight beyond the dtype's range. Keeps references to `checkpoint` and

@@ -97,16 +97,17 @@ void add_module(const QuantizedCheckpoint& checkpoint, const CodedModule& module
     return integer_tensor(key, tensor);
   };
   const int bits = grid::find(module.tensor->scheme.weight).info().bits;
-  const int64_t rows = module.tensor->shape[0], width = module.tensor->shape[1];
+  const int64_t rows = module.tensor->codes.size(0), width = module.tensor->codes.size(1);
+  const int64_t groups = grid::find(module.tensor->scheme.weight).blocks(width);
   const bool embedding = module.planned->embedding;
   tensors.push_back({module.name + (embedding ? ".embedding_quantized" : ".weight"),
                      bits == 8 ? io::Dtype::kI8 : io::Dtype::kU8,
                      {rows, grid::packed_bytes(width, bits)},
                      [read, bits] { return packed(read().codes, bits); }});
-  tensors.push_back(
-      {module.name + (embedding ? ".embedding_scale" : ".weight_scale"), io::Dtype::kF32, {rows, 1}, [read] {
-         return read().scales;
-       }});
+  tensors.push_back({module.name + (embedding ? ".embedding_scale" : ".weight_scale"),
+                     io::Dtype::kF32,
+                     {rows, groups},
+                     [read] { return read().scales; }});
   if (embedding) return;
   for (const char* part : {kInputScale, kOutputScale}) {
     const float scale = activation_scale(checkpoint, module.name + part);
@@ -150,6 +151,23 @@ Json quantization_config(const QuantizedCheckpoint& checkpoint, const std::vecto
           {"modules_to_not_convert", kept}};
 }
 
+std::vector<FolderTensor> folder_tensors(const QuantizedCheckpoint& checkpoint,
+                                         const std::vector<CodedModule>& modules,
+                                         const std::vector<HfTensor>& plan, const HfDtype& dtype) {
+  return coded_tensors(checkpoint, modules, plan, dtype,
+                       [&checkpoint](const CodedModule& module, std::vector<FolderTensor>& tensors) {
+                         add_module(checkpoint, module, tensors);
+                       });
+}
+
+ExportPlan planned(const QuantizedCheckpoint& given, std::string_view dtype) {
+  const Fitted fitted = fit_integers(given, "mobile");
+  const std::vector<HfTensor> plan = plan_mobile(fitted.checkpoint);
+  const std::vector<CodedModule> modules = coded_modules(fitted.checkpoint, plan);
+  return folder_plan(folder_tensors(fitted.checkpoint, modules, plan, hf_dtype(dtype)),
+                     coded_obstacles(fitted, reason_against));
+}
+
 void write(const QuantizedCheckpoint& given, const std::string& path, const ExportOptions& options) {
   const QuantizedCheckpoint checkpoint = fit_integers(given, "mobile").checkpoint;
   const ConsumerDtype dtype = consumer_dtype(checkpoint, options.dtype);
@@ -163,14 +181,8 @@ void write(const QuantizedCheckpoint& given, const std::string& path, const Expo
         "The head is the embedding; it is written twice, because transformers cannot tie packed tensors.");
   }
   FolderWriter writer(checkpoint, path, options);
-  std::vector<FolderTensor> tensors;
   const std::vector<CodedModule> modules = coded_modules(checkpoint, plan);
-  for (const CodedModule& module : modules) add_module(checkpoint, module, tensors);
-  for (const HfTensor& planned : plan) {
-    if (!checkpoint.quantized.contains(planned.holder)) {
-      tensors.push_back(float_tensor(checkpoint, planned, *dtype.dtype));
-    }
-  }
+  const std::vector<FolderTensor> tensors = folder_tensors(checkpoint, modules, plan, *dtype.dtype);
   config["quantization_config"] = quantization_config(checkpoint, plan);
   writer.add("config.json", config.dump(2) + "\n");
   writer.add("README.md", coded_readme(options.name, checkpoint, dtype, summary));
@@ -207,9 +219,13 @@ std::vector<Difference> verify_gemma_mobile(const std::string& path, const Quant
 }  // namespace
 
 extern const Target kGemmaMobileTarget;
-constinit const Target kGemmaMobileTarget{"gemma-mobile",     {.dtype = true, .folder = true},
-                                          obstacles,          write,
-                                          is_gemma_mobile,    verify_gemma_mobile,
+constinit const Target kGemmaMobileTarget{"gemma-mobile",
+                                          {.dtype = true, .folder = true},
+                                          obstacles,
+                                          planned,
+                                          write,
+                                          is_gemma_mobile,
+                                          verify_gemma_mobile,
                                           import_gemma_mobile};
 
 }  // namespace qat

@@ -81,6 +81,11 @@ std::vector<int64_t> rows_and_width(const QuantizedTensor& tensor) {
   return stack ? std::vector<int64_t>{shape[0] * shape[1], shape[2]} : std::vector<int64_t>{shape[0], width};
 }
 
+/// On the CPU, contiguous; what has no numbers stays without.
+at::Tensor on_cpu(const at::Tensor& tensor) {
+  return tensor.is_meta() ? tensor.detach() : tensor.detach().cpu().contiguous();
+}
+
 /// `tensor` has been fitted to a grid of GGUF files.
 void take_quantized(PlannedTensor& planned, const QuantizedTensor& tensor) {
   planned.type = grid::ggml_type_of_grid(tensor.scheme.weight);
@@ -97,8 +102,8 @@ void take_quantized(PlannedTensor& planned, const QuantizedTensor& tensor) {
   planned.shape = tensor.shape;
   planned.rows = codes[0];
   planned.width = codes[1];
-  planned.codes = tensor.codes.cpu().contiguous();
-  planned.scales = tensor.scales.cpu().contiguous();
+  planned.codes = on_cpu(tensor.codes);
+  planned.scales = on_cpu(tensor.scales);
 }
 
 /// llama.cpp wants all but matrices (and embeddings) in float32.
@@ -117,7 +122,7 @@ void take_floats(PlannedTensor& planned, const at::Tensor& tensor, bool float32,
   planned.shape = tensor.sizes().vec();
   planned.rows = planned.shape[0];
   planned.width = width_of(planned.shape);
-  planned.values = tensor.detach().cpu().contiguous();
+  planned.values = on_cpu(tensor);
   if (float32 || planned.shape.size() == 1) planned.values = planned.values.to(at::kFloat);
   if (offset != 0.0) planned.values = planned.values.add(offset);
   const at::ScalarType type = planned.values.scalar_type();

@@ -163,6 +163,15 @@ void export_gguf(const QuantizedCheckpoint& checkpoint, const std::string& path,
   io::write_gguf(path, metadata, entries);
 }
 
+ExportPlan planned(const QuantizedCheckpoint& checkpoint, std::string_view /*dtype*/) {
+  ExportPlan plan;
+  for (const PlannedTensor& tensor : plan_gguf(checkpoint).tensors) {
+    plan.tensors.push_back({tensor.name, tensor.key, std::string(tensor.type->name), tensor.shape,
+                            tensor.rows * tensor.row_bytes()});
+  }
+  return plan;
+}
+
 std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const ExportOptions&) {
   return gguf_obstacles(checkpoint);
 }
@@ -170,6 +179,7 @@ std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const Exp
 }  // namespace
 
 extern const Target kGgufTarget;
-constinit const Target kGgufTarget{"gguf", {}, obstacles, export_gguf, is_gguf, verify_gguf, read_gguf};
+constinit const Target kGgufTarget{"gguf",      {},      obstacles,   planned,
+                                   export_gguf, is_gguf, verify_gguf, read_gguf};
 
 }  // namespace qat

@@ -27,16 +27,26 @@ HfWeights judge(const QuantizedCheckpoint& checkpoint, const std::vector<HfTenso
   return weights;
 }
 
+std::vector<FolderTensor> folder_tensors(const QuantizedCheckpoint& checkpoint,
+                                         const std::vector<HfTensor>& plan, const HfDtype& dtype) {
+  std::vector<FolderTensor> tensors;
+  for (const HfTensor& tensor : plan) tensors.push_back(float_tensor(checkpoint, tensor, dtype));
+  return tensors;
+}
+
+ExportPlan planned(const QuantizedCheckpoint& checkpoint, std::string_view dtype) {
+  return folder_plan(folder_tensors(checkpoint, plan_hf(checkpoint), hf_dtype(dtype)));
+}
+
 void export_hf(const QuantizedCheckpoint& checkpoint, const std::string& path, const ExportOptions& options) {
   const HfDtype& dtype = chosen_dtype(checkpoint, options.dtype);
   const std::vector<HfTensor> plan = plan_hf(checkpoint);
   FolderWriter writer(checkpoint, path, options);
   const HfWeights weights = judge(checkpoint, plan, dtype);
-  std::vector<FolderTensor> tensors;
-  for (const HfTensor& tensor : plan) tensors.push_back(float_tensor(checkpoint, tensor, dtype));
   writer.add("config.json", hf_config(checkpoint, dtype).dump(2) + "\n");
   writer.add("README.md", hf_readme(options.name, weights));
-  writer.add_weights(tensors, {{"format", "pt"}, {"libqat.requantization", requantization_summary(weights)}});
+  writer.add_weights(folder_tensors(checkpoint, plan, dtype),
+                     {{"format", "pt"}, {"libqat.requantization", requantization_summary(weights)}});
   writer.finish(hf_manifest(weights));
 }
 
@@ -63,8 +73,8 @@ bool is_folder(const std::filesystem::path& path) {
 
 extern const Target kHfTarget;
 constinit const Target kHfTarget{"hf",      {.dtype = true, .folder = true, .require_exact = true},
-                                 obstacles, export_hf,
-                                 is_folder, verify_hf,
-                                 nullptr};
+                                 obstacles, planned,
+                                 export_hf, is_folder,
+                                 verify_hf, nullptr};
 
 }  // namespace qat

@@ -72,9 +72,8 @@ bool is_float_of_mlx(at::ScalarType type) {
   return type == at::kFloat || type == at::kHalf || type == at::kBFloat16;
 }
 
-std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const ExportOptions&) {
-  MlxPlan plan = plan_mlx(checkpoint);
-  std::vector<Obstacle> found = std::move(plan.fitted.obstacles);
+std::vector<Obstacle> obstacles_of(const MlxPlan& plan) {
+  std::vector<Obstacle> found = plan.fitted.obstacles;
   for (const HfTensor& tensor : plan.tensors) {
     const auto quantized = plan.fitted.checkpoint.quantized.find(tensor.holder);
     if (quantized != plan.fitted.checkpoint.quantized.end()) {
@@ -87,6 +86,10 @@ std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const Exp
     }
   }
   return found;
+}
+
+std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const ExportOptions&) {
+  return obstacles_of(plan_mlx(checkpoint));
 }
 
 /// int8[R, N] -> int32[R, N * bits / 32].
@@ -108,7 +111,7 @@ at::Tensor packed(const QuantizedTensor& tensor) {
 
 void add_module(const std::string& name, const QuantizedTensor& tensor, std::vector<FolderTensor>& tensors) {
   const grid::Grid& grid = grid::find(tensor.scheme.weight);
-  const int64_t rows = tensor.shape[0], width = tensor.shape[1];
+  const int64_t rows = tensor.codes.size(0), width = tensor.codes.size(1);
   tensors.push_back({name + ".weight", io::Dtype::kU32, {rows, width * grid.info().bits / 32}, [&tensor] {
                        return packed(tensor);
                      }});
@@ -127,14 +130,21 @@ std::vector<FolderTensor> folder_tensors(const MlxPlan& plan) {
   for (const HfTensor& planned : plan.tensors) {
     const auto quantized = checkpoint.quantized.find(planned.holder);
     if (quantized != checkpoint.quantized.end()) {
+      const std::size_t first = tensors.size();
       add_module(module_of(planned.key), quantized->second, tensors);
+      for (std::size_t i = first; i < tensors.size(); ++i) tensors[i].key = planned.key;
       continue;
     }
     const at::Tensor& values = checkpoint.floats.at(planned.holder);
     tensors.push_back({planned.key, *checkpoint::file_dtype(values.scalar_type()), planned.shape,
-                       [&values] { return values.detach().cpu().contiguous(); }});
+                       [&values] { return values.detach().cpu().contiguous(); }, planned.key});
   }
   return tensors;
+}
+
+ExportPlan planned(const QuantizedCheckpoint& checkpoint, std::string_view /*dtype*/) {
+  const MlxPlan plan = plan_mlx(checkpoint);
+  return folder_plan(folder_tensors(plan), obstacles_of(plan));
 }
 
 Json layout_of(const grid::Info& info) {
@@ -241,7 +251,7 @@ Json mlx_config(const MlxPlan& plan) {
 }
 
 extern const Target kMlxTarget;
-constinit const Target kMlxTarget{"mlx",         {.folder = true}, obstacles, export_mlx,
-                                  is_mlx_folder, verify_mlx,       read_mlx};
+constinit const Target kMlxTarget{"mlx",      {.folder = true}, obstacles,  planned,
+                                  export_mlx, is_mlx_folder,    verify_mlx, read_mlx};
 
 }  // namespace qat

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "qat/export/export.hpp"
+#include "qat/export/plan.hpp"
 
 namespace qat {
 
@@ -25,6 +26,8 @@ struct Target {
   TargetOptions options;
   /// Why the target cannot hold the checkpoint exactly; empty when it can.
   std::vector<Obstacle> (*obstacles)(const QuantizedCheckpoint& checkpoint, const ExportOptions& options);
+  /// What `write` would write in that dtype, for a checkpoint with or without numbers.
+  ExportPlan (*plan)(const QuantizedCheckpoint& checkpoint, std::string_view dtype);
   /// Writes a checkpoint without obstacles, by atomic rename.
   void (*write)(const QuantizedCheckpoint& checkpoint, const std::string& path, const ExportOptions& options);
   /// Whether what stands at `path` is of this kind. Throws nothing for files that are not.

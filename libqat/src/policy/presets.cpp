@@ -89,6 +89,19 @@ constexpr std::string_view kMlx4 = R"json({
   ]
 })json";
 
+// The types in Google's Q4_0 files of Gemma 4: what llama.cpp makes of such a file when nothing else is asked
+// for. Both tables q6_k, the projection that all layers' inputs come from 16-bit, every other matrix 4-bit,
+// experts included; norms, scalars and the router float.
+constexpr std::string_view kGemma4Q4 = R"json({
+  "rules": [
+    {"match": "(model\\.|language_model\\.)*embed_tokens(_per_layer)?", "weight": "q6_k"},
+    {"match": "(model\\.|language_model\\.)*lm_head", "weight": "q6_k", "optional": true},
+    {"match": "(model\\.|language_model\\.)*per_layer_model_projection", "weight": "bf16", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.per_layer_(input_gate|projection)", "weight": "q4_0", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\..*_proj", "weight": "q4_0"}
+  ]
+})json";
+
 // Google's recipe of the mobile Gemma 4 E2B: two bits for the table of tokens and for the double-wide MLPs of
 // layers 15 to 34, four for attention and the first MLPs, eight for the gates of the per-layer embedding. The
 // consumer's own rule leaves one of the four levels of two bits unused: hence the search.
@@ -117,12 +130,14 @@ constexpr std::string_view kGemma4E4BMobile = R"json({
   "estimator": {"kind": "ste", "scale": "search"}
 })json";
 
-constexpr std::array<Preset, 11> kPresets{{
+constexpr std::array<Preset, 12> kPresets{{
     {"gguf-q4_0", "llama.cpp, Ollama, LM Studio: matrices q4_0, embedding and head q8_0", kGgufQ4},
     {"gguf-q8_0", "llama.cpp, Ollama, LM Studio: every matrix q8_0", kGgufQ8},
     {"gguf-q2_0-mixed", "llama.cpp: MLP q2_0, attention q4_0, embedding and head q8_0", kGgufQ2Mixed},
     {"ct-w4a16", "vLLM, transformers: linears of the blocks in 4 bits, groups of 32", kCtW4A16},
     {"mlx-4bit", "mlx-lm: linears and embedding in 4 bits, groups of 64", kMlx4},
+    {"gemma4-q4_0", "llama.cpp: Google's Q4_0 recipe of Gemma 4: tables q6_k, other matrices q4_0",
+     kGemma4Q4},
     {"gemma4-e2b-mobile", "transformers: Google's 2/4/8-bit recipe of Gemma 4 E2B", kGemma4E2BMobile},
     {"gemma4-e4b-mobile", "transformers: Google's 2/4/8-bit recipe of Gemma 4 E4B", kGemma4E4BMobile},
     {"int4-channel", "any model: linears and convolutions in 4 bits, a scale per row", kInt4Channel},

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "qat/train/objective.hpp"
+#include "qat/train/pieces.hpp"
 #include "train/row_loss.hpp"
 
 namespace qat::train {
@@ -70,10 +71,6 @@ class TeacherRows {
 /// next tokens; height: of the pieces in which a head's logits are made.
 Objective with_confidence(const Objective& objective, const TeacherAnswer& answer, const at::Tensor& targets,
                           int64_t positions, int64_t height, at::ScalarType compute);
-
-/// Rows of logits that exist at a time: `chunk`, or when that is 0 equal pieces of `rows` with at most 2^24
-/// logits or 128 rows each, in multiples of 32.
-int64_t piece_height(int64_t chunk, int64_t rows, int64_t vocabulary);
 
 /// `tensor` in autocast's dtype when autocast is on, as a matrix product would take it.
 at::Tensor in_compute_dtype(const at::Tensor& tensor);

@@ -236,8 +236,8 @@ TEST_CASE("a policy file that cannot be read is a FileError") {
 
 TEST_CASE("presets load by name, and an unknown one is refused with the names") {
   const std::vector<std::string_view> expected{
-      "gguf-q4_0",         "gguf-q8_0",    "gguf-q2_0-mixed", "ct-w4a16", "mlx-4bit", "gemma4-e2b-mobile",
-      "gemma4-e4b-mobile", "int4-channel", "int2-channel",    "int4-g32", "int2-g32"};
+      "gguf-q4_0",         "gguf-q8_0",         "gguf-q2_0-mixed", "ct-w4a16",     "mlx-4bit", "gemma4-q4_0",
+      "gemma4-e2b-mobile", "gemma4-e4b-mobile", "int4-channel",    "int2-channel", "int4-g32", "int2-g32"};
   REQUIRE(Policy::presets() == expected);
   for (std::string_view name : expected) {
     REQUIRE(Policy::load(std::string(name)).name() == name);
@@ -247,7 +247,8 @@ TEST_CASE("presets load by name, and an unknown one is refused with the names") 
   REQUIRE_THROWS_AS(Policy::load("gguf-q4"), ArgumentError);
   const std::string refusal =
       "policy: preset: expected one of gguf-q4_0, gguf-q8_0, gguf-q2_0-mixed, ct-w4a16, mlx-4bit, "
-      "gemma4-e2b-mobile, gemma4-e4b-mobile, int4-channel, int2-channel, int4-g32, int2-g32, got \"gguf-q4\"";
+      "gemma4-q4_0, gemma4-e2b-mobile, gemma4-e4b-mobile, int4-channel, int2-channel, int4-g32, int2-g32, "
+      "got \"gguf-q4\"";
   REQUIRE_THROWS_WITH(Policy::load("gguf-q4"), refusal);
   REQUIRE_THROWS_WITH(Policy::preset_summary("gguf-q4"), refusal);
 }

@@ -199,6 +199,25 @@ TEST_CASE("the mobile presets follow Google's recipe layer by layer") {
   REQUIRE(std::vector(e4b.end() - 3, e4b.end()) == std::vector<std::string>{"mobile4", "mobile8", "mobile8"});
 }
 
+TEST_CASE("the Q4_0 preset of Gemma 4 has Google's types") {
+  const std::string prefix = "model.layers.3.";
+  const std::vector<Target> targets{
+      {"model.embed_tokens.weight", SlotKind::kEmbedding, {8, 256}},
+      {"model.embed_tokens_per_layer.weight", SlotKind::kEmbedding, {8, 512}},
+      linear("model.per_layer_model_projection.weight", 512, 256),
+      linear(prefix + "per_layer_input_gate.weight", 256, 256),
+      linear(prefix + "per_layer_projection.weight", 256, 256),
+      linear(prefix + "self_attn.o_proj.weight", 256, 256),
+      linear(prefix + "mlp.gate_proj.weight", 256, 256),
+      linear(prefix + "experts.gate_up_proj", 512, 704),
+      linear(prefix + "experts.down_proj", 256, 704),
+      linear(prefix + "router.proj.weight", 4, 256),
+  };
+  REQUIRE(grids_of(Policy::preset("gemma4-q4_0"), targets) ==
+          std::vector<std::string>{"q6_k", "q6_k", "bf16", "q4_0", "q4_0", "q4_0", "q4_0", "q4_0", "q4_0",
+                                   "f32"});
+}
+
 TEST_CASE("the channel presets take every linear and convolution, of any width") {
   for (const auto& [name, grid] :
        {std::pair{"int4-channel", "int4_channel"}, {"int2-channel", "int2_channel"}}) {
