@@ -12,7 +12,7 @@ CMAKE_FLAGS := -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/p
 STAMP := $(VENV)/.ready-$(shell cat requirements.txt Makefile | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test quickstart custom quality quality-quick interop interop-vllm bench tutorial docs stubs format lint sanitize clean
+.PHONY: help setup build test quickstart custom gemma quality quality-quick interop interop-vllm bench tutorial docs stubs format lint sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ custom: build ## QAT of a convolutional network and of a sentence encoder from P
 	$(BIN)/python examples/custom_vision.py
 	$(BIN)/python examples/custom_encoder.py
 	$(BIN)/python examples/custom_summary.py
+
+gemma: build ## every model family, tiny: parity, QAT, exports, consumers; sizes; writes out/gemma/summary.json and docs/models.md
+	$(BIN)/python gemma/run.py $(ARGS)
 
 quality: build ## PTQ and QAT of SmolLM2-135M on every grid with peers; resumable, hours; writes docs/quality.md
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps torchao==0.18.0

@@ -1,6 +1,8 @@
 """SentencePiece vocabularies of GGUF files: `load_tokenizer` cuts text where llama.cpp cuts it."""
 
+import os
 import random
+from pathlib import Path
 
 import gguf
 import pytest
@@ -22,6 +24,11 @@ from libqat import (
     load_tokenizer,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
+GEMMA = Path(
+    os.environ.get("LIBQAT_GEMMA3_270M_GGUF", ROOT / "out/cache/gemma-3-270m/gemma-3-270m-q4_k_m.gguf")
+)
+"""Never in CI: its users must accept terms."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 LETTERS = "abxyz.\u2581é日"
 HEAD = [("<pad>", CONTROL), ("<eos>", CONTROL), ("<bos>", CONTROL), ("<unk>", UNKNOWN)]
@@ -93,6 +100,24 @@ def test_ids_are_those_of_llama_cpp(tmp_path, seed, prefix):
     with llama_cpp.LlamaCpp(tmp_path / "a.gguf") as llama:
         for text in samples(seed):
             assert tokenizer.encode(text).ids == llama.tokenize(text), repr(text)
+
+
+@needs_llama_cpp
+@pytest.mark.skipif(not GEMMA.is_file(), reason=f"needs Gemma 3 270M at {GEMMA}: libqat fetch gemma3-270m")
+def test_ids_of_gemma_are_those_of_llama_cpp():
+    tokenizer, rng = load_tokenizer(GEMMA), random.Random(0)
+    known = sorted(tokenizer.get_vocab())
+    mixed = ["".join(rng.choices(known, k=30)) for _ in range(40)]
+    blocks = [(32, 0x3000), (0x3000, 0xD7FF), (0xE000, 0x1FFFF)]
+    mixed += ["".join(chr(rng.randrange(*rng.choice(blocks))) for _ in range(60)) for _ in range(40)]
+    lines = ["\n" * 70, " " * 70, "a\t\tb\r\n", "<bos><start_of_turn>user\nHi<end_of_turn><h1>x</h1><unk>"]
+    with llama_cpp.LlamaCpp(GEMMA) as llama:
+        for text in [*TEXTS, *lines, *samples(5), *mixed]:
+            assert tokenizer.encode(text).ids == llama.tokenize(text), repr(text)
+        assert llama.tokenize("Hi", add_special=True) == [
+            beginning_of_text(GEMMA),
+            *tokenizer.encode("Hi").ids,
+        ]
 
 
 @needs_llama_cpp
