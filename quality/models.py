@@ -54,9 +54,13 @@ class Maker:
     def __init__(self, source: Path, training: torch.Tensor, out: Path):
         self.source, self.training, self.out = source, training, out
 
+    def rounded_path(self, case: Case, method: str) -> Path:
+        """Where the checkpoint of a PTQ method lies."""
+        return self.out / "ptq" / f"{case.name.removesuffix('-256k')}-{method}.qat.safetensors"
+
     def rounded(self, case: Case, method: str) -> Path:
         """The checkpoint of a PTQ method."""
-        path = self.out / "ptq" / f"{case.name.removesuffix('-256k')}-{method}.qat.safetensors"
+        path = self.rounded_path(case, method)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             loaded = libqat.load_model(self.source)
@@ -82,9 +86,18 @@ class Maker:
         if not (folder / finetune.CHECKPOINT).exists():
             with console.progress(f"{case.title}: starting, seed {seed}") as update:
                 run = self._start(case, seed, folder, update)
+            self._keep_start(case, seed, run)
             with console.progress(f"{case.title}: training, seed {seed}") as update:
                 run.train(lambda report: update(report.step, report.steps, console.describe(report)))
         return Run(folder)
+
+    def _keep_start(self, case: Case, seed: int, run: finetune.Run) -> None:
+        """A short run with seed 0 starts from what its method is judged by, from the same windows."""
+        path = self.rounded_path(case, run.start)
+        same = seed == 0 and case.steps * STEP == CALIBRATION and run.trainer.step == 0
+        if same and run.start in case.ptq and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            libqat.save(run.prepared.freeze(run.loaded.config, run.loaded.tokenizer), path)
 
     def _start(self, case: Case, seed: int, folder: Path, update: ptq.Progress) -> finetune.Run:
         return finetune.start(

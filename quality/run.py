@@ -66,8 +66,9 @@ def chosen(options: argparse.Namespace) -> list[tuple[Case, tuple[int, ...]]]:
 
 def rows_of(case: Case, seeds: tuple[int, ...], maker: Maker, scores: Scores) -> list[dict]:
     """The case's rows: each PTQ method, and QAT with each seed, on each text."""
-    paths = {f"{case.name} {method}": maker.rounded(case, method) for method in case.ptq}
+    # Runs first: the start of one is the checkpoint of its method.
     trained = {f"{case.name} seed {seed}": maker.trained(case, seed) for seed in seeds}
+    paths = {f"{case.name} {method}": maker.rounded(case, method) for method in case.ptq}
     found = scores.of(paths | {name: run.checkpoint for name, run in trained.items()})
     rtn = found[f"{case.name} rtn"]
     rows = []
