@@ -28,6 +28,11 @@ STE = {"kind": "ste"}
 LSQ = {"kind": "lsq"}
 STABLE = {"kind": "stable_qat", "scale": "learned"}
 TRUST = {"kind": "trust_mask", "scale": "learned"}
+# Recommended for the recommended start alone, so another start has to name them.
+RATES = {
+    name: {"learning_rate": rate, "scale_learning_rate": scales, "final_learning_rate": 0.0}
+    for name, rate, scales in (("q4_0", 2e-4, 1e-3), ("q2_0", 4e-4, 3e-3))
+}
 CHANGES: dict[str, tuple[Change, ...]] = {
     "q4_0": (
         Change("plain", "from RTN, consumer's scales, 1e-4", {"start": "none", "learning_rate": 1e-4}, STE),
@@ -37,7 +42,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
             {"start": "none", "learning_rate": 1e-4},
             STE | {"scale": "search"},
         ),
-        Change("gptq", "from GPTQ", {"start": "gptq"}),
+        Change("gptq", "from GPTQ", {"start": "gptq"} | RATES["q4_0"]),
         Change("held", "scales held", {"scale_learning_rate": 0.0}),
         Change("slow", "half the learning rate", {"learning_rate": 1e-4}),
         Change("fast", "twice the learning rate", {"learning_rate": 4e-4}),
@@ -50,8 +55,9 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     ),
     "q2_0": (
         Change("plain", "from RTN, consumer's scales, 3e-4", {"start": "none", "learning_rate": 3e-4}, STE),
-        Change("guided", "from guided", {"start": "guided"}),
-        Change("guided-fast", "from guided, 1e-3", {"start": "guided", "learning_rate": 1e-3}),
+        Change("gptq", "from GPTQ", {"start": "gptq"} | RATES["q2_0"]),
+        Change("slow", "half the learning rate", {"learning_rate": 2e-4}),
+        Change("fast", "twice the learning rate", {"learning_rate": 8e-4}),
         Change("held", "scales held", {"scale_learning_rate": 0.0}),
         Change("lsq", "clipped STE (LSQ)", {}, LSQ),
         Change("jsd", "loss: JSD", {"objective": {"kl": 0.0, "jsd": 1.0}}),

@@ -37,7 +37,7 @@ WINDOW = 512
 
 SWEEPS = 4
 """Of coordinate descent, in `guided`: later ones change next to nothing."""
-DAMPING = 0.03
+DAMPING = 0.1
 """Of `guided`, whose Hessians rest on fewer tokens than GPTQ's."""
 INPUT_CORRECTION = 0.5
 """Of guided: more of it fits the calibration text's noise."""

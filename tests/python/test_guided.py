@@ -109,7 +109,7 @@ def test_it_is_gptq_with_these_tokens_sweeps_and_curvatures(hf_folder, windows):
     _, parts = prepared_decoder(hf_folder)
     weights, _, outputs = _core.sensitivity(parts, windows, seed=5)
     _core.apply_gptq(
-        parts, windows, tokens=weights, outputs=outputs, damping=0.03, sweeps=4, input_correction=0.5
+        parts, windows, tokens=weights, outputs=outputs, damping=0.1, sweeps=4, input_correction=0.5
     )
     _, guided = prepared_decoder(hf_folder)
     libqat.guided(guided, windows, seed=5)

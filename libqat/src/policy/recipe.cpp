@@ -47,9 +47,7 @@ Recipe recommended(const Policy& policy) {
     recipe.policy = policy.with_estimator({EstimatorKind::kSte, ScaleRule::kLearned, ScaleGradient::kLsq});
   }
   if (bits != kFloat && learns_scales(recipe.policy)) {
-    // Refined codes lie in the middle of their cells: at 2 bits, where much must still move, that is no
-    // start.
-    recipe.start = bits <= 2 ? "gptq" : "guided";
+    recipe.start = "guided";
     recipe.learning_rate = bits <= 2 ? 4e-4 : 2e-4;
     recipe.scale_learning_rate = bits <= 3 ? 3e-3 : 1e-3;
     recipe.final_learning_rate = 0;

@@ -22,7 +22,7 @@ Policy on(const std::string& grid, const std::string& estimator = "") {
 TEST_CASE("Where nothing is said, scales are learned from a PTQ solution on") {
   for (const char* grid : {"q4_0", "q2_0", "mlx3_g64", "int8_channel", "q4_k"}) {
     const Recipe recipe = qat::recommended(on(grid));
-    REQUIRE(recipe.start == (std::string(grid) == "q2_0" ? "gptq" : "guided"));
+    REQUIRE(recipe.start == "guided");
     REQUIRE(recipe.policy.estimator() == Estimator{EstimatorKind::kSte, ScaleRule::kLearned});
     REQUIRE(recipe.scale_learning_rate > 0);
   }
@@ -32,7 +32,7 @@ TEST_CASE("A preset's estimator is for rounding without training") {
   const Recipe recipe = qat::recommended(Policy::preset("gguf-q2_0-mixed"));
   REQUIRE(Policy::preset("gguf-q2_0-mixed").estimator().scale == ScaleRule::kSearch);
   REQUIRE(recipe.policy.estimator().scale == ScaleRule::kLearned);
-  REQUIRE(recipe.start == "gptq");
+  REQUIRE(recipe.start == "guided");
 }
 
 TEST_CASE("An estimator of the user's own stays") {

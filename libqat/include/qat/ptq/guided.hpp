@@ -20,7 +20,7 @@ namespace qat::ptq {
 struct GuidedOptions {
   /// More damping than plain GPTQ, because weighted tokens are fewer tokens; four sweeps of `refine`, because
   /// later ones change next to nothing.
-  GptqOptions gptq = {.damping = 0.03, .sweeps = 4};
+  GptqOptions gptq = {.damping = 0.1, .sweeps = 4};
   double input_correction = 0.5;  ///< see input_correction.hpp
   int64_t seed = 0;               ///< of the labels that the model draws, see token_sensitivity
 };
