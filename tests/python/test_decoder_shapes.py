@@ -118,3 +118,42 @@ def test_files_of_models_with_more_than_text(tmp_path):
     tokens = tokens_for(reference)
     with torch.no_grad():
         assert relative(loaded.decoder(tokens), reference(tokens).logits) < LOGITS
+
+
+def test_older_spellings_of_gemma3(tmp_path):
+    """As files of early 2025: no list of layers, a rope for full layers and a base for the others."""
+    reference = make("gemma3 27B")
+    reference.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["layer_types"], config["rope_parameters"]
+    config |= {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window_pattern": 6,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokens = tokens_for(reference)
+    with torch.no_grad():
+        assert relative(libqat.load_model(tmp_path).decoder(tokens), reference(tokens).logits) < LOGITS
+
+
+def test_published_spellings_of_gemma4(tmp_path):
+    """Flat fields for full layers, where transformers writes a table; null for what is absent."""
+    reference = make("gemma4 31B")
+    reference.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "global_head_dim" not in config
+    del config["per_layer_config"]
+    config |= {
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+        "num_experts": None,
+        "top_k_experts": None,
+        "moe_intermediate_size": None,
+        "use_bidirectional_attention": "vision",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokens = tokens_for(reference)
+    with torch.no_grad():
+        assert relative(libqat.load_model(tmp_path).decoder(tokens), reference(tokens).logits) < LOGITS
