@@ -1322,7 +1322,7 @@ def apply_guided(
     prepared: PreparedDecoder,
     windows: torch.Tensor,
     *,
-    damping: float = 0.03,
+    damping: float = 0.1,
     sweeps: typing.SupportsIndex = 4,
     scale: str = "weighted",
     input_correction: float = 0.5,
