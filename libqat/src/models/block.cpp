@@ -79,7 +79,7 @@ at::Tensor BlockImpl::add_branch(const at::Tensor& x, const at::Tensor& branch) 
 
 at::Tensor BlockImpl::gated_layer_input(const at::Tensor& x, const ForwardPass& pass) {
   const at::Tensor& own = pass.layer_inputs[static_cast<size_t>(layer_)];
-  return gated(layer_input_gate_(x.to(pass.compute())), own.to(pass.compute()), activation_);
+  return gated(layer_input_gate_(x.to(pass.compute())), own, activation_);
 }
 
 at::Tensor BlockImpl::add_layer_input(const at::Tensor& x, const at::Tensor& gated) {

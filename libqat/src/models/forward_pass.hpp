@@ -37,7 +37,7 @@ class ForwardPass {
   /// All that is kept for later layers, by layer. Stages of one pass hand it on.
   std::map<int64_t, KeysValues> all_kept;
 
-  /// The inputs that layers have of their own, float32[B, T, p] each, if the model has any.
+  /// The inputs that layers have of their own, [B, T, p] in the compute dtype each, if the model has any.
   std::vector<at::Tensor> layer_inputs;
 
  private:

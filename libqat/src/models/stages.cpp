@@ -29,8 +29,8 @@ struct Progress {
   State branches = {};
 };
 
-/// The state between stages: the residual stream, the inputs of layers, keys and values by layer, the
-/// branches, and at last the input of the next products.
+/// The state between stages: the residual stream, the inputs of layers that have not used them yet, keys and
+/// values by layer, the branches, and at last the input of the next products.
 State pack(const Progress& progress, const at::Tensor& input) {
   State state{progress.x};
   state.insert(state.end(), progress.pass.layer_inputs.begin(), progress.pass.layer_inputs.end());
@@ -68,10 +68,11 @@ class LayerStages {
   LayerStages(Trunk trunk, const DecoderConfig& config, int64_t index)
       : trunk_(std::move(trunk)),
         config_(config),
+        index_(static_cast<size_t>(index)),
         shape_(config.layer(index)),
         makes_keys_(shape_.kv_source == index),
         shares_keys_(has_readers(config, index)),
-        layer_(trunk_->layers[static_cast<size_t>(index)]),
+        layer_(trunk_->layers[index_]),
         prefix_("model.layers." + std::to_string(index) + ".") {}
 
   Stage attention(const Enter& enter) const {
@@ -158,10 +159,12 @@ class LayerStages {
   }
 
   Stage layer_input_projection() const {
-    const auto run = [enter = resume(), layer = layer_](const State& state) -> State {
-      const Progress now = enter(state);
+    const auto run = [enter = resume(), layer = layer_, index = index_](const State& state) -> State {
+      Progress now = enter(state);
       Block block = layer;
-      return pack(now, block->gated_layer_input(now.x, now.pass));
+      const at::Tensor gated = block->gated_layer_input(now.x, now.pass);
+      now.pass.layer_inputs[index].reset();  // of all layers they are the largest part of the state
+      return pack(now, gated);
     };
     return {run, named({"per_layer_projection.weight"}), {}, {}};
   }
@@ -217,6 +220,7 @@ class LayerStages {
 
   Trunk trunk_;
   DecoderConfig config_;
+  size_t index_;
   LayerConfig shape_;
   bool makes_keys_, shares_keys_;
   Block layer_;

@@ -89,7 +89,8 @@ std::vector<at::Tensor> TrunkImpl::layer_inputs(const at::Tensor& input, const a
   const at::Tensor product = layer_projection_(input).to(token_inputs.scalar_type());
   const at::Tensor context = product * (1.0 / std::sqrt(static_cast<double>(config_.hidden_size)));
   const at::Tensor both = layer_norm_(by_layer(context), context.scalar_type()) + by_layer(token_inputs);
-  return (both * std::numbers::sqrt2 * 0.5).unbind(2);
+  // Rounded here, where it is one tensor: layers use them in no other dtype.
+  return (both * std::numbers::sqrt2 * 0.5).to(input.scalar_type()).unbind(2);
 }
 
 at::ScalarType TrunkImpl::compute_dtype() const {

@@ -27,8 +27,8 @@ class TrunkImpl : public torch::nn::Module {
   at::Tensor layer_inputs_input(const at::Tensor& x, const ForwardPass& pass) const;
   /// tokens: int64[B, T] -> the tokens' part, float32[B, T, L * p].
   at::Tensor token_inputs(const at::Tensor& tokens);
-  /// input: of `layer_inputs_input`; token_inputs: [B, T, L * p] -> one float32[B, T, p] for each of L
-  /// layers.
+  /// input: of `layer_inputs_input`; token_inputs: [B, T, L * p] -> one [B, T, p] in the compute dtype for
+  /// each of L layers.
   std::vector<at::Tensor> layer_inputs(const at::Tensor& input, const at::Tensor& token_inputs);
   bool has_layer_inputs() const { return config_.per_layer_input.size > 0; }
   /// The dtype in which matrix products run: autocast's, or that of the weights.

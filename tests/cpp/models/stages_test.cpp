@@ -77,6 +77,23 @@ TEST_CASE("every linear layer but routers stands in one stage, and producers are
   }
 }
 
+TEST_CASE("an input that its layer has used is carried no further") {
+  const models::DecoderConfig config = models::gemma4_small();
+  models::Decoder decoder(config);
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> state = {at::randint(50, {1, 7}, at::TensorOptions().dtype(at::kLong))};
+  int64_t used = 0;
+  for (const Stage& stage : decoder.stages()) {
+    state = stage.run(state);
+    if (stage.weights.front().find("per_layer_projection") == std::string::npos) continue;
+    for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
+      CHECK(state[static_cast<size_t>(1 + i)].defined() == (i > used));
+    }
+    ++used;
+  }
+  CHECK(used == config.num_hidden_layers);
+}
+
 TEST_CASE("a stage of experts leaves each expert's rows, in order") {
   const models::DecoderConfig config = models::gemma4_experts();
   at::manual_seed(3);
@@ -127,7 +144,9 @@ TEST_CASE("what a producer gains, the inputs of its stage's weights gain") {
         parameter.copy_(kept);
         // A power of two: exact. And nothing else moves.
         CHECK(at::equal(after.back(), before.back() * 2));
-        for (size_t i = 0; i + 1 < before.size(); ++i) CHECK(at::equal(after[i], before[i]));
+        for (size_t i = 0; i + 1 < before.size(); ++i) {
+          CHECK((before[i].defined() ? at::equal(after[i], before[i]) : !after[i].defined()));
+        }
       }
       state = before;
     }
