@@ -14,6 +14,7 @@ from ._core import (
     Error,
     Estimator,
     FileError,
+    Lattice,
     LoadedModel,
     NumericError,
     Obstacle,
@@ -42,6 +43,7 @@ from ._core import (
     fingerprint,
     head_loss,
     import_checkpoint,
+    left_out,
     load,
     load_checkpoint,
     load_model,
@@ -67,6 +69,7 @@ from .evaluation import compare_choices, compare_metric, compare_text
 from .exporting import export
 from .grids import Grid, grids
 from .html_report import write_model_report, write_report
+from .lattices import LatticeTensor, lattice, take_up
 from .optimizers import parameter_groups
 from .prepare import PreparedModel, freeze, prepare, unprepare
 from .ptq import awq, gptq, guided, weighted_search
@@ -88,6 +91,8 @@ __all__ = [
     "FileError",
     "FoldedBatchNorms",
     "Grid",
+    "Lattice",
+    "LatticeTensor",
     "LoadedModel",
     "NumericError",
     "Obstacle",
@@ -137,6 +142,8 @@ __all__ = [
     "head_loss",
     "import_checkpoint",
     "include_paths",
+    "lattice",
+    "left_out",
     "load",
     "load_checkpoint",
     "load_model",
@@ -158,6 +165,7 @@ __all__ = [
     "score_choices",
     "score_intervals",
     "share_removed",
+    "take_up",
     "unprepare",
     "verify",
     "weighted_search",

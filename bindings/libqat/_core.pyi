@@ -28,6 +28,7 @@ __all__: list[str] = [
     "InputDrift",
     "InputMoments",
     "KvCache",
+    "Lattice",
     "LoadedModel",
     "NumericError",
     "Obstacle",
@@ -49,6 +50,7 @@ __all__: list[str] = [
     "apply_awq",
     "apply_gptq",
     "apply_guided",
+    "apply_lattice",
     "apply_weighted_search",
     "awq_scale",
     "can_export",
@@ -61,6 +63,7 @@ __all__: list[str] = [
     "dequantize",
     "export_checkpoint",
     "export_targets",
+    "find_lattice",
     "fingerprint",
     "freeze_tensors",
     "ggml_pack",
@@ -81,10 +84,12 @@ __all__: list[str] = [
     "grid_row_bytes",
     "grid_store",
     "grid_tensor_bytes",
+    "has_lattice",
     "head_loss",
     "import_checkpoint",
     "input_correction",
     "learning_rate_at",
+    "left_out",
     "load",
     "load_checkpoint",
     "load_model",
@@ -110,6 +115,7 @@ __all__: list[str] = [
     "sensitivity",
     "seq_untie",
     "share_removed",
+    "take_up",
     "verify",
     "weighted_search_tensor",
     "write_tokens",
@@ -216,6 +222,16 @@ class Policy:
     def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
     def __setstate__(self, arg0: str) -> None: ...
+    def activations(
+        self,
+        tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsIndex]]],
+    ) -> list[tuple[str, str]]:
+        """
+        (input, output) of each tensor, parallel to `resolve`: how the product with it rounds activations.
+
+        Formats of `libqat.ops.fake_quantize_activation`, "" where nothing is rounded.
+        """
+
     def estimators(
         self,
         tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsIndex]]],
@@ -255,9 +271,21 @@ class Policy:
         """
 
     @property
+    def activation_scales(self) -> tuple[str, int]:
+        """
+        How static activation scales are found: ('observed' or 'learned', batches of calibration).
+        """
+
+    @property
     def estimator(self) -> str:
         """
         How gradients pass through the rounding, where a rule does not say otherwise: see Estimator.
+        """
+
+    @property
+    def kv_cache(self) -> str:
+        """
+        Format of the keys and values that attention keeps; '' for as they are.
         """
 
     @property
@@ -646,6 +674,12 @@ class TensorReport:
         """
 
     @property
+    def input(self) -> str:
+        """
+        Format of what goes into the product with it, or ''.
+        """
+
+    @property
     def kind(self) -> str:
         """
         'linear', 'embedding', 'conv' or 'other'.
@@ -655,6 +689,12 @@ class TensorReport:
     def name(self) -> str:
         """
         state_dict key.
+        """
+
+    @property
+    def output(self) -> str:
+        """
+        Format of what comes out of it, or ''.
         """
 
     @property
@@ -674,6 +714,11 @@ class PreparedDecoder:
     A Decoder with a policy attached. Its parameters are the latents.
     """
 
+    def activation_scales(self) -> dict[str, float]:
+        """
+        Name in checkpoints -> static activation scale; 0: not calibrated yet.
+        """
+
     def freeze(self, config: str = "", tokenizer: str = "") -> QuantizedCheckpoint:
         """
         The QuantizedCheckpoint of the present latents. config: JSON in Hugging Face's spelling; tokenizer: a path, see QuantizedCheckpoint.
@@ -692,6 +737,11 @@ class PreparedDecoder:
     def scale_parameters(self) -> list[tuple[str, torch.Tensor]]:
         """
         (name, float32 [R, G, P]) of each learned scale, in model order: '<weight's key>_scales'.
+        """
+
+    def set_calibrating(self, calibrating: bool) -> None:
+        """
+        While on, every forward pass widens the static activation scales to its activations.
         """
 
     def set_enabled(self, enabled: bool) -> None:
@@ -807,6 +857,42 @@ class InputMoments:
     def count(self) -> int:
         """
         Vectors added so far.
+        """
+
+class Lattice:
+    """
+    The lattice that a tensor's weights lie on; see `libqat.lattice`.
+    """
+
+    def __repr__(self) -> str: ...
+    @property
+    def blocks(self) -> int:
+        """
+        Blocks in all.
+        """
+
+    @property
+    def exact(self) -> int:
+        """
+        Blocks whose weights are exactly code * scale, rounded to the file's type.
+        """
+
+    @property
+    def rule(self) -> str:
+        """
+        'consumer': the grid's own rule gives the scales; 'fitted': they were found by fitting; 'none': most blocks lie on no lattice of this grid, and scales are by the rule.
+        """
+
+    @property
+    def scales(self) -> torch.Tensor:
+        """
+        float32 [R, G, 1], as learned scales.
+        """
+
+    @property
+    def worst(self) -> float:
+        """
+        The largest error of a weight in the other blocks, in steps of its scale.
         """
 
 class Score:
@@ -1335,6 +1421,11 @@ def apply_guided(
     Guided rounding of a prepared decoder; use `libqat.guided`.
     """
 
+def apply_lattice(prepared: PreparedDecoder, progress: typing.Any = None) -> list[tuple[str, str, Lattice]]:
+    """
+    (name, grid, Lattice) of each tensor of a prepared decoder; use `libqat.lattice`.
+    """
+
 def apply_weighted_search(
     prepared: PreparedDecoder,
     windows: torch.Tensor,
@@ -1471,6 +1562,15 @@ def export_checkpoint(
 def export_targets() -> list[str]:
     """
     The targets that `export` knows.
+    """
+
+def find_lattice(weight: torch.Tensor, grid: str, tensor: str = "") -> Lattice:
+    """
+    The scales for which a tensor's weights are whole steps of a grid, as a Lattice.
+
+    weight: float32 [R, ...] with values of a narrower type, the narrowest of bfloat16, float16 and float32 that holds
+    them all: its products are rounded to that type. ArgumentError for a grid without a lattice; NumericError for
+    weights that are not finite.
     """
 
 def fingerprint(decoder: Decoder, also: str = "") -> int:
@@ -1644,6 +1744,11 @@ def grid_tensor_bytes(name: str, rows: typing.SupportsIndex, n: typing.SupportsI
     Bytes of a tensor of that many rows of n weights, a scale that they all share included.
     """
 
+def has_lattice(grid: str) -> bool:
+    """
+    Whether the grid has one scale per block and levels code * scale around 0.
+    """
+
 def head_loss(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -1699,6 +1804,13 @@ def input_correction(
 def learning_rate_at(step: typing.SupportsIndex, **kwargs) -> float:
     """
     The learning rate of step 1, 2, ... under the given options.
+    """
+
+def left_out(checkpoint: QuantizedCheckpoint, target: str) -> list[str]:
+    """
+    Static activation scales that the target has no place for, so that its files lack them.
+
+    What the consumer does with activations is then its own affair. ArgumentError for an unknown target.
     """
 
 def load(path: os.PathLike | str | bytes) -> QuantizedCheckpoint:
@@ -1888,9 +2000,11 @@ def report_tensor(
     grid: str,
     scale: str = "reference",
     scales: torch.Tensor | None = None,
+    input: str = "",
+    output: str = "",
 ) -> TensorReport:
     """
-    The TensorReport of one tensor; grid 'f32' keeps it. scales: the learned ones, for the rule 'learned'.
+    The TensorReport of one tensor; grid 'f32' keeps it. scales: the learned ones, for the rule 'learned'. input, output: formats of activations.
     """
 
 def requantization_report(checkpoint: QuantizedCheckpoint, dtype: str = "float32") -> list[Requantization]:
@@ -2000,6 +2114,11 @@ def seq_untie(scales: torch.Tensor, grid: str, tensor: str = "") -> torch.Tensor
 def share_removed(quantized: float, trained: float) -> float:
     """
     Share of a quantization loss that training won back: 1 - trained / quantized; NaN when `quantized` is not positive.
+    """
+
+def take_up(prepared: PreparedDecoder, checkpoint: QuantizedCheckpoint) -> None:
+    """
+    A checkpoint's numbers as those of a prepared decoder; use `libqat.take_up`.
     """
 
 def verify(path: os.PathLike | str | bytes, checkpoint: QuantizedCheckpoint) -> list[Difference]:

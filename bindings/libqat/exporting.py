@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def export(
     and vLLM; "gemma-mobile" for transformers; "mlx" for mlx-lm. "hf" writes a Hugging Face folder with the
     dequantized weights; its libqat.json (and README.md) says whether a program that quantizes them again gets
     back what was trained, see `requantization_report`. What a target cannot hold exactly is refused, see
-    `can_export`. Files and folders appear whole or not at all; the same checkpoint gives the same bytes.
+    `can_export`; static activation scales that it has no place for are left out with a warning (see
+    `left_out`). Files and folders appear whole or not at all; the same checkpoint gives the same bytes.
 
     Args:
         checkpoint: what `freeze` or `load` returned, with the model's configuration.
@@ -55,6 +57,7 @@ def export(
         UnsupportedError: what the target cannot hold; the message names the tensor.
         FileError: the file cannot be written, something else is there, or the tokenizer cannot be read.
     """
+    _warn_of_left_out(checkpoint, target)
     source = checkpoint.tokenizer if tokenizer_from is None or tokenizer_from == "" else tokenizer_from
     with tempfile.TemporaryDirectory() as folder:
         if target != "gguf" and _is_gguf(source):
@@ -71,6 +74,17 @@ def export(
             max_shard_bytes=0 if max_shard_size is None else _bytes(max_shard_size),
             require_exact=require_exact,
             overwrite=overwrite,
+        )
+
+
+def _warn_of_left_out(checkpoint: QuantizedCheckpoint, target: str) -> None:
+    scales = _core.left_out(checkpoint, target)
+    if scales:
+        more = f" and {len(scales) - 1} more" if len(scales) > 1 else ""
+        warnings.warn(
+            f"libqat: target {target} has no place for static activation scales: {scales[0]}{more} left out; "
+            "its consumer treats activations in its own way",
+            stacklevel=3,
         )
 
 

@@ -22,8 +22,9 @@ from ._core import (
     Trainer,
 )
 from .data import begin_windows, read_texts, tokenize
+from .lattices import lattice, take_up
 from .prepare import as_policy
-from .run_folder import CHECKPOINT
+from .run_folder import CHECKPOINT, read_json
 from .tokenizer import beginning_of_text, load_tokenizer
 
 FLOAT = {"rules": []}
@@ -33,6 +34,8 @@ FROZEN = ("model\\.embed_tokens(_per_layer)?",)
 
 STARTS = {"guided": ptq.guided, "gptq": ptq.gptq}
 """Methods whose solution a run can start from."""
+LATTICE = "lattice"
+"""The start at the codes and scales that a model has already."""
 WINDOW = 256
 """Tokens of a sequence, where nothing else is said."""
 CALIBRATION = 204_800
@@ -106,8 +109,10 @@ def start(
     `libqat.default_options()`.
 
     start: "guided" or "gptq", a PTQ method that first rounds the model by the tokens that the run trains on,
-    at most CALIBRATION of them; training goes on from its solution, with learned scales. "none": from the
-    model as it is. By default, and for the learning rates that `options` leave out, what
+    at most CALIBRATION of them; training goes on from its solution, with learned scales. "lattice": at the
+    codes and scales that the model has already, see `libqat.lattice` (float checkpoints that were trained on
+    a grid) and `libqat.take_up` (folders of codes and scales on the policy's grids). "none": from the model
+    as it is. By default, and for the learning rates that `options` leave out, what
     `libqat.recommended` says for the policy, whose estimator goes with a start. on_start follows it.
 
     ArgumentError for bad options, policies and token ids; FileError when there is
@@ -131,7 +136,9 @@ def start(
         teacher, check = teachers.cached_teacher(
             path, loaded, prepared, data, teacher_top_k, options, on_cache
         )
-    if start != "none" and not resume:
+    if start == LATTICE and not resume:
+        _take_codes(Path(model), prepared, on_start)
+    elif start != "none" and not resume:
         windows = _first_windows(data, options)
         STARTS[start](prepared, windows, compute_dtype=options["compute_dtype"], progress=on_start)
     trainer = Trainer(prepared, teacher, data, folder, **options)
@@ -148,8 +155,8 @@ def settled(
     policy = as_policy(policy)
     recipe = _core.recommended(policy)
     start = recipe.start if start is None else start
-    if start not in (*STARTS, "none"):
-        raise ArgumentError(f"start: expected one of {', '.join(STARTS)}, none, got {start!r}")
+    if start not in (*STARTS, LATTICE, "none"):
+        raise ArgumentError(f"start: expected one of {', '.join(STARTS)}, {LATTICE}, none, got {start!r}")
     rates = ("learning_rate", "scale_learning_rate", "final_learning_rate")
     known = {rate: getattr(recipe, rate) for rate in rates} if start == recipe.start else {}
     return (
@@ -157,6 +164,15 @@ def settled(
         start,
         _core.check_options(**(known | dict(options))),
     )
+
+
+def _take_codes(model: Path, prepared: PreparedDecoder, progress: ptq.Progress | None) -> None:
+    """What the model is made of: codes and scales, or floats that lie on a lattice."""
+    config = read_json(model / "config.json") if model.is_dir() else {}
+    if "quant_method" in (config.get("quantization_config") or {}):
+        take_up(prepared, _core.import_checkpoint(model))
+    else:
+        lattice(prepared, progress=progress)
 
 
 def _first_windows(data: _core.TokenData, options: Mapping[str, Any]) -> torch.Tensor:

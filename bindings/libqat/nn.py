@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (PyTorch's own spelling)
 
 from . import _core
+from .activations import activation_state, remove_roundings, rounded
 from .experts import ExpertMatrix, QuantizedExperts, is_experts, matrices_of
 
 _ops = torch.ops.libqat
@@ -47,6 +48,10 @@ class WeightQuantizer:
     """b in [0, 1]: forward computes (1 - b) * (the float layer) + b * (the quantized layer)."""
     training_grid: str = ""
     """The grid that forward uses in place of `grid`, which ships; see PreparedModel.set_training_grid."""
+    input: str = ""
+    """Format of what goes into the product with the weight, see libqat.activations; "": it is not rounded."""
+    output: str = ""
+    """The same of what comes out."""
 
     @property
     def label(self) -> str:
@@ -126,9 +131,16 @@ class _Quantized(nn.Module):
         """The weight that forward multiplies with, float32 [R, ...], differentiable."""
         return self.weight_quantizer.fake_quantize(self.weight, self.weight_scales)
 
+    def _rounded(self, place: str, x: Tensor) -> Tensor:
+        """What goes into the product ("input") or comes out ("output"), as the consumer rounds it."""
+        quantizer = self.weight_quantizer
+        if not (quantizer.output if place == "output" else quantizer.input):
+            return x
+        return rounded(self, place, x) if quantizer.enabled and quantizer.blend > 0 else x
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Quantized":
         """Moves the layer as `model.to(...)` asks, except that latents and learned scales stay float32."""
-        latents = [self.weight, self.weight_scales]
+        latents = [self.weight, self.weight_scales, *activation_state(self)]
         apply_keeping_latents(self, [self.weight_quantizer], latents, super()._apply, fn, recurse)
         return self
 
@@ -174,14 +186,18 @@ class QuantizedLinear(_Quantized, nn.Linear):
         quantizer = self.weight_quantizer
         return quantizer.blended(
             lambda: F.linear(input, self.weight.to(input.dtype), self.bias),
-            lambda: _ops.quantized_linear(
-                input,
-                self.weight,
-                self.bias,
-                *quantizer.rules,
-                quantizer.field_scales(self.weight_scales),
-                quantizer.scale_gradient,
-            ),
+            lambda: self._rounded("output", self._product(self._rounded("input", input))),
+        )
+
+    def _product(self, input: Tensor) -> Tensor:
+        quantizer = self.weight_quantizer
+        return _ops.quantized_linear(
+            input,
+            self.weight,
+            self.bias,
+            *quantizer.rules,
+            quantizer.field_scales(self.weight_scales),
+            quantizer.scale_gradient,
         )
 
 
@@ -226,7 +242,8 @@ class _QuantizedConv(_Quantized):
     """Convolution with w_hat; a row is everything after dimension 0 of the weight."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.fake_quantized().to(input.dtype), self.bias)
+        weight = self.fake_quantized().to(input.dtype)
+        return self._rounded("output", self._conv_forward(self._rounded("input", input), weight, self.bias))
 
 
 class QuantizedConv1d(_QuantizedConv, nn.Conv1d):
@@ -250,8 +267,8 @@ class _QuantizedConvTranspose(_Quantized):
             input, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation
         )
         convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dimensions - 1]
-        return convolve(
-            input,
+        product = convolve(
+            self._rounded("input", input),
             self.fake_quantized().to(input.dtype),
             self.bias,
             self.stride,
@@ -260,6 +277,7 @@ class _QuantizedConvTranspose(_Quantized):
             self.groups,
             self.dilation,
         )
+        return self._rounded("output", product)
 
 
 class QuantizedConvTranspose1d(_QuantizedConvTranspose, nn.ConvTranspose1d):
@@ -383,5 +401,6 @@ def detach(module: nn.Module) -> None:
             continue
         layer.weight.data = layer.weight.data.to(layer.weight_quantizer.dtype)
         delattr(module, f"{key}_scales")
+    remove_roundings(module)
     del module.__dict__["expert_quantizers" if isinstance(module, QuantizedExperts) else "weight_quantizer"]
     module.__class__ = FLOAT[type(module)]

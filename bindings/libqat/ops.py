@@ -110,7 +110,8 @@ def fake_quantize_activation(
 
     input: [..., I] float32, bfloat16 or float16 (under autocast cast to the autocast dtype). format:
     "int8_tensor_static": clamp(round(x / s), -128, 127) * s, half to even, in input's dtype, with `scale` s,
-    a float32 scalar; 0 changes nothing. No gradient where the code is clamped.
+    a float32 scalar; 0 changes nothing. No gradient where the code is clamped; a scale that requires one gets
+    LSQ's (arXiv:1902.08153).
     "int8_token": s = max|x| / 127 of each token, round(x / s) * s in float32.
     "q8_0": llama.cpp's blocks of 32, in float32; `libqat.NumericError` for NaN and infinities.
     """

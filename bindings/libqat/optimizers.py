@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from ._core import ArgumentError
+from .activations import activation_names
 from .prepare import PreparedModel, prepared_root
 
 
@@ -21,7 +22,8 @@ def parameter_groups(
     >>> optimizer = torch.optim.AdamW(groups)
 
     Parameters that require no gradient are left out; scales also when `scale_learning_rate` is 0.
-    ArgumentError for a negative rate.
+    ArgumentError for a negative rate, and for a learned activation scale that no batch has calibrated: it has
+    no size yet, see PreparedModel.calibrating.
     """
     for name, rate in (("learning_rate", learning_rate), ("scale_learning_rate", scale_learning_rate)):
         if not rate >= 0:
@@ -31,8 +33,14 @@ def parameter_groups(
     of_scales = {id(parameter) for parameter in scales.values()}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in of_scales]
     groups: list[dict[str, Any]] = [{"params": weights, "lr": learning_rate}] if weights else []
-    for parameter in scales.values():
+    activations, _ = activation_names(model)
+    for name, parameter in scales.items():
         if parameter.requires_grad and scale_learning_rate > 0:
+            if name in activations and not parameter.any():
+                raise ArgumentError(
+                    f"parameter_groups: {name}: expected a calibrated scale, got 0: run some batches within "
+                    "`with prepared.calibrating()` first"
+                )
             rate = scale_learning_rate * parameter.detach().abs().mean().item()
             groups.append({"params": [parameter], "lr": rate, "weight_decay": 0.0})
     return groups

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
@@ -10,7 +11,18 @@ import torch
 from torch import nn
 
 from . import _core
-from ._core import ArgumentError, Decoder, Estimator, Policy, PreparedDecoder, QuantizedCheckpoint
+from ._core import (
+    ArgumentError,
+    Decoder,
+    Estimator,
+    Policy,
+    PreparedDecoder,
+    QuantizedCheckpoint,
+    UnsupportedError,
+)
+from .activations import ActivationRounding, activation_names, add_rounding, roundings_of
+from .experts import ExpertMatrix
+from .kv_cache import attach_kv_cache, detach_kv_cache, shared_scales
 from .nn import FLOAT, WeightQuantizer, attach, detach, is_quantized
 from .report import Report, report_of
 from .slots import Slot, check_model, check_prepared, check_slots, check_whole, find_slots, scale_names
@@ -52,14 +64,44 @@ class PreparedModel:
         return {slot.name: slot.layers[0][1].weight_quantizer for slot in self.slots}
 
     def scale_parameters(self) -> dict[str, nn.Parameter]:
-        """state_dict key -> learned scales, in model order; those of tied weights once.
+        """state_dict key -> learned scales, in model order; those of tied weights once. Then of activations.
 
-        float32 [R, G, P], or [R, G, F] with the scale rule "seq".
+        float32 [R, G, P], or [R, G, F] with the scale rule "seq"; of activations [1].
         """
         layers = ((slot.name, slot.layers[0][1]) for slot in self.slots)
-        return {
+        scales = {
             f"{name}_scales": layer.weight_scales for name, layer in layers if layer.weight_scales is not None
         }
+        keys, _ = activation_names(self.model)
+        trained = dict(self.model.named_parameters())
+        return scales | {key: trained[key] for key in keys if key in trained}
+
+    def activation_scales(self) -> dict[str, float]:
+        """Name in checkpoints -> static activation scale; 0: not calibrated yet, nothing is rounded."""
+        state = self.model.state_dict(keep_vars=True)
+        own = {name: state[key].item() for key, name in activation_names(self.model)[0].items()}
+        return own | {name: scale.item() for name, scale in shared_scales(self.model)}
+
+    @contextmanager
+    def calibrating(self) -> Iterator[None]:
+        """Within it, every forward pass widens the static activation scales to its activations.
+
+        For calibration without training, or with other data. Training calibrates by itself: in the first
+        passes in training mode, as many as the policy says.
+
+        >>> with prepared.calibrating(), torch.no_grad():
+        ...     for batch in batches:
+        ...         prepared.model(batch)
+        """
+        roundings = _roundings(self.model)
+        former = [rounding.calibrating for rounding in roundings]
+        for rounding in roundings:
+            rounding.calibrating = True
+        try:
+            yield
+        finally:
+            for rounding, calibrating in zip(roundings, former, strict=True):
+                rounding.calibrating = calibrating
 
     @torch.no_grad()
     def initialize_scales(self, scale: str = "search") -> None:
@@ -92,7 +134,8 @@ class PreparedModel:
         >>> with prepared.enabled(False):
         ...     teacher_logits = prepared.model(tokens).logits
         """
-        return Enabled([module.weight_quantizer for s in self.slots for _, module in s.layers], enabled)
+        quantizers = [module.weight_quantizer for s in self.slots for _, module in s.layers]
+        return Enabled([*quantizers, *_roundings(self.model)], enabled)
 
     def report(self) -> Report:
         """Name, shape, grid, bits, error and bytes of each parameter; printable.
@@ -109,7 +152,7 @@ class PreparedModel:
 class Enabled:
     """Switches quantizers now; leaving the `with` block restores each one's former state."""
 
-    def __init__(self, quantizers: list[WeightQuantizer], enabled: bool):
+    def __init__(self, quantizers: "list[WeightQuantizer | ActivationRounding]", enabled: bool):
         self._former = [(quantizer, quantizer.enabled) for quantizer in quantizers]
         for quantizer in quantizers:
             quantizer.enabled = enabled
@@ -156,8 +199,13 @@ def prepare(
     rules = zip(slots, policy.resolve(targets), policy.estimators(targets), strict=True)
     chosen = [(slot, grid, estimator) for slot, grid, estimator in rules if grid != "f32"]
     check_slots(model, [slot for slot, _, _ in chosen], [grid for _, grid, _ in chosen])
+    formats = dict(zip([slot.name for slot in slots], policy.activations(targets), strict=True))
+    _check_activations([(slot, formats[slot.name]) for slot, _, _ in chosen])
+    if policy.kv_cache:
+        attach_kv_cache(model, policy.kv_cache, policy.activation_scales)
     for slot, grid, estimator in chosen:
         _attach(slot, grid, estimator)
+        _attach_activations(slot, formats[slot.name], policy.activation_scales)
     setattr(model, _MARK, policy.to_json())
     return PreparedModel(model)
 
@@ -187,6 +235,32 @@ def _attach(slot: Slot, grid: str, estimator: Estimator) -> None:
     _register_scales(slot)
 
 
+def _check_activations(chosen: list[tuple[Slot, tuple[str, str]]]) -> None:
+    for slot, formats in chosen:
+        if any(formats) and any(isinstance(layer, ExpertMatrix) for _, layer in slot.layers):
+            raise UnsupportedError(
+                f"prepare: {slot.name}: expected a linear layer or a convolution for input and output, got "
+                "experts"
+            )
+
+
+def _attach_activations(slot: Slot, formats: tuple[str, str], rule: tuple[str, int]) -> None:
+    """Lets the slot's layers round what goes into their products and what comes out; lookups have none."""
+    quantizer = slot.layers[0][1].weight_quantizer
+    quantizer.input, quantizer.output = formats
+    for name, layer in slot.layers:
+        if isinstance(layer, nn.Embedding):
+            continue
+        for place, format in zip(("input", "output"), formats, strict=True):
+            if format:
+                key = f"{name}.{place}_activation_scale" if name else f"{place}_activation_scale"
+                add_rounding(layer, place, ActivationRounding(key, format, *rule), layer.weight.device)
+
+
+def _roundings(model: nn.Module) -> list[ActivationRounding]:
+    return [rounding for module in model.modules() for rounding in roundings_of(module).values()]
+
+
 def _register_scales(slot: Slot) -> None:
     """Gives the slot's layers one parameter of learned scales, or None where a rule gives them."""
     layer = slot.layers[0][1]
@@ -206,6 +280,7 @@ def unprepare(model: "nn.Module | PreparedModel") -> nn.Module:
     for module in root.modules():
         if type(module) in FLOAT:
             detach(module)
+    detach_kv_cache(root)
     delattr(root, _MARK)
     return root
 
@@ -259,15 +334,20 @@ def _shipped(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """The state_dict without learned scales and the keys that a Hugging Face model ties by its configuration.
 
     `save_pretrained` leaves those out in the same way; other tied keys become aliases of the first.
+    Activation scales go by their names in checkpoints.
     """
     implied = getattr(model, "all_tied_weights_keys", {})
     state = model.state_dict(keep_vars=True)
-    scales = scale_names(model)
-    return [
+    activations, counts = activation_names(model)
+    left_out = scale_names(model) | counts | set(activations)
+    shipped = [
         (key, tensor.detach())
         for key, tensor in state.items()
-        if key not in scales and (key not in implied or tensor is not state.get(implied[key]))
+        if key not in left_out and (key not in implied or tensor is not state.get(implied[key]))
     ]
+    scales = [(name, state[key]) for key, name in activations.items()] + shared_scales(model)
+    # copies: one of a tensor's names would become an alias of the other
+    return shipped + [(name, scale.detach().reshape(()).clone()) for name, scale in scales]
 
 
 def _config_of(model: nn.Module) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 
 from . import _core
 from ._core import TensorReport
+from .activations import activation_names
 from .slots import Slot, scale_names
 
 
@@ -42,7 +43,8 @@ class Report(list[TensorReport]):
         for row in self:
             error = f"{row.relative_error:.2%}" if row.relative_error else "-"
             shape = " x ".join(map(str, row.shape))
-            table.add_row(row.name, shape, row.grid, f"{row.bits_per_weight:.2f}", error, f"{row.bytes:,}")
+            bits = f"{row.bits_per_weight:.2f}"
+            table.add_row(row.name, shape, _storage(row), bits, error, f"{row.bytes:,}")
         return table
 
     def __str__(self) -> str:
@@ -53,11 +55,19 @@ class Report(list[TensorReport]):
         return text.getvalue()
 
 
+def _storage(row: TensorReport) -> str:
+    """The grid, and how activations are rounded if they are."""
+    sides = [f"{side} {format}" for side, format in (("in", row.input), ("out", row.output)) if format]
+    if row.input == row.output and sides:
+        sides = [f"in/out {row.input}"]
+    return " ".join([row.grid, *sides])
+
+
 @torch.no_grad()
 def report_of(model: nn.Module, slots: list[Slot]) -> Report:
     """Each parameter of the model once, in model order; those outside `slots` ship as they are."""
     by_name = {slot.name: slot for slot in slots}
-    scales = scale_names(model)
+    scales = scale_names(model) | set(activation_names(model)[0])
     rows = Report()
     for name, parameter in model.named_parameters():
         slot = by_name.get(name)
@@ -68,6 +78,17 @@ def report_of(model: nn.Module, slots: list[Slot]) -> Report:
             continue
         layer = slot.layers[0][1]
         rule, learned = layer.weight_quantizer.shipped(layer.weight, layer.weight_scales)
-        grid = layer.weight_quantizer.grid
-        rows.append(_core.report_tensor(name, slot.kind, parameter.detach(), grid, rule, learned))
+        quantizer = layer.weight_quantizer
+        rows.append(
+            _core.report_tensor(
+                name,
+                slot.kind,
+                parameter.detach(),
+                quantizer.grid,
+                rule,
+                learned,
+                quantizer.input,
+                quantizer.output,
+            )
+        )
     return rows

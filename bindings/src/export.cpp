@@ -149,6 +149,10 @@ Returns:
 
 Raises:
     ArgumentError: unknown target or dtype, or a model that is incomplete.)");
+  module.def("left_out", &left_out, py::arg("checkpoint"), py::arg("target"),
+             R"(Static activation scales that the target has no place for, so that its files lack them.
+
+What the consumer does with activations is then its own affair. ArgumentError for an unknown target.)");
   module.def("import_checkpoint", &read, py::arg("path"),
              R"(Reads an exported file or folder, or a checkpoint file, as a checkpoint.
 

@@ -16,6 +16,7 @@ PYBIND11_MODULE(_core, module) {
   qat::python::bind_models(module);
   qat::python::bind_prepare(module);
   qat::python::bind_ptq(module);
+  qat::python::bind_lattice(module);
   qat::python::bind_eval(module);
   qat::python::bind_bootstrap(module);
   qat::python::bind_choices(module);

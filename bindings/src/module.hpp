@@ -13,6 +13,7 @@ void bind_policy(pybind11::module_& module);
 void bind_checkpoint(pybind11::module_& module);
 void bind_io(pybind11::module_& module);
 void bind_export(pybind11::module_& module);
+void bind_lattice(pybind11::module_& module);
 void bind_models(pybind11::module_& module);
 void bind_prepare(pybind11::module_& module);
 void bind_ptq(pybind11::module_& module);

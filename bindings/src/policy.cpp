@@ -31,6 +31,15 @@ std::vector<std::string> resolve(const Policy& policy, const Tensors& tensors) {
   return grids;
 }
 
+/// (input, output) of each tensor.
+std::vector<std::pair<std::string, std::string>> activations(const Policy& policy, const Tensors& tensors) {
+  std::vector<std::pair<std::string, std::string>> formats;
+  for (Activations& one : policy.activations(targets_of(tensors))) {
+    formats.emplace_back(std::move(one.input), std::move(one.output));
+  }
+  return formats;
+}
+
 Estimator estimator_of(const std::string& kind, const std::string& scale, const std::string& gradient) {
   Estimator estimator{EstimatorKind::kSte, scale_rule(scale.empty() ? "reference" : scale),
                       scale_gradient(gradient)};
@@ -135,6 +144,21 @@ not divide, naming the tensor.)")
           [](const Policy& policy, const Tensors& tensors) { return policy.estimators(targets_of(tensors)); },
           py::arg("tensors"),
           "One Estimator per tensor, parallel to `resolve`: its rule's own, or the policy's.")
+      .def(
+          "activations", &activations, py::arg("tensors"),
+          R"((input, output) of each tensor, parallel to `resolve`: how the product with it rounds activations.
+
+Formats of `libqat.ops.fake_quantize_activation`, "" where nothing is rounded.)")
+      .def_property_readonly(
+          "kv_cache", [](const Policy& policy) { return policy.kv_cache(); },
+          "Format of the keys and values that attention keeps; '' for as they are.")
+      .def_property_readonly(
+          "activation_scales",
+          [](const Policy& policy) {
+            const ActivationScales& scales = policy.activation_scales();
+            return std::pair(to_string(scales.rule), scales.batches);
+          },
+          "How static activation scales are found: ('observed' or 'learned', batches of calibration).")
       .def_property_readonly("name", &Policy::name, "Preset name or file path; '' when built from JSON.")
       .def_property_readonly(
           "estimator", [](const Policy& policy) { return to_string(policy.estimator().kind); },

@@ -50,6 +50,8 @@ void bind_report(py::module_& module) {
           "shape", [](const TensorReport& row) { return py::tuple(py::cast(row.shape)); },
           "Of the weight: (R, ...).")
       .def_readonly("grid", &TensorReport::grid, "Name of the grid, or the tensor's own type.")
+      .def_readonly("input", &TensorReport::input, "Format of what goes into the product with it, or ''.")
+      .def_readonly("output", &TensorReport::output, "Format of what comes out of it, or ''.")
       .def_readonly("bits_per_weight", &TensorReport::bits_per_weight, "Scales included.")
       .def_readonly("bytes", &TensorReport::bytes, "Codes and scales.")
       .def_readonly("relative_error", &TensorReport::relative_error,
@@ -57,14 +59,19 @@ void bind_report(py::module_& module) {
   module.def(
       "report_tensor",
       [](const std::string& name, const std::string& kind, const at::Tensor& latent, const std::string& grid,
-         const std::string& scale, const std::optional<at::Tensor>& scales) {
-        return report_tensor(name, slot_kind(kind), latent, {grid}, scale_rule(scale),
-                             scales.value_or(at::Tensor()));
+         const std::string& scale, const std::optional<at::Tensor>& scales, const std::string& input,
+         const std::string& output) {
+        TensorReport row = report_tensor(name, slot_kind(kind), latent, {grid}, scale_rule(scale),
+                                         scales.value_or(at::Tensor()));
+        row.input = input;
+        row.output = output;
+        return row;
       },
       py::arg("name"), py::arg("kind"), py::arg("latent"), py::arg("grid"), py::arg("scale") = "reference",
-      py::arg("scales") = py::none(), py::call_guard<py::gil_scoped_release>(),
+      py::arg("scales") = py::none(), py::arg("input") = "", py::arg("output") = "",
+      py::call_guard<py::gil_scoped_release>(),
       "The TensorReport of one tensor; grid 'f32' keeps it. scales: the learned ones, for the rule "
-      "'learned'.");
+      "'learned'. input, output: formats of activations.");
 }
 
 }  // namespace
@@ -98,6 +105,21 @@ void bind_prepare(py::module_& module) {
       .def(
           "set_enabled", [](PreparedDecoder& prepared, bool enabled) { prepared.model.set_enabled(enabled); },
           py::arg("enabled"), "Whether forward sees the quantized weights or the float latents.")
+      .def(
+          "set_calibrating",
+          [](PreparedDecoder& prepared, bool calibrating) { prepared.model.set_calibrating(calibrating); },
+          py::arg("calibrating"),
+          "While on, every forward pass widens the static activation scales to its activations.")
+      .def(
+          "activation_scales",
+          [](const PreparedDecoder& prepared) {
+            std::map<std::string, float> scales;
+            for (const auto& activation : prepared.model.activations()) {
+              if (activation->has_scale()) scales[activation->name()] = activation->scale().item<float>();
+            }
+            return scales;
+          },
+          "Name in checkpoints -> static activation scale; 0: not calibrated yet.")
       .def(
           "scale_parameters",
           [](const PreparedDecoder& prepared) {

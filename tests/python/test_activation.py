@@ -109,3 +109,48 @@ def test_errors_name_the_layer():
     x[1, 3] = float("nan")
     with pytest.raises(libqat.NumericError, match=r"up\.weight: row 1 is not finite"):
         ops.fake_quantize_activation(x, "q8_0", tensor="up.weight")
+
+
+def lsq_scale_gradient(x, scale, upstream):
+    """The closed formula of LSQ (arXiv:1902.08153) for 8-bit activations, in float64."""
+    x, upstream, s = x.double(), upstream.double(), float(torch.tensor(scale))
+    code = (x / s).round()
+    slope = torch.where((code >= -128) & (code <= 127), code - x / s, code.clamp(-128, 127))
+    return (upstream * slope).sum() / (127 * x.shape[-1]) ** 0.5
+
+
+@pytest.mark.parametrize("scale", [0.004, 0.013, 0.4])
+def test_gradient_of_a_static_scale(scale):
+    x, upstream = normal(5, 3, 64, seed=3), normal(5, 3, 64, seed=4)
+    s = torch.tensor(scale, requires_grad=True)
+    leaf = x.clone().requires_grad_()
+    ops.fake_quantize_activation(leaf, "int8_tensor_static", s).backward(upstream)
+    # 960 float32 terms of at most 128, each rounded a few times
+    expected = lsq_scale_gradient(x, scale, upstream)
+    assert torch.allclose(s.grad.double(), expected, rtol=1e-5, atol=1e-6)
+    alone = x.clone().requires_grad_()
+    ops.fake_quantize_activation(alone, "int8_tensor_static", s.detach()).backward(upstream)
+    assert torch.equal(leaf.grad, alone.grad)
+
+
+def test_a_scale_of_zero_has_no_gradient():
+    s = torch.tensor(0.0, requires_grad=True)
+    x = normal(4, 8).requires_grad_()
+    ops.fake_quantize_activation(x, "int8_tensor_static", s).sum().backward()
+    assert s.grad == 0
+    assert torch.equal(x.grad, torch.ones(4, 8))
+
+
+def test_a_scale_moves_against_its_gradient_towards_less_error():
+    """With squared error as the loss, LSQ's gradient is its derivative where no code changes."""
+    x = normal(64, 16, seed=7)
+    s = torch.tensor(0.05, requires_grad=True)
+    optimizer = torch.optim.SGD([s], lr=5.0)
+    errors = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        error = (ops.fake_quantize_activation(x, "int8_tensor_static", s) - x).square().mean()
+        error.backward()
+        errors.append(error.item())
+        optimizer.step()
+    assert errors[-1] < errors[0] / 2

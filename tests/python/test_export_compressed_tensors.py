@@ -300,7 +300,7 @@ BROKEN = [
     (lambda t, c: _group(c).update(targets=["re:(a{1,900}){1,900}"]), libqat.UnsupportedError, "regular"),
     (lambda t, c: _group(c).update(weights=None), libqat.FileError, "weights"),
     (
-        lambda t, c: _group(c).update(input_activations={"num_bits": 8}),
+        lambda t, c: _group(c).update(input_activations={"num_bits": 8, "dynamic": True}),
         libqat.UnsupportedError,
         "activations",
     ),

@@ -103,6 +103,16 @@ def operator_calls():
             LIBQAT.fake_quantize_activation_backward,
             (normal(2, 64), normal(2, 64, seed=1), torch.tensor(0.02)),
         ),
+        (
+            "activation-learned",
+            LIBQAT.fake_quantize_activation,
+            (leaf(2, 3, 64), "int8_tensor_static", torch.tensor(0.02, requires_grad=True)),
+        ),
+        (
+            "activation_backward_scale",
+            LIBQAT.fake_quantize_activation_backward_scale,
+            (normal(2, 64), normal(2, 64, seed=1), torch.tensor(0.02)),
+        ),
         ("seq_start", LIBQAT.seq_start, (latent, "mlx2_g32")),
         ("seq_tie", LIBQAT.seq_tie, (seq, "mlx2_g32")),
         ("seq_tie_backward", LIBQAT.seq_tie_backward, (normal(48, 2, 2), "mlx2_g32")),

@@ -53,6 +53,7 @@ class Start(str, Enum):
 
     guided = "guided"
     gptq = "gptq"
+    lattice = "lattice"
     none = "none"
 
 
@@ -71,8 +72,9 @@ def run(
     start: Annotated[
         Start | None,
         typer.Option(
-            help="Where the weights start: at a PTQ method's solution on the run's own tokens, or as they "
-            "are. Default: what came out best for the policy's grids."
+            help="Where the weights start: at a PTQ method's solution on the run's own tokens, at the codes "
+            "and scales that the model has already (lattice), or as they are. Default: what came out best "
+            "for the policy's grids."
         ),
     ] = None,
     learning_rate: Annotated[

@@ -18,7 +18,8 @@ Methods (docs/ptq.md): rtn takes the consumers' own scales, the baseline that fi
 takes the scales of least error; weighted counts that error by how large each input is; awq rescales the input
 channels first; gptq lets the weights still to come make up for each error; guided is gptq in which a token
 counts as much as the model's answer depends on it, and goes over codes and scales again. The last four read
---text. All files have the same size.
+--text. lattice is for float checkpoints that were trained on a grid ("-qat-q4_0-unquantized"): it finds the
+codes and scales that their weights already have. All files have the same size.
 
 Example: [bold]libqat quantize ./SmolLM2-135M --policy gguf-q4_0 --out rtn.qat.safetensors[/bold]
 
@@ -35,6 +36,7 @@ class Method(StrEnum):
     GPTQ = "gptq"
     AWQ = "awq"
     GUIDED = "guided"
+    LATTICE = "lattice"
 
 
 CALIBRATED = {
@@ -82,6 +84,8 @@ def run(
     if method in CALIBRATED:
         ids = finetune.tokenize_files(model, text or [], window)
         found = _calibrate(method, prepared, ptq.calibration_windows(ids, tokens, window))
+    if method is Method.LATTICE:
+        found = _lattice(prepared)
     out = out or Path(f"{method or Method.RTN}.qat.safetensors")
     rows = prepared.report()
     if report and not json:
@@ -90,6 +94,35 @@ def run(
     console.say(f"wrote {out}")
     if json:
         console.print_json(_outcome(out, rows) | found)
+
+
+def _lattice(prepared: libqat.PreparedDecoder) -> dict[str, Any]:
+    """Takes the scales that the weights lie on; what the JSON says of them."""
+    try:
+        with console.progress("lattice") as update:
+            rows = libqat.lattice(prepared, progress=update)
+    except KeyboardInterrupt:
+        console.say("interrupted; nothing was written")
+        raise typer.Exit(130) from None
+    there = [row.lattice for row in rows if row.lattice.rule != "none"]
+    blocks, exact = sum(one.blocks for one in there), sum(one.exact for one in there)
+    console.say(f"{len(there)} of {len(rows)} tensors lie on their grid")
+    if blocks:
+        console.say(f"{exact:,} of their {blocks:,} blocks exactly ({exact / blocks:.3%})")
+    return {
+        "method": str(Method.LATTICE),
+        "lattices": [
+            {
+                "name": row.name,
+                "grid": row.grid,
+                "rule": row.lattice.rule,
+                "blocks": row.lattice.blocks,
+                "exact": row.lattice.exact,
+                "worst": row.lattice.worst,
+            }
+            for row in rows
+        ],
+    }
 
 
 def _calibrate(method: Method, prepared: libqat.PreparedDecoder, windows: Any) -> dict[str, Any]:

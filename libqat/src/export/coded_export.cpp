@@ -3,6 +3,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "export/activation_scales.hpp"
+
 namespace qat {
 
 namespace {
@@ -81,7 +83,7 @@ std::vector<FolderTensor> coded_tensors(const QuantizedCheckpoint& checkpoint,
     for (std::size_t i = first; i < tensors.size(); ++i) tensors[i].key = module.planned->key;
   }
   for (const HfTensor& planned : plan) {
-    if (!checkpoint.quantized.contains(planned.holder)) {
+    if (!checkpoint.quantized.contains(planned.holder) && !is_activation_scale(planned.key)) {
       tensors.push_back(float_tensor(checkpoint, planned, dtype));
     }
   }

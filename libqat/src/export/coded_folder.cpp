@@ -3,8 +3,10 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/scalar_tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -118,6 +120,21 @@ void compare_coded(const CodedFolder& folder, const QuantizedCheckpoint& checkpo
                differences);
 }
 
+void compare_activations(const ActivationScaleMap& expected, const ActivationScaleMap& got,
+                         std::vector<Difference>& differences) {
+  const auto scale_in = [](const ActivationScaleMap& scales, const std::string& key) {
+    const auto found = scales.find(key);
+    return found == scales.end() ? 0.0F : found->second;
+  };
+  ActivationScaleMap all = expected;
+  all.insert(got.begin(), got.end());
+  for (const auto& [key, one] : all) {
+    const float wanted = scale_in(expected, key), had = scale_in(got, key);
+    if (wanted == had) continue;
+    differences.push_back({key, "values", 1, "expected " + text_of(wanted) + ", got " + text_of(had)});
+  }
+}
+
 }  // namespace
 
 CodedFolder open_folder(const std::filesystem::path& path) {
@@ -130,7 +147,7 @@ CodedFolder open_folder(const std::filesystem::path& path) {
   }
   config.erase("quantization_config");
   auto weights = std::make_shared<const FolderWeights>(FolderWeights{path, io::SafetensorsDirectory(path)});
-  return {std::move(weights), config.dump(2), &hf_dtype(dtype), "int", {}, {}, ""};
+  return {std::move(weights), config.dump(2), &hf_dtype(dtype), "int", {}, {}, {}, ""};
 }
 
 bool has_tokenizer(const std::filesystem::path& folder) {
@@ -179,6 +196,14 @@ at::Tensor read_scales(const FolderWeights& weights, const io::SafetensorsTensor
   return scales;
 }
 
+float read_number(const FolderWeights& weights, const std::string& name) {
+  const at::Tensor tensor = read_tensor(weights.tensors.at(name));
+  const bool fits = tensor.numel() == 1 && tensor.is_floating_point();
+  const float number = fits ? tensor.to(at::kFloat).item<float>() : 0.0F;
+  if (!fits || !std::isfinite(number)) fail_folder(weights.path, name, "one finite number", "something else");
+  return number;
+}
+
 QuantizedCheckpoint import_folder(const CodedFolder& folder) {
   if (!folder.surplus.empty()) {
     throw UnsupportedError("import_checkpoint: " + folder.weights->path.string() + ": " + folder.surplus +
@@ -196,6 +221,9 @@ QuantizedCheckpoint import_folder(const CodedFolder& folder) {
     checkpoint.floats[name] = read_tensor(folder.weights->tensors.at(name));
     keys.insert(name);
   }
+  for (const auto& [key, scale] : folder.scales) {
+    checkpoint.floats[key] = at::scalar_tensor(scale, at::kFloat);
+  }
   Json config = Json::parse(folder.config);
   restore_aliases(manifest, checkpoint, config);
   checkpoint.config = config.dump(2);
@@ -205,10 +233,12 @@ QuantizedCheckpoint import_folder(const CodedFolder& folder) {
 }
 
 std::vector<Difference> verify_folder(const CodedFolder& folder, const QuantizedCheckpoint& checkpoint,
-                                      const std::vector<HfTensor>& plan) {
+                                      const std::vector<HfTensor>& plan, bool caches) {
   std::vector<Difference> differences;
   std::set<std::string> expected;
+  compare_activations(planned_scales(checkpoint, plan, caches), folder.scales, differences);
   for (const HfTensor& planned : plan) {
+    if (is_activation_scale(planned.key)) continue;
     expected.insert(planned.key);
     if (checkpoint.quantized.contains(planned.holder)) {
       compare_coded(folder, checkpoint, planned, differences);

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "export/activation_scales.hpp"
 #include "export/hf_plan.hpp"
 #include "export/integer_tensor.hpp"
 #include "qat/io/safetensors.hpp"
@@ -31,6 +32,7 @@ struct CodedFolder {
   /// State_dict key -> its codes and scales. FileError naming folder and tensor.
   std::map<std::string, std::function<IntegerTensor()>> coded;
   std::vector<std::string> floats;  ///< the other tensors
+  ActivationScaleMap scales;        ///< of activations, without zeros
   std::string surplus;  ///< the first tensor of a coded module that this format does not have, or ""
 };
 
@@ -57,12 +59,15 @@ at::Tensor read_tensor(const io::SafetensorsTensor& stored);
 /// for ones that are not finite.
 at::Tensor read_scales(const FolderWeights& weights, const io::SafetensorsTensor& stored, grid::DType* type);
 
+/// One number. FileError for another shape or type, and for one that is not finite.
+float read_number(const FolderWeights& weights, const std::string& name);
+
 /// The folder as a checkpoint; grids that libqat.json names are taken when they are the same numbers.
 QuantizedCheckpoint import_folder(const CodedFolder& folder);
 
 /// Compares every tensor of the plan, quantized ones by codes, scales and the values that the consumer
-/// computes.
+/// computes; and the activation scales, of keys and values too if `caches`.
 std::vector<Difference> verify_folder(const CodedFolder& folder, const QuantizedCheckpoint& checkpoint,
-                                      const std::vector<HfTensor>& plan);
+                                      const std::vector<HfTensor>& plan, bool caches = false);
 
 }  // namespace qat

@@ -4,11 +4,14 @@
 //    significant first, in little-endian words.
 // 2. `M.weight_scale` [R, N / g], [R, 1] or [1], in the type of the grid's scales.
 // 3. `M.weight_shape` I64 [2]: R, N.
-// 4. config.json, `quantization_config`: one group per width and strategy, with the modules it means.
+// 4. `M.input_scale`, `M.output_scale` F32 [1]: static scales of activations, where they are rounded.
+// 5. config.json, `quantization_config`: one group per width, strategy and rounding of activations, with the
+//    modules it means.
 // (compressed-tensors 0.20: compressors/pack_quantized, quantization/quant_config.py)
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
@@ -17,6 +20,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/dtype.hpp"
+#include "export/activation_scales.hpp"
 #include "export/coded_export.hpp"
 #include "export/compressed_tensors_reader.hpp"
 #include "export/module_patterns.hpp"
@@ -34,11 +38,6 @@ std::string reason_against(const HfTensor& planned, const QuantizedTensor&) {
 }
 
 std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const ExportOptions& options) {
-  for (const auto& [key, tensor] : checkpoint.floats) {
-    if (!is_activation_scale(key)) continue;
-    return {
-        {key, std::string(tensor.dtype().name()), "expected no activation scales; they have no place here"}};
-  }
   return coded_obstacles(fit_integers(checkpoint, "int"), options.dtype, reason_against);
 }
 
@@ -58,6 +57,32 @@ at::Tensor packed(const at::Tensor& codes, int bits) {
 
 at::ScalarType scale_type(grid::DType stored) {
   return stored == grid::DType::kBF16 ? at::kBFloat16 : stored == grid::DType::kF16 ? at::kHalf : at::kFloat;
+}
+
+/// What the modules of a group have in common.
+struct GroupOf {
+  int bits;
+  int64_t block;
+  bool input, output;  ///< whether their activations are rounded
+
+  auto operator<=>(const GroupOf&) const = default;
+};
+
+GroupOf group_of(const QuantizedCheckpoint& checkpoint, const CodedModule& module) {
+  const grid::Info& info = grid::find(module.tensor->scheme.weight).info();
+  return {info.bits, info.block, activation_scale(checkpoint, *module.planned, kInputScale) != 0.0F,
+          activation_scale(checkpoint, *module.planned, kOutputScale) != 0.0F};
+}
+
+void add_activations(const QuantizedCheckpoint& checkpoint, const CodedModule& module,
+                     std::vector<FolderTensor>& tensors) {
+  for (const auto& [part, name] : {std::pair{kInputScale, ".input_scale"}, {kOutputScale, ".output_scale"}}) {
+    const float scale = activation_scale(checkpoint, *module.planned, part);
+    if (scale == 0.0F) continue;
+    tensors.push_back({module.name + name, io::Dtype::kF32, {1}, [scale] {
+                         return at::full({1}, scale, at::TensorOptions().dtype(at::kFloat));
+                       }});
+  }
 }
 
 void add_module(const CodedModule& module, std::vector<FolderTensor>& tensors) {
@@ -96,13 +121,18 @@ Json weights_of(int bits, int64_t block) {
           {"observer", nullptr}};
 }
 
+/// Of 8-bit activations with one scale; null where they stay as they are.
+Json activations_of(bool rounded) {
+  if (!rounded) return nullptr;
+  return {{"num_bits", 8},      {"type", "int"},       {"symmetric", true},     {"strategy", "tensor"},
+          {"dynamic", false},   {"actorder", nullptr}, {"group_size", nullptr}, {"block_structure", nullptr},
+          {"observer", nullptr}};
+}
+
 Json quantization_config(const QuantizedCheckpoint& checkpoint, const std::vector<HfTensor>& plan) {
   const std::vector<CodedModule> modules = coded_modules(checkpoint, plan);
-  std::map<std::pair<int, int64_t>, std::vector<std::string>> members;
-  for (const CodedModule& module : modules) {
-    const grid::Info& info = grid::find(module.tensor->scheme.weight).info();
-    members[{info.bits, info.block}].push_back(module.name);
-  }
+  std::map<GroupOf, std::vector<std::string>> members;
+  for (const CodedModule& module : modules) members[group_of(checkpoint, module)].push_back(module.name);
   const std::vector<std::string> unquantized = float_modules(checkpoint, plan, false);
   Json groups = Json::object();
   for (const auto& [scheme, names] : members) {
@@ -116,9 +146,9 @@ Json quantization_config(const QuantizedCheckpoint& checkpoint, const std::vecto
     }
     groups["group_" + std::to_string(groups.size())] = {{"targets", targets},
                                                         {"format", "pack-quantized"},
-                                                        {"input_activations", nullptr},
-                                                        {"output_activations", nullptr},
-                                                        {"weights", weights_of(scheme.first, scheme.second)}};
+                                                        {"input_activations", activations_of(scheme.input)},
+                                                        {"output_activations", activations_of(scheme.output)},
+                                                        {"weights", weights_of(scheme.bits, scheme.block)}};
   }
   std::vector<std::string> ignore = unquantized;
   for (const auto& [alias, holder] : checkpoint.aliases) {
@@ -135,15 +165,13 @@ Json quantization_config(const QuantizedCheckpoint& checkpoint, const std::vecto
 }
 
 /// vLLM computes some layers as one; parts on different grids do not load there.
-std::vector<std::string> notes_of(const std::vector<CodedModule>& modules,
+std::vector<std::string> notes_of(const QuantizedCheckpoint& checkpoint,
+                                  const std::vector<CodedModule>& modules,
                                   const std::vector<std::string>& unquantized) {
   constexpr std::string_view kFused[][3] = {{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj", ""}};
-  std::map<std::string, std::pair<int, int64_t>> schemes;
-  for (const std::string& name : unquantized) schemes[name] = {0, 0};
-  for (const CodedModule& module : modules) {
-    const grid::Info& info = grid::find(module.tensor->scheme.weight).info();
-    schemes[module.name] = {info.bits, info.block};
-  }
+  std::map<std::string, GroupOf> schemes;
+  for (const std::string& name : unquantized) schemes[name] = {};
+  for (const CodedModule& module : modules) schemes[module.name] = group_of(checkpoint, module);
   std::vector<std::string> notes;
   for (const auto& [name, scheme] : schemes) {
     for (const auto& parts : kFused) {
@@ -160,11 +188,21 @@ std::vector<std::string> notes_of(const std::vector<CodedModule>& modules,
   return notes;
 }
 
+std::vector<FolderTensor> folder_tensors(const QuantizedCheckpoint& checkpoint,
+                                         const std::vector<CodedModule>& modules,
+                                         const std::vector<HfTensor>& plan, const HfDtype& dtype) {
+  return coded_tensors(checkpoint, modules, plan, dtype,
+                       [&checkpoint](const CodedModule& module, std::vector<FolderTensor>& tensors) {
+                         add_module(module, tensors);
+                         add_activations(checkpoint, module, tensors);
+                       });
+}
+
 ExportPlan planned(const QuantizedCheckpoint& given, std::string_view dtype) {
   const Fitted fitted = fit_integers(given, "int");
   const std::vector<HfTensor> plan = plan_hf(fitted.checkpoint);
-  return folder_plan(coded_tensors(fitted.checkpoint, coded_modules(fitted.checkpoint, plan), plan,
-                                   hf_dtype(dtype), add_module),
+  const std::vector<CodedModule> modules = coded_modules(fitted.checkpoint, plan);
+  return folder_plan(folder_tensors(fitted.checkpoint, modules, plan, hf_dtype(dtype)),
                      coded_obstacles(fitted, reason_against));
 }
 
@@ -175,10 +213,9 @@ void write(const QuantizedCheckpoint& given, const std::string& path, const Expo
   const std::vector<CodedModule> modules = coded_modules(checkpoint, plan);
   const CodedSummary summary{"compressed-tensors", "Pack-quantized weights (Compressed Tensors)",
                              "vLLM and transformers",
-                             notes_of(modules, float_modules(checkpoint, plan, false))};
+                             notes_of(checkpoint, modules, float_modules(checkpoint, plan, false))};
   FolderWriter writer(checkpoint, path, options);
-  const std::vector<FolderTensor> tensors =
-      coded_tensors(checkpoint, modules, plan, *dtype.dtype, add_module);
+  const std::vector<FolderTensor> tensors = folder_tensors(checkpoint, modules, plan, *dtype.dtype);
   Json config = hf_config(checkpoint, *dtype.dtype);
   config["quantization_config"] = quantization_config(checkpoint, plan);
   writer.add("config.json", config.dump(2) + "\n");
@@ -213,6 +250,7 @@ constinit const Target kCompressedTensorsTarget{"compressed-tensors",
                                                 write,
                                                 is_compressed_tensors,
                                                 verify_compressed_tensors,
-                                                import_compressed_tensors};
+                                                import_compressed_tensors,
+                                                ActivationPlaces::kLayers};
 
 }  // namespace qat

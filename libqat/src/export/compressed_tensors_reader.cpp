@@ -19,12 +19,16 @@ constexpr const char* kConfig = "config.json: quantization_config";
 constexpr int64_t kWidest = int64_t{1} << 31;  // weights in a row, so that no product below overflows
 
 constexpr const char* kParts[] = {".weight_packed", ".weight_scale", ".weight_shape"};
-constexpr const char* kForeign[] = {".weight_zero_point", ".weight_g_idx", ".input_scale", ".output_scale"};
+constexpr const char* kForeign[] = {".weight_zero_point", ".weight_g_idx"};
+/// Here, and in checkpoints.
+constexpr std::pair<const char*, const char*> kScales[] = {{".input_scale", kInputScale},
+                                                           {".output_scale", kOutputScale}};
 
 struct GroupScheme {
   std::vector<std::string> targets;
   int bits = 0;
-  int64_t block = 0;  ///< as in grid::Info
+  int64_t block = 0;                   ///< as in grid::Info
+  bool input = false, output = false;  ///< whether activations have a static scale
 };
 
 /// What a group of the configuration says of its weights.
@@ -38,8 +42,8 @@ class GroupParser {
     const json& weights = field(group_, "weights");
     if (!weights.is_object()) fail("weights", "an object", weights);
     support(field(group_, "format"), "format", {json(), "pack-quantized"});
-    support(field(group_, "input_activations"), "input_activations", {json()});
-    support(field(group_, "output_activations"), "output_activations", {json()});
+    scheme.input = has_scale("input_activations");
+    scheme.output = has_scale("output_activations");
     support(field(weights, "type"), "weights.type", {"int", json()});
     support(field(weights, "symmetric"), "weights.symmetric", {true, json()});
     support(field(weights, "actorder"), "weights.actorder", {json(), false, "weight", "static"});
@@ -60,13 +64,29 @@ class GroupParser {
     fail_folder(folder_, where_ + "." + key, expected, shown(got));
   }
 
-  void support(const json& value, const char* key, std::initializer_list<json> known) const {
+  void support(const json& value, const char* key, const std::vector<json>& known) const {
     for (const json& one : known) {
       if (value == one) return;
     }
     throw UnsupportedError("import_checkpoint: " + folder_.string() + ": " + where_ + "." + key +
                            ": expected " + shown(*known.begin()) + " or what libqat's grids have, got " +
                            shown(value));
+  }
+
+  /// Nothing, or 8-bit integers with one static scale.
+  bool has_scale(const std::string& key) const {
+    const json& activations = field(group_, key.c_str());
+    if (activations.is_null()) return false;
+    if (!activations.is_object()) fail(key.c_str(), "an object or null", activations);
+    const std::pair<const char*, std::vector<json>> wanted[] = {{"num_bits", {8}},
+                                                                {"type", {"int", json()}},
+                                                                {"symmetric", {true, json()}},
+                                                                {"strategy", {"tensor", json()}},
+                                                                {"dynamic", {false, json()}}};
+    for (const auto& [name, known] : wanted) {
+      support(field(activations, name), (key + "." + name).c_str(), known);
+    }
+    return true;
   }
 
   int64_t block_of(const json& weights) const {
@@ -171,12 +191,21 @@ CodedFolder open_compressed_tensors(const std::filesystem::path& path) {
     for (const char* part : kForeign) {
       if (weights.tensors.find(module + part) != nullptr) folder.surplus = module + part;
     }
-    folder.coded[module + ".weight"] = [shared = folder.weights, module,
-                                        scheme = scheme_of(weights, schemes, module)] {
+    const GroupScheme& scheme = scheme_of(weights, schemes, module);
+    folder.coded[module + ".weight"] = [shared = folder.weights, module, scheme] {
       return read_module(*shared, module, scheme);
     };
+    for (const auto& [part, key] : kScales) {
+      if (part == kScales[0].first ? !scheme.input : !scheme.output) continue;
+      parts.insert(module + part);
+      if (const float scale = read_number(weights, module + part); scale != 0.0F) {
+        folder.scales[module + key] = scale;
+      }
+    }
   }
   for (const std::string& name : names) {
+    const bool scale = name.ends_with(kScales[0].first) || name.ends_with(kScales[1].first);
+    if (scale && !parts.contains(name)) folder.surplus = name;
     if (!parts.contains(name) && name != folder.surplus) folder.floats.push_back(name);
   }
   return folder;

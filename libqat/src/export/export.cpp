@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "export/activation_scales.hpp"
 #include "export/comparison.hpp"
 #include "export/targets.hpp"
 #include "qat/core/error.hpp"
@@ -55,16 +56,26 @@ std::vector<Obstacle> can_export(const QuantizedCheckpoint& checkpoint, std::str
                                  const ExportOptions& options) {
   const Target& known = find_target("can_export", target);
   refuse_foreign_options("can_export", known, options);
-  return known.obstacles(checkpoint, options);
+  return known.obstacles(placed(checkpoint, known), options);
+}
+
+std::vector<std::string> left_out(const QuantizedCheckpoint& checkpoint, std::string_view target) {
+  const Target& known = find_target("left_out", target);
+  std::vector<std::string> keys;
+  for (const auto& [key, tensor] : checkpoint.floats) {
+    if (!has_place(known, key)) keys.push_back(key);
+  }
+  return keys;
 }
 
 void export_checkpoint(const QuantizedCheckpoint& checkpoint, const std::string& path,
                        std::string_view target, const ExportOptions& options) {
   const Target& known = find_target("export_checkpoint", target);
   refuse_foreign_options("export_checkpoint", known, options);
-  const std::vector<Obstacle> obstacles = known.obstacles(checkpoint, options);
+  const QuantizedCheckpoint written = placed(checkpoint, known);
+  const std::vector<Obstacle> obstacles = known.obstacles(written, options);
   if (!obstacles.empty()) refuse(known, obstacles);
-  known.write(checkpoint, path, options);
+  known.write(written, path, options);
 }
 
 QuantizedCheckpoint import_checkpoint(const std::string& path) {
@@ -78,7 +89,8 @@ QuantizedCheckpoint import_checkpoint(const std::string& path) {
 
 std::vector<Difference> verify(const std::string& path, const QuantizedCheckpoint& checkpoint) {
   const Target* known = target_of(path);
-  return known == nullptr ? verify_checkpoint(path, checkpoint) : known->verify(path, checkpoint);
+  return known == nullptr ? verify_checkpoint(path, checkpoint)
+                          : known->verify(path, placed(checkpoint, *known));
 }
 
 }  // namespace qat

@@ -3,6 +3,7 @@
 // 1. Linear layer M: `M.weight` U8 [R, ceil(N * bits / 8)] (2 and 4 bits: code + 2^(bits - 1), least
 //    significant bits first) or I8 [R, N] (8 bits); `M.weight_scale` F32 [R, 1];
 //    `M.input_activation_scale`, `M.output_activation_scale` F32 [], 0 = the activations are not rounded.
+//    Attention A: `A.k_cache_scale`, `A.v_cache_scale` F32 [], where keys and values are kept in 8 bits.
 // 2. Embedding E: `E.embedding_quantized`, packed alike; `E.embedding_scale` F32 [R, 1].
 // 3. config.json, `quantization_config`: regular expressions -> bits, and modules that stay as they are.
 // The consumer computes code * scale in the model's dtype. (transformers 5.23: integrations/gemma_quant.py)
@@ -17,6 +18,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "export/activation_scales.hpp"
 #include "export/coded_export.hpp"
 #include "export/gemma_mobile_reader.hpp"
 #include "export/module_patterns.hpp"
@@ -83,12 +85,8 @@ at::Tensor packed(const at::Tensor& codes, int bits) {
   return result;
 }
 
-float activation_scale(const QuantizedCheckpoint& checkpoint, const std::string& key) {
-  const auto found = checkpoint.floats.find(key);
-  if (found == checkpoint.floats.end()) return 0.0F;
-  if (found->second.numel() == 1) return found->second.to(at::kFloat).item<float>();
-  throw ArgumentError("export_checkpoint: " + key + ": expected one number, got " +
-                      std::to_string(found->second.numel()));
+FolderTensor number_tensor(const std::string& name, float number) {
+  return {name, io::Dtype::kF32, {}, [number] { return at::scalar_tensor(number, at::kFloat); }};
 }
 
 void add_module(const QuantizedCheckpoint& checkpoint, const CodedModule& module,
@@ -110,9 +108,7 @@ void add_module(const QuantizedCheckpoint& checkpoint, const CodedModule& module
                      [read] { return read().scales; }});
   if (embedding) return;
   for (const char* part : {kInputScale, kOutputScale}) {
-    const float scale = activation_scale(checkpoint, module.name + part);
-    tensors.push_back(
-        {module.name + part, io::Dtype::kF32, {}, [scale] { return at::scalar_tensor(scale, at::kFloat); }});
+    tensors.push_back(number_tensor(module.name + part, activation_scale(checkpoint, *module.planned, part)));
   }
 }
 
@@ -130,6 +126,14 @@ Json quantization_config(const QuantizedCheckpoint& checkpoint, const std::vecto
   std::vector<std::string> unquantized = float_modules(checkpoint, plan, true);
   for (const auto& [alias, holder] : checkpoint.aliases) {
     if (!checkpoint.quantized.contains(holder)) unquantized.push_back(module_of(alias));
+  }
+  // A head that the configuration ties to a float embedding is a layer all the same.
+  std::set<std::string> keys;
+  for (const HfTensor& planned : plan) keys.insert(planned.key);
+  for (const auto& [head, embedding] : tied_head(checkpoint.config, keys)) {
+    const bool listed =
+        std::find(unquantized.begin(), unquantized.end(), module_of(head)) != unquantized.end();
+    if (!listed) unquantized.push_back(module_of(head));
   }
   Json modules = Json::object(), kept = Json::array();
   for (const auto& [bits, names] : members) {
@@ -154,10 +158,17 @@ Json quantization_config(const QuantizedCheckpoint& checkpoint, const std::vecto
 std::vector<FolderTensor> folder_tensors(const QuantizedCheckpoint& checkpoint,
                                          const std::vector<CodedModule>& modules,
                                          const std::vector<HfTensor>& plan, const HfDtype& dtype) {
-  return coded_tensors(checkpoint, modules, plan, dtype,
-                       [&checkpoint](const CodedModule& module, std::vector<FolderTensor>& tensors) {
-                         add_module(checkpoint, module, tensors);
-                       });
+  std::vector<FolderTensor> tensors =
+      coded_tensors(checkpoint, modules, plan, dtype,
+                    [&checkpoint](const CodedModule& module, std::vector<FolderTensor>& parts) {
+                      add_module(checkpoint, module, parts);
+                    });
+  for (const auto& [key, scale] : planned_scales(checkpoint, plan, /*caches=*/true)) {
+    if (!is_cache_scale(key)) continue;
+    tensors.push_back(number_tensor(key, scale));
+    tensors.back().key = key;
+  }
+  return tensors;
 }
 
 ExportPlan planned(const QuantizedCheckpoint& given, std::string_view dtype) {
@@ -197,18 +208,14 @@ QuantizedCheckpoint import_gemma_mobile(const std::string& path) {
 std::vector<Difference> verify_gemma_mobile(const std::string& path, const QuantizedCheckpoint& checkpoint) {
   const CodedFolder folder = open_gemma_mobile(path);
   const QuantizedCheckpoint fitted = fit_integers(checkpoint, "mobile").checkpoint;
-  std::vector<HfTensor> plan = plan_mobile(fitted);
+  const std::vector<HfTensor> plan = plan_mobile(fitted);
   std::string expected = fitted.config;
   if (writes_out_a_tie(plan, fitted)) {
     Json config = Json::parse(expected);
     config["tie_word_embeddings"] = false;
     expected = config.dump();
   }
-  for (const auto& [key, tensor] : fitted.floats) {
-    if (!is_activation_scale(key)) continue;
-    plan.push_back({key, key, {}, at::kFloat, true});
-  }
-  std::vector<Difference> differences = verify_folder(folder, fitted, plan);
+  std::vector<Difference> differences = verify_folder(folder, fitted, plan, /*caches=*/true);
   if (!same_model(folder.config, expected)) {
     differences.push_back(
         {"config.json", "metadata", 1, "expected the checkpoint's configuration, got another"});
@@ -226,6 +233,7 @@ constinit const Target kGemmaMobileTarget{"gemma-mobile",
                                           write,
                                           is_gemma_mobile,
                                           verify_gemma_mobile,
-                                          import_gemma_mobile};
+                                          import_gemma_mobile,
+                                          ActivationPlaces::kLayersAndCaches};
 
 }  // namespace qat

@@ -114,14 +114,6 @@ IntegerTensor read_module(const FolderWeights& weights, const Parts& parts, cons
   return tensor;
 }
 
-/// 0 means that the activations are not rounded, which is what a model without the scale does.
-bool says_nothing(const FolderWeights& weights, const std::string& name) {
-  if (name.ends_with(".k_cache_scale") || name.ends_with(".v_cache_scale")) return true;
-  if (!is_activation_scale(name)) return false;
-  const at::Tensor scale = read_tensor(weights.tensors.at(name));
-  return scale.numel() == 1 && scale.is_floating_point() && scale.to(at::kFloat).item<float>() == 0.0F;
-}
-
 }  // namespace
 
 bool is_gemma_mobile(const std::filesystem::path& path) {
@@ -146,7 +138,12 @@ CodedFolder open_gemma_mobile(const std::filesystem::path& path) {
     };
   }
   for (const std::string& name : names) {
-    if (!parts.contains(name) && !says_nothing(weights, name)) folder.floats.push_back(name);
+    if (is_activation_scale(name)) {
+      // 0 means that the activations are not rounded, which is what a model without the scale does.
+      if (const float scale = read_number(weights, name); scale != 0.0F) folder.scales[name] = scale;
+    } else if (!parts.contains(name)) {
+      folder.floats.push_back(name);
+    }
   }
   return folder;
 }

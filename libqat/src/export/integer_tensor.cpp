@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "export/activation_scales.hpp"
 #include "export/comparison.hpp"
 #include "qat/core/error.hpp"
 #include "qat/grid/stored.hpp"
@@ -93,10 +94,6 @@ void judge(const QuantizedCheckpoint& checkpoint, std::vector<ConsumerDtype>& ju
 }
 
 }  // namespace
-
-bool is_activation_scale(std::string_view key) {
-  return key.ends_with(kInputScale) || key.ends_with(kOutputScale);
-}
 
 at::Tensor IntegerTensor::weight(at::ScalarType dtype) const {
   const int64_t rows = scales.size(0), groups = scales.size(1);

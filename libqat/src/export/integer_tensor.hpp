@@ -19,12 +19,6 @@
 
 namespace qat {
 
-inline constexpr const char* kInputScale = ".input_activation_scale";
-inline constexpr const char* kOutputScale = ".output_activation_scale";
-
-/// Whether the key names the static scale of a layer's inputs or outputs: float32 in every model.
-bool is_activation_scale(std::string_view key);
-
 struct IntegerTensor {
   int bits = 0;
   int64_t block = 0;  ///< as in grid::Info: weights in a group, kWholeRow or kWholeTensor

@@ -6,7 +6,8 @@ namespace qat {
 
 ExportPlan plan_export(const QuantizedCheckpoint& checkpoint, std::string_view target,
                        std::string_view dtype) {
-  return find_target("plan_export", target).plan(checkpoint, dtype);
+  const Target& known = find_target("plan_export", target);
+  return known.plan(placed(checkpoint, known), dtype);
 }
 
 }  // namespace qat

@@ -1,5 +1,6 @@
 #include "export/targets.hpp"
 
+#include "export/activation_scales.hpp"
 #include "qat/core/error.hpp"
 
 namespace qat {
@@ -17,6 +18,17 @@ constexpr const Target* kTargets[] = {
 };
 
 }  // namespace
+
+bool has_place(const Target& target, const std::string& key) {
+  if (!is_activation_scale(key) || target.activations == ActivationPlaces::kLayersAndCaches) return true;
+  return target.activations == ActivationPlaces::kLayers && !is_cache_scale(key);
+}
+
+QuantizedCheckpoint placed(const QuantizedCheckpoint& checkpoint, const Target& target) {
+  QuantizedCheckpoint result = checkpoint;
+  std::erase_if(result.floats, [&](const auto& entry) { return !has_place(target, entry.first); });
+  return result;
+}
 
 std::span<const Target* const> targets() {
   return kTargets;

@@ -21,6 +21,9 @@ struct TargetOptions {
   bool require_exact = false;
 };
 
+/// Which static activation scales a target has a place for.
+enum class ActivationPlaces { kNone, kLayers, kLayersAndCaches };
+
 struct Target {
   std::string_view name;
   TargetOptions options;
@@ -35,7 +38,14 @@ struct Target {
   std::vector<Difference> (*verify)(const std::string& path, const QuantizedCheckpoint& checkpoint);
   /// Exactly the codes and scales of the file; null when the kind holds none.
   QuantizedCheckpoint (*read)(const std::string& path);
+  /// The functions above get checkpoints without the scales that have none.
+  ActivationPlaces activations = ActivationPlaces::kNone;
 };
+
+/// Whether the target has a place for the tensor: activation scales may have none.
+bool has_place(const Target& target, const std::string& key);
+/// The checkpoint without what has none.
+QuantizedCheckpoint placed(const QuantizedCheckpoint& checkpoint, const Target& target);
 
 /// Every target. Those that are recognized by less come after those that are recognized by more.
 std::span<const Target* const> targets();

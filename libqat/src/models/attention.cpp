@@ -43,7 +43,10 @@ KeysValues AttentionImpl::make_keys_values(const at::Tensor& x, const RopeTable&
   const at::Tensor keys = k_proj_(x);
   at::Tensor values = (v_proj_ ? v_proj_(x) : keys).unflatten(-1, {-1, config_.head_dim});
   if (v_norm_) values = plain_rms_norm(values, eps_, values.scalar_type());
-  return {rotate(heads(keys, k_norm_), rope.cos, rope.sin).transpose(1, 2), values.transpose(1, 2)};
+  const auto kept = [](const at::Tensor& made, const std::shared_ptr<ActivationQuantizer>& rounding) {
+    return (rounding ? (*rounding)(made) : made).transpose(1, 2);
+  };
+  return {kept(rotate(heads(keys, k_norm_), rope.cos, rope.sin), key_rounding), kept(values, value_rounding)};
 }
 
 at::Tensor AttentionImpl::mixed(const at::Tensor& x, ForwardPass& pass) {

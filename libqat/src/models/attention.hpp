@@ -2,6 +2,8 @@
 
 #include <torch/nn/module.h>
 
+#include <memory>
+
 #include "forward_pass.hpp"
 #include "qat/models/config.hpp"
 #include "qat/nn/linear.hpp"
@@ -18,6 +20,10 @@ class AttentionImpl : public torch::nn::Module {
   at::Tensor mixed(const at::Tensor& x, ForwardPass& pass);
   /// mixed: [B, T, H * D] -> [B, T, h].
   at::Tensor output(const at::Tensor& mixed) { return o_proj_(mixed); }
+
+  /// What rounds keys and values before later tokens and layers read them; null: nothing does. Of a layer
+  /// that makes its own.
+  std::shared_ptr<ActivationQuantizer> key_rounding, value_rounding;
 
  private:
   /// [B, T, heads * D] -> [B, T, heads, D], normed if the model does that.

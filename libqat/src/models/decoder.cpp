@@ -3,6 +3,8 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "qat/core/error.hpp"
@@ -75,6 +77,26 @@ at::Tensor Decoder::forward(const at::Tensor& tokens) {
 
 std::vector<Stage> Decoder::stages() const {
   return make_stages(parts_->model, config_);
+}
+
+std::vector<nn::KvSlot> Decoder::kv_slots() {
+  const auto name = [](int64_t layer) { return "model.layers." + std::to_string(layer) + ".self_attn"; };
+  std::vector<nn::KvSlot> slots;
+  for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
+    if (config_.layer(i).kv_source != i) continue;
+    AttentionImpl* const attention = &*parts_->model->layers[static_cast<size_t>(i)]->self_attn;
+    slots.push_back(
+        {name(i),
+         {},
+         [attention](std::shared_ptr<ActivationQuantizer> keys, std::shared_ptr<ActivationQuantizer> values) {
+           attention->key_rounding = std::move(keys);
+           attention->value_rounding = std::move(values);
+         }});
+    for (int64_t reader = i + 1; reader < config_.num_hidden_layers; ++reader) {
+      if (config_.layer(reader).kv_source == i) slots.back().aliases.push_back(name(reader));
+    }
+  }
+  return slots;
 }
 
 std::shared_ptr<Decoder> Decoder::frozen_copy(at::ScalarType dtype) {

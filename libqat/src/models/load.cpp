@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "export/input_file.hpp"
 #include "qat/core/error.hpp"
 #include "stored_model.hpp"
 
@@ -10,7 +11,11 @@ namespace qat::models {
 LoadedModel load_model(const std::string& path) {
   const std::filesystem::path file(path);
   std::error_code ignored;
-  if (std::filesystem::is_directory(file, ignored)) return assemble("load_model", open_directory(path));
+  if (std::filesystem::is_directory(file, ignored)) {
+    const std::string method = quantization_method(file);
+    const bool coded = method == "gemma" || method == "compressed-tensors";
+    return assemble("load_model", coded ? open_coded_directory(path) : open_directory(path));
+  }
   if (file.extension() == ".gguf") return assemble("load_model", open_gguf(path));
   const bool there = std::filesystem::exists(file, ignored);
   throw FileError("load_model: " + path + ": expected a Hugging Face directory or a .gguf file, got " +

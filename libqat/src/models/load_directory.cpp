@@ -2,8 +2,11 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "export/activation_scales.hpp"
 #include "qat/arch/family.hpp"
+#include "qat/checkpoint/checkpoint.hpp"
 #include "qat/core/error.hpp"
+#include "qat/export/export.hpp"
 #include "qat/io/mapped_file.hpp"
 #include "qat/io/safetensors.hpp"
 #include "stored_model.hpp"
@@ -35,8 +38,15 @@ grid::DType float_type(const std::string& path, const io::SafetensorsTensor& ten
 /// as transformers writes it for the class of the decoder.
 std::string decoder_config(const std::string& json) {
   using Json = nlohmann::ordered_json;
-  const Json whole = Json::parse(json, nullptr, false);
-  if (!whole.is_object() || !whole.contains("text_config") || !whole["text_config"].is_object()) return json;
+  Json whole = Json::parse(json, nullptr, false);
+  if (!whole.is_object()) return json;
+  // Float checkpoints that lie on a grid may say which; without a method, nothing in them is packed.
+  const bool packed = whole.contains("quantization_config") && whole["quantization_config"].is_object() &&
+                      whole["quantization_config"].contains("quant_method");
+  const bool dropped = !packed && whole.erase("quantization_config") > 0;
+  if (!whole.contains("text_config") || !whole["text_config"].is_object()) {
+    return dropped ? whole.dump(2) : json;
+  }
   Json text = whole["text_config"];
   for (const char* key : {"tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
                           "torch_dtype", "quantization_config"}) {
@@ -56,7 +66,24 @@ std::string decoder_config(const std::string& json) {
   return text.dump(2);
 }
 
+using Codes = std::shared_ptr<const QuantizedCheckpoint>;
+
 }  // namespace
+
+StoredModel open_coded_directory(const std::string& path) {
+  const Codes codes = std::make_shared<const QuantizedCheckpoint>(import_checkpoint(path));
+  StoredModel stored{path, decoder_config(codes->config), path, {}};
+  const DecoderConfig config = config_of_file("load_model", path, stored.config);
+  const arch::Family& family = arch::find_by_model_type(config.model_type);
+  const auto add = [&](const std::string& key, const std::vector<int64_t>& shape) {
+    const std::string canonical = arch::canonical_name(family, key);
+    if (is_activation_scale(key) || arch::matches_any(family.hf_only, canonical)) return;
+    stored.tensors[canonical] = {shape, [codes, key] { return weight_of(*codes, key); }};
+  };
+  for (const auto& [key, tensor] : codes->quantized) add(key, tensor.shape);
+  for (const auto& [key, tensor] : codes->floats) add(key, tensor.sizes().vec());
+  return stored;
+}
 
 StoredModel open_directory(const std::string& path) {
   const std::filesystem::path folder(path);

@@ -38,6 +38,8 @@ DecoderConfig config_of_file(const char* function, const std::string& path, cons
 
 /// Sources of `load_model`.
 StoredModel open_directory(const std::string& path);
+/// A folder of codes and scales, dequantized.
+StoredModel open_coded_directory(const std::string& path);
 StoredModel open_gguf(const std::string& path);
 
 }  // namespace qat::models

@@ -14,8 +14,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <array>
+#include <cmath>
 
 #include "ops/check.hpp"
 #include "ops/dispatch.hpp"
@@ -32,8 +31,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 using Forward = at::Tensor(const at::Tensor&, string_view, const OptionalTensor&, string_view);
 using Backward = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, string_view);
-
-constexpr std::array kFormats{kInt8TensorStatic, kInt8Token, kQ8_0};
+using Both = std::tuple<at::Tensor, at::Tensor>;
+using BackwardScale = Both(const at::Tensor&, const at::Tensor&, const at::Tensor&, string_view);
 
 c10::TypedOperatorHandle<Forward> forward_operator() {
   static const auto op = find_operator<Forward>("libqat::fake_quantize_activation");
@@ -42,6 +41,11 @@ c10::TypedOperatorHandle<Forward> forward_operator() {
 
 c10::TypedOperatorHandle<Backward> backward_operator() {
   static const auto op = find_operator<Backward>("libqat::fake_quantize_activation_backward");
+  return op;
+}
+
+c10::TypedOperatorHandle<BackwardScale> backward_scale_operator() {
+  static const auto op = find_operator<BackwardScale>("libqat::fake_quantize_activation_backward_scale");
   return op;
 }
 
@@ -148,6 +152,28 @@ at::Tensor backward_meta(const at::Tensor& grad, const at::Tensor& input, const 
   return at::empty_like(grad, at::MemoryFormat::Contiguous);
 }
 
+Both backward_scale(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& scale,
+                    string_view tensor) {
+  check_backward(grad, input, scale, tensor);
+  const NoAutocast guard(c10::autocast_dispatch_keyset);
+  const StaticScale s(scale, input.scalar_type());
+  const at::Tensor ratio = input.contiguous() / s.value, code = at::round(ratio);
+  const at::Tensor inside = code.ge(-128).logical_and_(code.le(127));
+  const at::Tensor passed = grad.contiguous(), none = at::zeros_like(passed);
+  const at::Tensor steps =
+      at::clamp(code, -128, 127).to(at::kFloat).sub_(at::where(inside, ratio, none).to(at::kFloat));
+  const at::Tensor sum = steps.mul_(passed).sum();
+  const double shared = 127.0 * static_cast<double>(input.size(-1));
+  return {at::where(inside.logical_or(s.calibrated.logical_not()), passed, none),
+          at::where(s.calibrated, sum / std::sqrt(shared), at::zeros_like(sum))};
+}
+
+Both backward_scale_meta(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& scale,
+                         string_view tensor) {
+  check_backward(grad, input, scale, tensor);
+  return {at::empty_like(grad, at::MemoryFormat::Contiguous), at::empty_like(scale)};
+}
+
 class FakeQuantizeActivation : public torch::autograd::Function<FakeQuantizeActivation> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, string_view format,
@@ -162,6 +188,10 @@ class FakeQuantizeActivation : public torch::autograd::Function<FakeQuantizeActi
     const auto saved = context->get_saved_variables();
     if (saved.empty()) return {grads[0], {}, {}, {}};
     const string_view tensor = context->saved_data["tensor"].toStringView();
+    if (context->needs_input_grad(1)) {
+      auto [by_input, by_scale] = backward_scale_operator().call(grads[0], saved[0], saved[1], tensor);
+      return {std::move(by_input), {}, std::move(by_scale), {}};
+    }
     return {backward_operator().call(grads[0], saved[0], saved[1], tensor), {}, {}, {}};
   }
 };
@@ -182,16 +212,19 @@ at::Tensor forward_autocast(const at::Tensor& input, string_view format, const O
 TORCH_LIBRARY_IMPL(libqat, Meta, m) {
   m.impl("fake_quantize_activation", forward_meta);
   m.impl("fake_quantize_activation_backward", backward_meta);
+  m.impl("fake_quantize_activation_backward_scale", backward_scale_meta);
 }
 
 TORCH_LIBRARY_IMPL(libqat, CompositeExplicitAutograd, m) {
   m.impl("fake_quantize_activation", forward);
   m.impl("fake_quantize_activation_backward", backward);
+  m.impl("fake_quantize_activation_backward_scale", backward_scale);
 }
 
 TORCH_LIBRARY_IMPL(libqat, Autograd, m) {
   m.impl("fake_quantize_activation", forward_autograd);
   m.impl("fake_quantize_activation_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("fake_quantize_activation_backward_scale", torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(libqat, AutocastCPU, m) {
@@ -204,17 +237,6 @@ TORCH_LIBRARY_IMPL(libqat, AutocastCUDA, m) {
 
 }  // namespace
 
-std::vector<string_view> activation_formats() {
-  return {kFormats.begin(), kFormats.end()};
-}
-
-void check_activation_format(string_view format) {
-  if (std::find(kFormats.begin(), kFormats.end(), format) != kFormats.end()) return;
-  std::string legal;
-  for (const string_view name : kFormats) legal.append(legal.empty() ? "" : ", ").append(name);
-  throw ArgumentError("activation: expected one of " + legal + ", got \"" + std::string(format) + "\"");
-}
-
 at::Tensor fake_quantize_activation(const at::Tensor& input, string_view format, const OptionalTensor& scale,
                                     string_view tensor) {
   return forward_operator().call(input, format, scale, tensor);
@@ -223,6 +245,11 @@ at::Tensor fake_quantize_activation(const at::Tensor& input, string_view format,
 at::Tensor fake_quantize_activation_backward(const at::Tensor& grad, const at::Tensor& input,
                                              const at::Tensor& scale, string_view tensor) {
   return backward_operator().call(grad, input, scale, tensor);
+}
+
+Both fake_quantize_activation_backward_scale(const at::Tensor& grad, const at::Tensor& input,
+                                             const at::Tensor& scale, string_view tensor) {
+  return backward_scale_operator().call(grad, input, scale, tensor);
 }
 
 }  // namespace qat::ops

@@ -63,5 +63,9 @@ TORCH_LIBRARY(libqat, m) {
         tags);
   m.def("fake_quantize_activation_backward(Tensor grad, Tensor input, Tensor scale, str tensor='') -> Tensor",
         tags);
+  m.def(
+      "fake_quantize_activation_backward_scale(Tensor grad, Tensor input, Tensor scale, str tensor='') -> "
+      "(Tensor grad_input, Tensor grad_scale)",
+      tags);
   m.def("dequantize(Tensor codes, Tensor scales, str grid, str tensor='') -> Tensor", tags);
 }

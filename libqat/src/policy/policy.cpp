@@ -200,6 +200,14 @@ std::vector<Scheme> Policy::resolve(const std::vector<Target>& targets) const {
   return schemes;
 }
 
+std::vector<Activations> Policy::activations(const std::vector<Target>& targets) const {
+  std::vector<Activations> formats;
+  for (const Rule* rule : matches(targets)) {
+    formats.push_back(rule != nullptr ? rule->activations : Activations{});
+  }
+  return formats;
+}
+
 std::vector<Estimator> Policy::estimators(const std::vector<Target>& targets) const {
   std::vector<Estimator> estimators;
   const std::vector<const Rule*> rules = matches(targets);

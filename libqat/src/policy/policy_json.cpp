@@ -19,6 +19,7 @@ using Json = nlohmann::json;
 
 // std::regex recurses while it compiles, so an expression's length bounds the stack it can take.
 constexpr size_t kMaxMatchLength = 4096;
+constexpr uint64_t kMaxBatches = 1000000000;
 
 constexpr std::array kEstimatorKinds{EstimatorKind::kSte, EstimatorKind::kClippedSte,
                                      EstimatorKind::kTrustMask, EstimatorKind::kStableQat};
@@ -159,12 +160,41 @@ Estimator estimator_of(const Node& node) {
   return estimator;
 }
 
+/// The format under `key`, one of `legal`; "" when there is none.
+std::string activation_of(const Node& node, const char* key, const std::vector<std::string_view>& legal) {
+  return node.has(key) ? one_of(node.at(key), legal) : "";
+}
+
+ActivationScales activation_scales_of(const Node& node) {
+  expect_object(node, {"rule", "batches"});
+  ActivationScales scales;
+  if (node.has("rule")) {
+    scales.rule = activation_rule(
+        one_of(node.at("rule"), {to_string(ActivationRule::kObserved), to_string(ActivationRule::kLearned)}));
+  }
+  if (node.has("batches")) {
+    const Node batches = node.at("batches");
+    const bool legal = batches.json.is_number_unsigned() && batches.json.get<uint64_t>() <= kMaxBatches;
+    if (!legal) batches.fail("a whole number from 0 to " + std::to_string(kMaxBatches), batches.json.dump());
+    scales.batches = batches.json.get<int64_t>();
+  }
+  return scales;
+}
+
 Rule rule_of(const Node& node) {
-  expect_object(node, {"match", "kind", "weight", "scale_grid", "dequant_dtype", "optional", "estimator"});
+  expect_object(node, {"match", "kind", "weight", "scale_grid", "dequant_dtype", "input", "output",
+                       "optional", "estimator"});
   Rule rule;
   rule.match = expression_of(required(node, "match"));
   if (node.has("kind")) rule.kind = slot_kind(one_of(node.at("kind"), spellings(kSlotKinds)));
   rule.scheme.weight = grid_of(node);
+  rule.activations.input = activation_of(node, "input", activation_formats());
+  rule.activations.output = activation_of(node, "output", {kInt8TensorStatic});
+  for (const char* key : {"input", "output"}) {
+    if (node.has(key) && grid::find(rule.scheme.weight).info().is_float) {
+      node.at(key).fail("no such key for the float grid " + rule.scheme.weight, node.at(key).json.dump());
+    }
+  }
   if (node.has("optional")) {
     const Node optional = node.at("optional");
     if (!optional.json.is_boolean()) optional.fail("true or false", optional.json.type_name());
@@ -219,13 +249,17 @@ Json document_of(std::string_view text, const std::string& where) {
 Policy Policy::parse(std::string_view json, std::string name, const std::string& where) {
   const Json document = document_of(json, where);
   const Node root{document, where, ""};
-  expect_object(root, {"rules", "estimator"});
+  expect_object(root, {"rules", "estimator", "kv_cache", "activation_scales"});
   Policy policy;
   policy.name_ = std::move(name);
   const Node rules = required(root, "rules");
   if (!rules.json.is_array()) rules.fail("an array", rules.json.type_name());
   for (size_t i = 0; i < rules.json.size(); ++i) policy.rules_.push_back(rule_of(rules.at(i)));
   if (root.has("estimator")) policy.estimator_ = estimator_of(root.at("estimator"));
+  policy.kv_cache_ = activation_of(root, "kv_cache", {kInt8TensorStatic});
+  if (root.has("activation_scales")) {
+    policy.activation_scales_ = activation_scales_of(root.at("activation_scales"));
+  }
   return policy;
 }
 
@@ -254,11 +288,18 @@ std::string Policy::to_json() const {
   for (const Rule& rule : rules_) {
     Json entry = {{"match", rule.match}, {"weight", rule.scheme.weight}};
     if (rule.kind) entry["kind"] = to_string(*rule.kind);
+    if (!rule.activations.input.empty()) entry["input"] = rule.activations.input;
+    if (!rule.activations.output.empty()) entry["output"] = rule.activations.output;
     if (rule.optional) entry["optional"] = true;
     if (rule.estimator) entry["estimator"] = json_of(*rule.estimator);
     document["rules"].push_back(std::move(entry));
   }
   if (estimator_ != Estimator{}) document["estimator"] = json_of(estimator_);
+  if (!kv_cache_.empty()) document["kv_cache"] = kv_cache_;
+  if (activation_scales_ != ActivationScales{}) {
+    document["activation_scales"] = {{"rule", to_string(activation_scales_.rule)},
+                                     {"batches", activation_scales_.batches}};
+  }
   return document.dump();
 }
 

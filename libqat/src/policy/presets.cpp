@@ -103,31 +103,34 @@ constexpr std::string_view kGemma4Q4 = R"json({
 })json";
 
 // Google's recipe of the mobile Gemma 4 E2B: two bits for the table of tokens and for the double-wide MLPs of
-// layers 15 to 34, four for attention and the first MLPs, eight for the gates of the per-layer embedding. The
-// consumer's own rule leaves one of the four levels of two bits unused: hence the search.
+// layers 15 to 34, four for attention and the first MLPs, eight for the gates of the per-layer embedding.
+// Inputs and outputs of all these layers, keys and values have static scales of 8 bits. The consumer's own
+// rule leaves one of the four levels of two bits unused: hence the search.
 constexpr std::string_view kGemma4E2BMobile = R"json({
   "rules": [
-    {"match": "(model\\.|language_model\\.)*embed_tokens", "weight": "mobile2"},
-    {"match": "(model\\.|language_model\\.)*lm_head", "weight": "mobile2", "optional": true},
+    {"match": "(model\\.|language_model\\.)*embed_tokens", "weight": "mobile2", "input": "int8_tensor_static", "output": "int8_tensor_static"},
+    {"match": "(model\\.|language_model\\.)*lm_head", "weight": "mobile2", "input": "int8_tensor_static", "output": "int8_tensor_static", "optional": true},
     {"match": "(model\\.|language_model\\.)*embed_tokens_per_layer", "weight": "mobile4_g256", "optional": true},
-    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.per_layer_(input_gate|projection)", "weight": "mobile8", "optional": true},
-    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.self_attn\\.[qkvo]_proj", "weight": "mobile4"},
-    {"match": "(model\\.|language_model\\.)*layers\\.(1[5-9]|2\\d|3[0-4])\\.mlp\\.(gate|up|down)_proj", "weight": "mobile2", "optional": true},
-    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.mlp\\.(gate|up|down)_proj", "weight": "mobile4"}
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.per_layer_(input_gate|projection)", "weight": "mobile8", "input": "int8_tensor_static", "output": "int8_tensor_static", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.self_attn\\.[qkvo]_proj", "weight": "mobile4", "input": "int8_tensor_static", "output": "int8_tensor_static"},
+    {"match": "(model\\.|language_model\\.)*layers\\.(1[5-9]|2\\d|3[0-4])\\.mlp\\.(gate|up|down)_proj", "weight": "mobile2", "input": "int8_tensor_static", "output": "int8_tensor_static", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.mlp\\.(gate|up|down)_proj", "weight": "mobile4", "input": "int8_tensor_static", "output": "int8_tensor_static"}
   ],
-  "estimator": {"kind": "ste", "scale": "search"}
+  "estimator": {"kind": "ste", "scale": "search"},
+  "kv_cache": "int8_tensor_static"
 })json";
 
 // The same of E4B: every MLP in four bits, the table of per-layer embeddings in two.
 constexpr std::string_view kGemma4E4BMobile = R"json({
   "rules": [
-    {"match": "(model\\.|language_model\\.)*embed_tokens", "weight": "mobile2"},
-    {"match": "(model\\.|language_model\\.)*lm_head", "weight": "mobile2", "optional": true},
+    {"match": "(model\\.|language_model\\.)*embed_tokens", "weight": "mobile2", "input": "int8_tensor_static", "output": "int8_tensor_static"},
+    {"match": "(model\\.|language_model\\.)*lm_head", "weight": "mobile2", "input": "int8_tensor_static", "output": "int8_tensor_static", "optional": true},
     {"match": "(model\\.|language_model\\.)*embed_tokens_per_layer", "weight": "mobile2_g256", "optional": true},
-    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.per_layer_(input_gate|projection)", "weight": "mobile8", "optional": true},
-    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.(self_attn\\.[qkvo]|mlp\\.(gate|up|down))_proj", "weight": "mobile4"}
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.per_layer_(input_gate|projection)", "weight": "mobile8", "input": "int8_tensor_static", "output": "int8_tensor_static", "optional": true},
+    {"match": "(model\\.|language_model\\.)*layers\\.\\d+\\.(self_attn\\.[qkvo]|mlp\\.(gate|up|down))_proj", "weight": "mobile4", "input": "int8_tensor_static", "output": "int8_tensor_static"}
   ],
-  "estimator": {"kind": "ste", "scale": "search"}
+  "estimator": {"kind": "ste", "scale": "search"},
+  "kv_cache": "int8_tensor_static"
 })json";
 
 constexpr std::array<Preset, 12> kPresets{{

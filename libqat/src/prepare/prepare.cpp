@@ -7,6 +7,7 @@
 #include "prepare/slots.hpp"
 #include "qat/core/error.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/nn/kv_slot.hpp"
 
 namespace qat {
 namespace {
@@ -23,7 +24,19 @@ std::vector<Target> targets_of(const std::vector<Slot>& slots) {
   return targets;
 }
 
-std::shared_ptr<Quantizer> quantizer_for(const Slot& slot, const Scheme& scheme, const Estimator& estimator) {
+/// A table that only tokens are looked up in has no product to round; a stack of experts has many.
+void check_activations(const Slot& slot, const Activations& activations) {
+  if (!activations.any()) return;
+  const bool looked_up = slot.kind == SlotKind::kEmbedding && slot.aliases.empty();
+  if ((!slot.set || looked_up) && slot.row == 0) return;
+  throw UnsupportedError("prepare: " + slot.name +
+                         ": expected a layer that rounds its activations itself (qat::nn::Linear) for input "
+                         "and output, got " +
+                         (slot.row != 0 ? "a stack of experts" : "one that reads a weight"));
+}
+
+std::shared_ptr<Quantizer> quantizer_for(const Slot& slot, const Scheme& scheme, const Estimator& estimator,
+                                         const Activations& activations, const ActivationScales& rule) {
   if (scheme == Scheme{}) return nullptr;
   const at::Tensor latent = slot.get();
   if (latent.scalar_type() != at::kFloat) {
@@ -38,7 +51,9 @@ std::shared_ptr<Quantizer> quantizer_for(const Slot& slot, const Scheme& scheme,
                            ": expected a grid with scales of rows for a stack of matrices, got " +
                            scheme.weight);
   }
+  check_activations(slot, activations);
   auto quantizer = std::make_shared<Quantizer>(slot.name, scheme, estimator, slot.row);
+  quantizer->add_activations(activations, rule, latent.device());
   quantizer->initialize_scales(latent);
   return quantizer;
 }
@@ -73,12 +88,45 @@ PreparedModel::PreparedModel(std::shared_ptr<torch::nn::Module> module, std::vec
   const std::vector<Target> targets = targets_of(slots_);
   const std::vector<Scheme> schemes = policy_.resolve(targets);
   const std::vector<Estimator> estimators = policy_.estimators(targets);
+  const std::vector<Activations> activations = policy_.activations(targets);
   for (size_t i = 0; i < slots_.size(); ++i) {
-    quantizers_.push_back(quantizer_for(slots_[i], schemes[i], estimators[i]));
+    quantizers_.push_back(
+        quantizer_for(slots_[i], schemes[i], estimators[i], activations[i], policy_.activation_scales()));
+    if (!quantizers_.back()) continue;
+    for (const auto& activation : {quantizers_.back()->input(), quantizers_.back()->output()}) {
+      if (activation) activations_.push_back(activation);
+    }
   }
+  bind_kv_cache();
   for (size_t i = 0; i < slots_.size(); ++i) {
     if (slots_[i].bind) slots_[i].bind(quantizers_[i]);
   }
+}
+
+void PreparedModel::bind_kv_cache() {
+  if (policy_.kv_cache().empty()) return;
+  auto* const owner = dynamic_cast<nn::HasKvSlots*>(module_.get());
+  if (owner == nullptr) {
+    throw UnsupportedError(
+        "prepare: kv_cache: expected a model that shows its keys and values (nn::HasKvSlots), got one that "
+        "does not");
+  }
+  const std::vector<at::Tensor> parameters = module_->parameters();
+  const at::Device device = parameters.empty() ? at::Device(at::kCPU) : parameters.front().device();
+  for (const nn::KvSlot& slot : owner->kv_slots()) {
+    std::vector<std::shared_ptr<ActivationQuantizer>> both;
+    for (const char* part : {".k_cache_scale", ".v_cache_scale"}) {
+      both.push_back(std::make_shared<ActivationQuantizer>(slot.name + part, policy_.kv_cache(),
+                                                           policy_.activation_scales(), device));
+      for (const std::string& alias : slot.aliases) shared_.emplace_back(alias + part, both.back());
+      activations_.push_back(both.back());
+    }
+    slot.bind(both[0], both[1]);
+  }
+}
+
+void PreparedModel::set_calibrating(bool calibrating) {
+  for (const auto& activation : activations_) activation->set_calibrating(calibrating);
 }
 
 QuantizedScope PreparedModel::quantized() {
@@ -89,6 +137,7 @@ void PreparedModel::set_enabled(bool enabled) {
   for (const auto& quantizer : quantizers_) {
     if (quantizer) quantizer->set_enabled(enabled);
   }
+  for (const auto& activation : activations_) activation->set_enabled(enabled);
 }
 
 std::vector<NamedTensor> PreparedModel::scale_parameters() const {
@@ -96,6 +145,9 @@ std::vector<NamedTensor> PreparedModel::scale_parameters() const {
   for (size_t i = 0; i < slots_.size(); ++i) {
     if (!quantizers_[i] || !quantizers_[i]->scales().defined()) continue;
     parameters.push_back({slots_[i].name + "_scales", quantizers_[i]->scales()});
+  }
+  for (const auto& activation : activations_) {
+    if (activation->learned()) parameters.push_back({activation->name(), activation->scale()});
   }
   return parameters;
 }
@@ -120,6 +172,9 @@ std::vector<TensorReport> PreparedModel::report() const {
     lines.push_back(
         report_tensor(latent.key, slots_[i].kind, latent.value, latent.scheme, latent.scale, latent.scales));
     lines.back().shape = slots_[i].get().sizes().vec();
+    const Quantizer* const quantizer = quantizers_[i].get();
+    if (quantizer != nullptr && quantizer->input()) lines.back().input = quantizer->input()->format();
+    if (quantizer != nullptr && quantizer->output()) lines.back().output = quantizer->output()->format();
   };
   for (const auto& parameter : module_->named_parameters()) {
     const void* identity = parameter.value().unsafeGetTensorImpl();
@@ -135,6 +190,14 @@ std::vector<TensorReport> PreparedModel::report() const {
     if (!seen.contains(slots_[i].get().unsafeGetTensorImpl())) add_slot(i);
   }
   return lines;
+}
+
+void PreparedModel::add_activation_scales(std::vector<Latent>& tensors) const {
+  const auto add = [&](const std::string& name, const ActivationQuantizer& activation) {
+    if (activation.has_scale()) tensors.push_back({name, activation.scale().detach().reshape({}), {}});
+  };
+  for (const auto& activation : activations_) add(activation->name(), *activation);
+  for (const auto& [name, activation] : shared_) add(name, *activation);
 }
 
 PreparedModel prepare(std::shared_ptr<torch::nn::Module> module, const Policy& policy,
@@ -166,6 +229,7 @@ QuantizedCheckpoint freeze(const PreparedModel& model, std::string config, std::
   };
   for (const auto& parameter : model.module().named_parameters()) keep(parameter.key(), parameter.value());
   for (const auto& buffer : model.module().named_buffers()) keep(buffer.key(), buffer.value());
+  model.add_activation_scales(tensors);
   return freeze_tensors(tensors, std::move(aliases), std::move(config), std::move(tokenizer),
                         model.policy().to_json());
 }

@@ -60,13 +60,22 @@ int64_t weights_of(const TensorReport& line) {
   return count;
 }
 
+/// The grid, and how activations are rounded if they are: "mobile4 in int8_tensor_static".
+std::string storage_text(const TensorReport& line) {
+  if (line.input == line.output) return line.grid + (line.input.empty() ? "" : " in/out " + line.input);
+  const auto side = [](const char* name, const std::string& format) {
+    return format.empty() ? "" : std::string(name) + format;
+  };
+  return line.grid + side(" in ", line.input) + side(" out ", line.output);
+}
+
 using Cells = std::array<std::string, 7>;
 
 Cells cells_of(const TensorReport& line) {
   return {line.name,
           std::string(to_string(line.kind)),
           shape_text(line.shape),
-          line.grid,
+          storage_text(line),
           format("%.3f", line.bits_per_weight),
           line.relative_error == 0.0 ? "-" : format("%.2f %%", 100.0 * line.relative_error),
           std::to_string(line.bytes)};

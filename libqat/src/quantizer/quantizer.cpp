@@ -34,11 +34,25 @@ Quantizer::Quantizer(std::string tensor, Scheme scheme, Estimator estimator, int
 std::shared_ptr<Quantizer> Quantizer::clone(const std::optional<at::Device>& device) const {
   std::shared_ptr<Quantizer> copy(new Quantizer(*this));
   copy->input_hook_ = copy->output_hook_ = nullptr;
+  if (input_) copy->input_ = input_->clone(device);
+  if (output_) copy->output_ = output_->clone(device);
   if (!scales_.defined()) return copy;
   const at::NoGradGuard no_grad;
   copy->scales_ = scales_.detach().to(device.value_or(scales_.device()), at::kFloat, false, /*copy=*/true);
   copy->scales_.set_requires_grad(scales_.requires_grad());
   return copy;
+}
+
+void Quantizer::add_activations(const Activations& formats, ActivationScales rule, at::Device device) {
+  constexpr std::string_view kWeight = ".weight";
+  const std::string layer =
+      tensor_.ends_with(kWeight) ? tensor_.substr(0, tensor_.size() - kWeight.size()) : tensor_;
+  const auto add = [&](const std::string& format, const char* part) {
+    return format.empty() ? nullptr
+                          : std::make_shared<ActivationQuantizer>(layer + part, format, rule, device);
+  };
+  input_ = add(formats.input, ".input_activation_scale");
+  output_ = add(formats.output, ".output_activation_scale");
 }
 
 void Quantizer::use_grid(const std::string& training_grid) {
@@ -79,9 +93,12 @@ at::Tensor Quantizer::fake_quantize(const at::Tensor& latent) const {
 at::Tensor Quantizer::linear_with(const at::Tensor& input, const at::Tensor& latent,
                                   const std::optional<at::Tensor>& bias, const at::Tensor& scales) const {
   if (input_hook_) input_hook_(input);
-  at::Tensor output =
-      blended([&] { return float_linear(input, latent, bias); },
-              [&] { return ops::quantized_linear(input, latent, bias, grid(), rules(), tensor_, scales); });
+  const auto quantized = [&] {
+    const at::Tensor rounded = input_ ? (*input_)(input) : input;
+    const at::Tensor product = ops::quantized_linear(rounded, latent, bias, grid(), rules(), tensor_, scales);
+    return output_ ? (*output_)(product) : product;
+  };
+  at::Tensor output = blended([&] { return float_linear(input, latent, bias); }, quantized);
   if (output_hook_) output_hook_(output);
   return output;
 }

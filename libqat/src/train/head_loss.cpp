@@ -180,6 +180,20 @@ OptionalTensor learned_scales(const Head& head) {
   return head.quantizer->scales();
 }
 
+/// Whether pieces would not do: outputs are rounded, or products of rounded and of plain inputs are mixed.
+bool needs_whole_logits(const Head& head) {
+  const double share = rounded_share(head);
+  if (!head.quantizer || !head.quantizer->enabled() || share == 0) return false;
+  return head.quantizer->output() || (head.quantizer->input() && share != 1);
+}
+
+/// What goes into the product with the head's weight.
+at::Tensor head_input(const Head& head, const at::Tensor& hidden) {
+  const at::Tensor input = in_compute_dtype(hidden);
+  const bool rounded = head.quantizer && head.quantizer->enabled() && rounded_share(head) == 1;
+  return rounded && head.quantizer->input() ? (*head.quantizer->input())(input) : input;
+}
+
 }  // namespace
 
 at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAnswer& teacher,
@@ -188,7 +202,10 @@ at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAn
   if (chunk < 0) {
     throw ArgumentError("head_loss: chunk: expected at least 0 positions, got " + std::to_string(chunk));
   }
-  const at::Tensor input = in_compute_dtype(hidden);
+  if (needs_whole_logits(head)) {
+    return objective_loss(head.logits(in_compute_dtype(hidden)), teacher, tokens, objective);
+  }
+  const at::Tensor input = head_input(head, hidden);
   const at::Tensor dense = input.detach();
   const int64_t sequences = tokens.size(0), positions = tokens.size(1) - 1;
   Problem problem{predicted_rows(dense, 0, sequences * positions, positions).contiguous(),

@@ -109,6 +109,13 @@ std::vector<TrainedScale> TrainedParameters::scales() {
     quantizer->scales().set_requires_grad(train);
     if (train) scales.push_back({name, quantizer->scales(), parameter_sizes(*quantizer)});
   }
+  for (const auto& activation : model_.activations()) {
+    if (!activation->learned()) continue;
+    const std::string& name = activation->name();
+    const bool held = std::find(held_scales_.begin(), held_scales_.end(), name) != held_scales_.end();
+    activation->scale().set_requires_grad(scales_train_ && !held);
+    if (activation->scale().requires_grad()) scales.push_back({name, activation->scale(), {1}});
+  }
   return scales;
 }
 

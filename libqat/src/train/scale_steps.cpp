@@ -63,7 +63,10 @@ void ScaleSteps::update(int64_t step, double rate, double gradient_norm) {
   }
   adam_.update(step, rate, gradient_norm);
   for (std::size_t i = 0; i < scales_.size(); ++i) {
-    if (moves_[i].grad().defined()) at::Tensor(scales_[i].value).add_(moves_[i] * units_[i]);
+    if (!moves_[i].grad().defined()) continue;
+    // Those of activations are 0 until calibration has seen a batch.
+    if (!units_[i].any().item<bool>()) units_[i].copy_(field_means(scales_[i].value, scales_[i].sizes));
+    at::Tensor(scales_[i].value).add_(moves_[i] * units_[i]);
   }
   adam_.clear_gradients();
 }

@@ -12,13 +12,14 @@ namespace qat::train {
 
 /// A learned scale that trains.
 struct TrainedScale {
-  std::string name;        ///< "<weight's key>_scales"
-  at::Tensor value;        ///< float32[R, G, P] or, of SEQ, float32[R, G, F]
+  std::string name;        ///< "<weight's key>_scales", or that of an activation scale
+  at::Tensor value;        ///< float32[R, G, P] or, of SEQ, float32[R, G, F]; of activations float32[1, 1, 1]
   std::vector<int> sizes;  ///< how many of a block's parameters are of one kind, see parameter_sizes
 };
 
 /// AdamW over learned scales, in units of their own: a step moves a scale by rate * unit times what AdamW
-/// would move a weight at rate 1, where unit is the mean |scale| of its tensor and kind when the run began.
+/// would move a weight at rate 1, where unit is the mean |scale| of its tensor and kind when the run began
+/// (of activations: when their calibration was over).
 /// So one rate fits scales of all sizes. No weight decay.
 class ScaleSteps {
  public:

@@ -46,6 +46,11 @@ void Training::add_state(std::vector<StateTensor>& tensors) const {
     tensors.push_back({"scales/" + scale.name, scale.value});
   }
   scales.add_state(tensors);
+  for (const auto& activation : model.activations()) {
+    if (!activation->has_scale()) continue;
+    if (!activation->learned()) tensors.push_back({"activation/" + activation->name(), activation->scale()});
+    tensors.push_back({"activation_batches/" + activation->name(), activation->batches()});
+  }
   for (const auto& buffer : model.module().named_buffers()) {
     tensors.push_back({"buffer/" + buffer.key(), buffer.value()});
   }

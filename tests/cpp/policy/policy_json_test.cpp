@@ -79,7 +79,8 @@ TEST_CASE("every mistake in the document is named by its path") {
   REQUIRE(refusal("{}") == "policy: expected the key \"rules\", got none");
   REQUIRE(refusal(R"({"rules": 1})") == "policy: rules: expected an array, got number");
   REQUIRE(refusal(R"({"rules": [], "rulez": []})") ==
-          "policy: expected only the keys rules, estimator, got unknown key \"rulez\"");
+          "policy: expected only the keys rules, estimator, kv_cache, activation_scales, got unknown key "
+          "\"rulez\"");
   REQUIRE(refusal(R"({"rules": ["x"]})") == "policy: rules[0]: expected an object, got string");
   REQUIRE(refusal(R"({"rules": [{"weight": "q4_0"}]})") ==
           "policy: rules[0]: expected the key \"match\", got none");
@@ -93,7 +94,7 @@ TEST_CASE("every mistake in the document is named by its path") {
           "policy: rules[0].optional: expected true or false, got string");
   REQUIRE(refusal(R"({"rules": [{"match": "x", "weight": "q4_0", "bits": 4}]})") ==
           "policy: rules[0]: expected only the keys match, kind, weight, scale_grid, dequant_dtype, "
-          "optional, estimator, got unknown key \"bits\"");
+          "input, output, optional, estimator, got unknown key \"bits\"");
   REQUIRE(refusal(R"({"rules": [{"match": "x", "weight": "q4_0", "kind": "attention"}]})") ==
           "policy: rules[0].kind: expected one of linear, embedding, conv, other, got \"attention\"");
   REQUIRE(refusal(R"({"rules": [], "estimator": "ste"})") ==

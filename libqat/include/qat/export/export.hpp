@@ -52,6 +52,10 @@ struct Obstacle {
 std::vector<Obstacle> can_export(const QuantizedCheckpoint& checkpoint, std::string_view target,
                                  const ExportOptions& options = {});
 
+/// Static activation scales (state_dict keys) that `target` has no place for, so that its files lack them:
+/// what the consumer does with activations is then its own affair. ArgumentError for an unknown target.
+std::vector<std::string> left_out(const QuantizedCheckpoint& checkpoint, std::string_view target);
+
 /// Writes `path` by atomic rename: the same checkpoint gives the same bytes. ArgumentError for an unknown
 /// target or a missing tokenizer (naming the option), UnsupportedError for what the target cannot hold
 /// (naming the tensors, as can_export does), FileError for the disk.

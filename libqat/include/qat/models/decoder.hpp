@@ -11,13 +11,14 @@
 
 #include "qat/models/config.hpp"
 #include "qat/models/kv_cache.hpp"
+#include "qat/nn/kv_slot.hpp"
 #include "qat/quantizer/head.hpp"
 #include "qat/quantizer/stage.hpp"
 
 namespace qat::models {
 
 /// A causal language model of one of the families.
-class Decoder : public torch::nn::Module {
+class Decoder : public torch::nn::Module, public nn::HasKvSlots {
  public:
   /// A decoder with random weights. Parameters are float32 and named as in Hugging Face's state_dict
   /// ("model.layers.0.self_attn.q_proj.weight", ...); "lm_head.weight" exists only when untied.
@@ -48,6 +49,9 @@ class Decoder : public torch::nn::Module {
   /// after the other computes what `hidden` does, bit for bit. They stay valid as long as any of them lives.
   /// In no stage: tables (they have no input) and the router (its choice is not continuous in it).
   std::vector<Stage> stages() const;
+
+  /// Keys behind their norm and rotation, and values behind theirs: what a cache holds.
+  std::vector<nn::KvSlot> kv_slots() override;
 
   /// A second decoder with a copy of the weights, without gradients and quantizers: a teacher. Matrices are
   /// stored in `dtype` (no cast per forward pass, half the memory in bfloat16), norm gains stay float32.

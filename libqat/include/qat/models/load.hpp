@@ -17,14 +17,16 @@ struct LoadedModel {
   std::string tokenizer;  ///< path to take the tokenizer from: the GGUF itself, or the HF directory
 };
 
-/// `path`: an HF directory (config.json and safetensors, F32, F16 or BF16), or a GGUF file whose tensors are
-/// on grids of `grid/` (q and k rows are brought back to Hugging Face's order). A head that is stored beside
-/// tied embeddings stays tied when its numbers are equal; otherwise the model is untied, in `config` too, as
-/// transformers does. FileError that lists every missing, extra or misshapen tensor; UnsupportedError naming
-/// the key or tensor for what the decoder cannot compute.
+/// `path`: an HF directory (config.json and safetensors, F32, F16 or BF16, or codes and scales that
+/// `import_checkpoint` reads), or a GGUF file whose tensors are on grids of `grid/` (q and k rows are brought
+/// back to Hugging Face's order). What is coded arrives dequantized; `take_up` gives its scales back. A head
+/// that is stored beside tied embeddings stays tied when its numbers are equal; otherwise the model is
+/// untied, in `config` too, as transformers does. FileError that lists every missing, extra or misshapen
+/// tensor; UnsupportedError naming the key or tensor for what the decoder cannot compute.
 LoadedModel load_model(const std::string& path);
 
-/// The decoder with the numbers of a checkpoint (`*.qat.safetensors`, dequantized), for scoring what ships.
+/// The decoder with the numbers of a checkpoint (`*.qat.safetensors`, dequantized), for scoring what ships:
+/// activations are rounded by its static scales, which any `prepare` ends.
 LoadedModel load_checkpoint(const std::string& path);
 
 }  // namespace qat::models

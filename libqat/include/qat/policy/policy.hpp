@@ -9,6 +9,10 @@
 // A rule may have an "estimator" of its own; the policy's serves the others. {"kind": "lsq"} is short for
 // {"kind": "clipped_ste", "scale": "learned"}, {"kind": "seq"} for {"kind": "clipped_ste", "scale": "seq"}.
 //
+// A rule may also say how activations are rounded, by the names of qat/core/activation.hpp: "input", what
+// goes into the product with the weight, and "output", what comes out. "kv_cache" of the policy is the format
+// of the keys and values that attention keeps, "activation_scales" how static scales are found.
+//
 // `match` is an ECMAScript regular expression that must match the whole parameter name without its trailing
 // ".weight". `kind` ("linear", "embedding", "conv") narrows a rule to one kind of layer. Tensors that no rule
 // matches stay float. Unknown keys, unknown grids and bad expressions are errors that name the JSON path.
@@ -18,6 +22,7 @@
 #include <string_view>
 #include <vector>
 
+#include "qat/core/activation.hpp"
 #include "qat/core/scheme.hpp"
 
 namespace qat {
@@ -36,6 +41,7 @@ struct Rule {
   Scheme scheme;                            ///< JSON `weight`: grid name; "f32" keeps the tensor float
   bool optional = false;                    ///< a rule that matches nothing is an error unless optional
   std::optional<Estimator> estimator = {};  ///< JSON `estimator`; nothing: the policy's
+  Activations activations = {};             ///< JSON `input`, `output`: formats of activations
 };
 
 /// Ordered rules, first match wins, and the estimator that they train with. Immutable.
@@ -60,6 +66,11 @@ class Policy {
   const std::string& name() const noexcept { return name_; }
   const std::vector<Rule>& rules() const noexcept { return rules_; }
   const Estimator& estimator() const noexcept { return estimator_; }
+  /// "int8_tensor_static": attention keeps keys and values in 8 bits, with one scale each per layer. "": as
+  /// they are.
+  const std::string& kv_cache() const noexcept { return kv_cache_; }
+  /// How static activation scales are found, those of the KV cache too.
+  const ActivationScales& activation_scales() const noexcept { return activation_scales_; }
   /// The same policy with another scale rule, in its rules' own estimators too.
   Policy with_scale(ScaleRule scale) const;
   /// The same policy with this estimator for every rule; rules lose their own.
@@ -74,6 +85,10 @@ class Policy {
   /// kSeq on a grid with scales that cannot hold SEQ, naming the tensor and the grids that can.
   std::vector<Estimator> estimators(const std::vector<Target>& targets) const;
 
+  /// Parallel to `resolve`, with its errors: how the product with each weight rounds activations. Of a table
+  /// they concern the head that is tied to it.
+  std::vector<Activations> activations(const std::vector<Target>& targets) const;
+
  private:
   /// `where` starts each message.
   static Policy parse(std::string_view json, std::string name, const std::string& where);
@@ -83,6 +98,8 @@ class Policy {
   std::string name_;
   std::vector<Rule> rules_;
   Estimator estimator_;
+  std::string kv_cache_;
+  ActivationScales activation_scales_;
 };
 
 }  // namespace qat

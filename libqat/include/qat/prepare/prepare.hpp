@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "qat/checkpoint/checkpoint.hpp"
@@ -68,20 +69,36 @@ class PreparedModel {
 
   /// All quantizers on (training, QAT score) or off (the float latents).
   void set_enabled(bool enabled);
-  /// The learned scales, in model order, each named "<weight's key>_scales". They are no parameters of the
-  /// module: an optimizer takes them beside `module().parameters()`.
+  /// The learned scales, in model order, each named "<weight's key>_scales", then those of activations, named
+  /// as in checkpoints. They are no parameters of the module: an optimizer takes them beside
+  /// `module().parameters()`.
   std::vector<NamedTensor> scale_parameters() const;
+  /// What rounds activations, in model order: inputs and outputs of layers, then keys and values.
+  const std::vector<std::shared_ptr<ActivationQuantizer>>& activations() const noexcept {
+    return activations_;
+  }
+  /// While on, every forward pass widens the static activation scales to its activations, also without
+  /// gradients: to calibrate without training. Training calibrates by itself, see Policy::activation_scales.
+  void set_calibrating(bool calibrating);
   /// Sets all learned scales anew from the present latents, as `prepare` did: after other weights were
   /// loaded. See Quantizer::initialize_scales.
   void initialize_scales(ScaleRule from = ScaleRule::kSearch);
   /// Per tensor, in model order; parameters outside every slot are listed as floats, tied ones once.
   /// ArgumentError while a QuantizedScope is alive.
   std::vector<TensorReport> report() const;
+  /// Adds the static activation scales as a checkpoint holds them, float32[] each, layers that share
+  /// another's keys and values included.
+  void add_activation_scales(std::vector<Latent>& tensors) const;
 
  private:
+  void bind_kv_cache();
+
   std::shared_ptr<torch::nn::Module> module_;
   std::vector<Slot> slots_;
   std::vector<std::shared_ptr<Quantizer>> quantizers_;
+  std::vector<std::shared_ptr<ActivationQuantizer>> activations_;
+  /// Further names of a scale: of layers that share the keys and values of another.
+  std::vector<std::pair<std::string, std::shared_ptr<ActivationQuantizer>>> shared_;
   Policy policy_;
 };
 
@@ -96,7 +113,9 @@ std::vector<Slot> find_slots(torch::nn::Module& module);
 
 /// `extra`: slots of the user's own layers. ArgumentError for quantized latents that are not float32, for a
 /// member that no longer is its registered parameter, for slots that lack `get` or both of `set` and `bind`,
-/// for a name given twice, and for every policy error; UnsupportedError for an Embedding with max_norm.
+/// for a name given twice, and for every policy error; UnsupportedError for an Embedding with max_norm, for
+/// activations of layers that do not call their quantizer (torch::nn) and of stacks, and for a KV cache of a
+/// module that has no nn::HasKvSlots.
 PreparedModel prepare(std::shared_ptr<torch::nn::Module> module, const Policy& policy,
                       std::vector<Slot> extra = {});
 

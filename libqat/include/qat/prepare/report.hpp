@@ -16,10 +16,11 @@ struct TensorReport {
   std::string name;
   SlotKind kind;
   std::vector<int64_t> shape;
-  std::string grid;        ///< for an unquantized tensor its own type: "f32", "bf16", ...
-  double bits_per_weight;  ///< scales included
-  int64_t bytes;           ///< packed codes and stored scales, without the container's padding
-  double relative_error;   ///< RMS(w_hat - w) / RMS(w); 0 for tensors kept as they are
+  std::string grid;                     ///< for an unquantized tensor its own type: "f32", "bf16", ...
+  double bits_per_weight;               ///< scales included
+  int64_t bytes;                        ///< packed codes and stored scales, without the container's padding
+  double relative_error;                ///< RMS(w_hat - w) / RMS(w); 0 for tensors kept as they are
+  std::string input = {}, output = {};  ///< formats of the activations of its product, or ""
 };
 
 /// The line of one tensor, quantized with the scales that `scale` gives, or with `scales` when that is

@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "qat/core/scheme.hpp"
+#include "qat/quantizer/activation.hpp"
 
 namespace qat {
 
@@ -36,6 +37,14 @@ class Quantizer {
   /// for the scale rule kSeq on a grid that cannot hold SEQ.
   Quantizer(std::string tensor, Scheme scheme, Estimator estimator, int64_t row = 0);
   Quantizer& operator=(const Quantizer&) = delete;
+
+  /// Rounds what goes into `linear` and what comes out from now on. Static scales are named after the layer:
+  /// "<layer>.input_activation_scale", "<layer>.output_activation_scale". `device`: that of the activations.
+  void add_activations(const Activations& formats, ActivationScales rule, at::Device device);
+  /// Of what goes into `linear`; null where it is not rounded. `embedding` rounds nothing.
+  const std::shared_ptr<ActivationQuantizer>& input() const noexcept { return input_; }
+  /// Of what comes out.
+  const std::shared_ptr<ActivationQuantizer>& output() const noexcept { return output_; }
 
   /// A deep copy, its scales on `device` if one is given; without the hooks.
   std::shared_ptr<Quantizer> clone(const std::optional<at::Device>& device = std::nullopt) const;
@@ -140,6 +149,7 @@ class Quantizer {
   at::Tensor scales_;
   double blend_ = 1.0;
   std::string training_grid_;
+  std::shared_ptr<ActivationQuantizer> input_, output_;
   std::function<void(const at::Tensor&)> input_hook_, output_hook_;
 };
 
