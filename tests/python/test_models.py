@@ -336,7 +336,11 @@ def test_missing_config_key_is_named(folder, key):
             '"sliding_window": expected a whole number',
         ),
         ({"layer_types": ["linear_attention"] * 3}, libqat.UnsupportedError, '"layer_types.0"'),
-        ({"quantization_config": {"bits": 4}}, libqat.UnsupportedError, '"quantization_config"'),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            libqat.UnsupportedError,
+            '"quantization_config"',
+        ),
     ],
 )
 def test_config_values_that_cannot_be_computed(folder, changes, error, message):
