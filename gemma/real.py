@@ -34,6 +34,7 @@ def run(source: Path, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     training, texts = _texts(source)
     trained = _train(source, training, out)
+    train_peak = _peak()
     gguf = out / "gemma-3-270m-qat-q4_0.gguf"
     checkpoint = libqat.load(trained)
     libqat.export(checkpoint, gguf, name="Gemma 3 270M QAT Q4_0")
@@ -50,7 +51,12 @@ def run(source: Path, out: Path) -> dict[str, Any]:
         "texts": _score(source, trained, texts, out),
         "llama_cpp": _judge(gguf, trained, texts["wiki"][:JUDGED]),
     }
-    return found | {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return found | {"train_peak_bytes": train_peak, "peak_bytes": _peak()}
+
+
+def _peak() -> int:
+    """Most bytes that the process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _texts(source: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -114,7 +120,7 @@ def _score(source: Path, trained: Path, texts: Mapping[str, torch.Tensor], out: 
     """Perplexity and KL to the float model of each row on each text, in float32."""
     paths = {"float": source, "ptq": _rounded(source, out), START: _start_file(out), "qat": trained}
     models = [libqat.open_model(path, row) for row, path in paths.items()]
-    task = libqat.EvaluationTask(texts=texts, window=WINDOW)
+    task = libqat.EvaluationTask(texts=texts, window=WINDOW, batch=1)  # logits of 262,144 tokens are large
     found = libqat.evaluate(models, task, stage=console.progress)
     return {
         entry["name"]: {row["row"]: {key: row[key] for key in ("ppl", "kl", "top1")} for row in entry["rows"]}
