@@ -79,29 +79,34 @@ class ActivationRounding:
         """float32 [1]."""
         return getattr(module, self.scale_key)
 
-    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
-        """x_hat, differentiable; x: [..., I] float32, bfloat16 or float16. `module` holds the scale."""
+    def __call__(self, module: nn.Module, x: Tensor, observe: bool = True) -> Tensor:
+        """x_hat, differentiable; x: [..., I] float32, bfloat16 or float16. `module` holds the scale.
+
+        observe: False for what another call of the same pass has shown already.
+        """
         if not self.enabled:
             return x
         label = "" if torch.compiler.is_compiling() else self.name
         if not self.static:
             return _ops.fake_quantize_activation(x, self.format, None, label)
-        observed = (self.calibrating or (self.open and module.training)) and self._observe(module, x)
+        calibrates = self.calibrating or (self.open and module.training)
+        if calibrates and observe:
+            calibrates = self._observe(module, x)
         scale = self.scale(module)
-        if observed:
-            scale = scale.detach()
+        if calibrates:
+            scale = scale.detach().clone()  # a later pass widens it, perhaps before this one's backward
         return _ops.fake_quantize_activation(x, self.format, scale.reshape(()), label)
 
     @torch.compiler.disable
     @torch.no_grad()
     def _observe(self, module: nn.Module, x: Tensor) -> bool:
-        """Widens the scale to x, unless calibration is over; whether it did."""
+        """Widens the scale to x, unless calibration is over; whether it is not."""
         count = getattr(module, self.count_key)
         if not self.calibrating and int(count) >= self.batches:
             self.open = False
             return False
         if torch._C._current_graph_task_id() != -1:  # checkpointing repeats a forward pass within backward
-            return False
+            return True
         seen = x.detach().abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
@@ -136,10 +141,10 @@ def remove_roundings(module: nn.Module) -> None:
         rounding.unregister(module)
 
 
-def rounded(module: nn.Module, place: str, x: Tensor) -> Tensor:
-    """What the module makes of x there, or x itself."""
+def rounded(module: nn.Module, place: str, x: Tensor, observe: bool = True) -> Tensor:
+    """What the module makes of x there, or x itself. observe: see ActivationRounding."""
     rounding = roundings_of(module).get(place)
-    return x if rounding is None else rounding(module, x)
+    return x if rounding is None else rounding(module, x, observe)
 
 
 def activation_state(module: nn.Module) -> list[Tensor]:

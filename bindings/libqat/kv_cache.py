@@ -71,8 +71,9 @@ def _attention(
     """The model's own attention function with rounded keys and values."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    cache = module.__dict__["kv_cache_owner"][0].kv_cache
-    key, value = rounded(cache, "keys", key), rounded(cache, "values", value)
+    [owner] = module.__dict__["kv_cache_owner"]
+    key = rounded(owner.kv_cache, "keys", key, observe=owner is module)
+    value = rounded(owner.kv_cache, "values", value, observe=owner is module)
     view = module.config
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attention = ALL_ATTENTION_FUNCTIONS.get_interface(view.own._attn_implementation, eager)

@@ -147,6 +147,22 @@ def test_learned_scales_get_gradients_from_every_reader():
     assert all(scale.dtype == torch.float32 for scale in scales.values())
 
 
+@pytest.mark.parametrize("rule", ["observed", "learned"])
+def test_training_calibrates_each_owner_once_a_pass(rule):
+    """Readers of shared keys show them to no one again, and backward finds the scales of its own pass."""
+    model = make("gemma4 E2B").train()
+    view = libqat.prepare(model, POLICY | {"activation_scales": {"rule": rule, "batches": 3}})
+    tokens = tokens_for(model)
+    for batches in (2, 3, 3):
+        losses = [model(tokens).logits.square().mean()]
+        if batches == 2:  # two passes before their backward
+            losses.append(model(tokens.flip(1)).logits.square().mean())
+        sum(losses).backward()
+        counts = {value.item() for key, value in model.state_dict().items() if key.endswith("_batches")}
+        assert counts == {batches}
+    assert all(scale > 0 for scale in view.activation_scales().values())
+
+
 def test_other_models_are_refused():
     with pytest.raises(libqat.UnsupportedError, match="kv_cache: expected a Hugging Face model"):
         libqat.prepare(torch.nn.Linear(4, 4), POLICY)

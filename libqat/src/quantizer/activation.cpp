@@ -63,7 +63,8 @@ at::Tensor ActivationQuantizer::operator()(const at::Tensor& x) {
   if (!has_scale()) return ops::fake_quantize_activation(x, format_, std::nullopt, name_);
   const bool calibrating = calibrates();
   if (calibrating) observe(x);
-  const at::Tensor scale = calibrating ? scale_.detach() : scale_;
+  // A later pass widens it, perhaps before this one's backward.
+  const at::Tensor scale = calibrating ? scale_.detach().clone() : scale_;
   return ops::fake_quantize_activation(x, format_, scale.squeeze(), name_);
 }
 

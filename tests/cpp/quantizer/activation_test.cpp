@@ -66,6 +66,15 @@ TEST_CASE("a static scale grows over the first batches that record gradients, th
       qat::ops::fake_quantize_activation(x, "int8_tensor_static", at::scalar_tensor(2.5 / 127, at::kFloat))));
 }
 
+TEST_CASE("backward finds the scale of its own pass, also when another has widened it") {
+  ActivationQuantizer rounding = make({ActivationRule::kLearned, 4});
+  const at::Tensor x = at::tensor({0.3F, 1.0F}).requires_grad_();
+  const at::Tensor one = rounding(x);
+  const at::Tensor two = rounding(x * 100);
+  (one.sum() + two.sum()).backward();
+  REQUIRE(x.grad().equal(at::tensor({101.0F, 101.0F})));
+}
+
 TEST_CASE("calibration on request needs no gradients and goes on") {
   ActivationQuantizer rounding = make({ActivationRule::kObserved, 0});
   rounding(at::full({1}, 3.0F));
