@@ -199,9 +199,11 @@ class _Planner:
         return sum(2 * tensor.codes.numel() + _FLOAT32 * tensor.scales.numel() for _, tensor in quantized)
 
     def _teacher(self) -> int:
-        """Matrices in the compute dtype, vectors in float32."""
+        """Matrices in the compute dtype, vectors and routers in float32."""
+        rounded = {name for name, shape, _ in self.tensors if len(shape) > 1 and ".router." not in name}
         return sum(
-            math.prod(shape) * (self.compute if len(shape) > 1 else _FLOAT32) for _, shape, _ in self.tensors
+            math.prod(shape) * (self.compute if name in rounded else _FLOAT32)
+            for name, shape, _ in self.tensors
         )
 
     def _activations(self) -> Iterable[Item]:

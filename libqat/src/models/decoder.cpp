@@ -105,8 +105,9 @@ std::shared_ptr<Decoder> Decoder::frozen_copy(at::ScalarType dtype) {
   const auto sources = named_parameters();
   for (auto& item : copy->named_parameters()) {
     const at::Tensor& source = sources[item.key()];
-    // A matrix has two dimensions, a norm's gain one.
-    item.value().set_data(source.detach().to(source.dim() > 1 ? dtype : at::kFloat, false, /*copy=*/true));
+    // A matrix has two dimensions, a norm's gain one. A router's choice is not continuous.
+    const bool rounded = source.dim() > 1 && item.key().find(".router.") == std::string::npos;
+    item.value().set_data(source.detach().to(rounded ? dtype : at::kFloat, false, /*copy=*/true));
     item.value().set_requires_grad(false);
   }
   const auto buffers = named_buffers();

@@ -4,9 +4,9 @@
 // are, the model's configuration, and where its tokenizer is. No latents, no optimizer, no estimator.
 //
 // File `*.qat.safetensors`, format "1":
-//   1. `<key>.codes` U8 [R, packed_bytes(N)], laid out by grid/pack.hpp, unused bits 0. R is the product of
-//   the
-//      shape's first dimensions: one of them, or more for a stack of matrices.
+//   1. `<key>.codes` U8 [R, packed_bytes(N)], laid out by grid/pack.hpp, unused bits 0. R is the product
+//      of the shape's first dimensions: the first alone, or two of them for a stack of matrices, [E, O, I]
+//      with rows of I. (A stack on a grid in blocks may also have E rows of O * I.)
 //   2. `<key>.<field>` for each stored scale field of the grid, in the field's own type (F16, F32, ...),
 //      [R, G], or [R, G, count] where a block has several of that name.
 //   3. Unquantized tensors under their own key.

@@ -54,7 +54,7 @@ class Decoder : public torch::nn::Module, public nn::HasKvSlots {
   std::vector<nn::KvSlot> kv_slots() override;
 
   /// A second decoder with a copy of the weights, without gradients and quantizers: a teacher. Matrices are
-  /// stored in `dtype` (no cast per forward pass, half the memory in bfloat16), norm gains stay float32.
+  /// stored in `dtype` (no cast per forward pass, half the memory in bfloat16), gains and routers in float32.
   std::shared_ptr<Decoder> frozen_copy(at::ScalarType dtype);
 
   const DecoderConfig& config() const noexcept { return config_; }
