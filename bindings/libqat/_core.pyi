@@ -54,6 +54,7 @@ __all__: list[str] = [
     "apply_weighted_search",
     "awq_scale",
     "can_export",
+    "cautions",
     "check_options",
     "compare",
     "compute_dtype",
@@ -1474,6 +1475,14 @@ def can_export(
 
     Raises:
         ArgumentError: unknown target, or a checkpoint that is incomplete.
+    """
+
+def cautions(checkpoint: QuantizedCheckpoint, target: str) -> list[Obstacle]:
+    """
+    Tensors that the target's format holds exactly, and that its consumer does not open, as Obstacles.
+
+    In the version that libqat is tested with; they are written all the same. ArgumentError for an unknown target and for
+    a checkpoint that is incomplete.
     """
 
 def check_options(**kwargs) -> typing.Any:

@@ -35,8 +35,9 @@ def export(
     and vLLM; "gemma-mobile" for transformers; "mlx" for mlx-lm. "hf" writes a Hugging Face folder with the
     dequantized weights; its libqat.json (and README.md) says whether a program that quantizes them again gets
     back what was trained, see `requantization_report`. What a target cannot hold exactly is refused, see
-    `can_export`; static activation scales that it has no place for are left out with a warning (see
-    `left_out`). Files and folders appear whole or not at all; the same checkpoint gives the same bytes.
+    `can_export`. Static activation scales that it has no place for are left out with a warning (see
+    `left_out`), and what its consumer does not open yet is written with one (see `cautions`). Files and
+    folders appear whole or not at all; the same checkpoint gives the same bytes.
 
     Args:
         checkpoint: what `freeze` or `load` returned, with the model's configuration.
@@ -58,6 +59,8 @@ def export(
         FileError: the file cannot be written, something else is there, or the tokenizer cannot be read.
     """
     _warn_of_left_out(checkpoint, target)
+    for caution in _core.cautions(checkpoint, target):
+        warnings.warn(f"libqat: {caution.tensor} ({caution.grid}): {caution.reason}", stacklevel=2)
     source = checkpoint.tokenizer if tokenizer_from is None or tokenizer_from == "" else tokenizer_from
     with tempfile.TemporaryDirectory() as folder:
         if target != "gguf" and _is_gguf(source):

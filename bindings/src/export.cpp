@@ -153,6 +153,12 @@ Raises:
              R"(Static activation scales that the target has no place for, so that its files lack them.
 
 What the consumer does with activations is then its own affair. ArgumentError for an unknown target.)");
+  module.def(
+      "cautions", &cautions, py::arg("checkpoint"), py::arg("target"),
+      R"(Tensors that the target's format holds exactly, and that its consumer does not open, as Obstacles.
+
+In the version that libqat is tested with; they are written all the same. ArgumentError for an unknown target and for
+a checkpoint that is incomplete.)");
   module.def("import_checkpoint", &read, py::arg("path"),
              R"(Reads an exported file or folder, or a checkpoint file, as a checkpoint.
 

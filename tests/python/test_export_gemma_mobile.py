@@ -106,26 +106,32 @@ def test_gemma_with_a_tied_embedding(tmp_path):
     assert json.loads(again.config)["tie_word_embeddings"] is True
 
 
-def test_an_embedding_in_blocks_is_read_but_not_written(tmp_path):
-    """transformers decodes several scales per row, but its loader makes room for one."""
+def test_an_embedding_in_blocks_is_written_with_a_caution(tmp_path):
+    """As published checkpoints have it. transformers decodes it, but its loader makes room for one scale."""
     from transformers.integrations.gemma_quant import QuantizedEmbedding
 
     model = make_llama(tied=False, hidden_size=512)
     blocks = checkpoint_of(model, grid="mobile4", embedding="mobile2_g256", grids={HEAD: "mobile8"})
-    [refused] = libqat.can_export(blocks, TARGET)
-    assert refused.tensor == EMBEDDING
-    assert "makes room for one" in refused.reason
-    rows = checkpoint_of(model, grid="mobile4", embedding="mobile2", grids={HEAD: "mobile8"})
-    libqat.export(rows, tmp_path / "out", target=TARGET)
-    scales = torch.rand(320, 2, generator=torch.Generator().manual_seed(0))
-    name = "model.embed_tokens.embedding_scale"
-    changed = broken(tmp_path / "out", lambda tensors, config: tensors.__setitem__(name, scales))
-    again = libqat.import_checkpoint(changed)
+    [caution] = libqat.cautions(blocks, TARGET)
+    assert (caution.tensor, caution.grid) == (EMBEDDING, "mobile2_g256")
+    with pytest.warns(UserWarning, match=r"embed_tokens.*makes room for one"):
+        libqat.export(blocks, tmp_path / "out", target=TARGET)
+    assert libqat.verify(tmp_path / "out", blocks) == []
+    stored = read_folder(tmp_path / "out")
+    assert stored["model.embed_tokens.embedding_scale"].shape == (320, 2)
+    again = libqat.import_checkpoint(tmp_path / "out")
     assert again.grids[EMBEDDING] == "mobile2_g256"
     decoder = QuantizedEmbedding(320, 512, torch.float32, num_bits=2)
-    decoder.embedding_quantized.data = read_folder(changed)["model.embed_tokens.embedding_quantized"]
-    decoder.embedding_scale.data = scales
-    assert torch.equal(_core.dequantize(again)[EMBEDDING], decoder.weight)
+    decoder.embedding_quantized.data = stored["model.embed_tokens.embedding_quantized"]
+    decoder.embedding_scale.data = stored["model.embed_tokens.embedding_scale"]
+    assert torch.equal(_core.dequantize(blocks)[EMBEDDING], decoder.weight)
+
+
+def test_a_scale_per_row_needs_no_caution():
+    assert (
+        libqat.cautions(checkpoint_of(make_llama(tied=False), grid="mobile4", embedding="mobile8"), TARGET)
+        == []
+    )
 
 
 def test_codes_are_packed_as_the_format_says(tmp_path):

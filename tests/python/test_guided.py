@@ -199,7 +199,9 @@ def test_a_run_from_a_start_resumes_bit_for_bit(hf_folder, tokens, tmp_path):
 
 
 def test_unknown_starts_are_refused(hf_folder, tokens, tmp_path):
-    with pytest.raises(libqat.ArgumentError, match="start: expected one of guided, gptq, none, got 'awq'"):
+    with pytest.raises(
+        libqat.ArgumentError, match="start: expected one of guided, gptq, lattice, none, got 'awq'"
+    ):
         run(hf_folder, tokens, tmp_path / "run", start="awq")
     policy = {"rules": [{"match": ".*", "weight": "q4_0"}], "estimator": {"kind": "clipped_ste"}}
     with pytest.raises(libqat.ArgumentError, match="learned scales"):

@@ -158,7 +158,7 @@ def test_policies_name_it():
         libqat.Policy.from_json(json.dumps(table)).estimators([("model.embed", "embedding", (4, 32))])
     floats = {"rules": [{"match": ".*", "weight": "bf16"}], "estimator": SEQ}
     libqat.Policy.from_json(json.dumps(floats)).estimators([("w", "linear", (4, 32))])  # has no scales
-    assert libqat.recommended(policy).start == "gptq"
+    assert libqat.recommended(policy).start == "guided"
     assert libqat.recommended(policy).policy == policy
 
 
@@ -376,7 +376,7 @@ def test_a_run_trains_resumes_and_ships(hf_folder, tokens, tmp_path):
 
     reports = []
     whole = start("whole")
-    assert whole.start == "gptq"
+    assert whole.start == "guided"
     begun = dict(whole.prepared.scale_parameters())
     begun = {name: free.clone() for name, free in begun.items()}
     assert whole.train(reports.append)

@@ -68,6 +68,11 @@ std::vector<std::string> left_out(const QuantizedCheckpoint& checkpoint, std::st
   return keys;
 }
 
+std::vector<Obstacle> cautions(const QuantizedCheckpoint& checkpoint, std::string_view target) {
+  const Target& known = find_target("cautions", target);
+  return known.cautions == nullptr ? std::vector<Obstacle>{} : known.cautions(placed(checkpoint, known));
+}
+
 void export_checkpoint(const QuantizedCheckpoint& checkpoint, const std::string& path,
                        std::string_view target, const ExportOptions& options) {
   const Target& known = find_target("export_checkpoint", target);

@@ -4,7 +4,8 @@
 //    significant bits first) or I8 [R, N] (8 bits); `M.weight_scale` F32 [R, 1];
 //    `M.input_activation_scale`, `M.output_activation_scale` F32 [], 0 = the activations are not rounded.
 //    Attention A: `A.k_cache_scale`, `A.v_cache_scale` F32 [], where keys and values are kept in 8 bits.
-// 2. Embedding E: `E.embedding_quantized`, packed alike; `E.embedding_scale` F32 [R, 1].
+// 2. Embedding E: `E.embedding_quantized`, packed alike; `E.embedding_scale` F32 [R, G], a
+//    scale for each G-th of the row.
 // 3. config.json, `quantization_config`: regular expressions -> bits, and modules that stay as they are.
 // The consumer computes code * scale in the model's dtype. (transformers 5.23: integrations/gemma_quant.py)
 
@@ -34,9 +35,8 @@ using Json = nlohmann::ordered_json;
 std::string reason_against(const HfTensor& planned, const QuantizedTensor& tensor) {
   const grid::Info& info = grid::find(tensor.scheme.weight).info();
   if (info.bits != 2 && info.bits != 4 && info.bits != 8) return "expected 2, 4 or 8 bits";
-  if (info.block == grid::kWholeRow) return "";
-  if (!planned.embedding) return "expected a scale per row";
-  return "expected a scale per row: transformers decodes several, but makes room for one when it loads";
+  if (info.block == grid::kWholeRow || planned.embedding) return "";
+  return "expected a scale per row";
 }
 
 /// A tied head that is quantized is written as a layer of its own, because transformers cannot tie packed
@@ -65,6 +65,21 @@ bool writes_out_a_tie(const std::vector<HfTensor>& plan, const QuantizedCheckpoi
   return tied && std::any_of(plan.begin(), plan.end(), [&](const HfTensor& planned) {
            return planned.embedding && checkpoint.quantized.contains(planned.holder);
          });
+}
+
+/// Published checkpoints have a scale for each row and layer of the per-layer table.
+std::vector<Obstacle> cautions(const QuantizedCheckpoint& checkpoint) {
+  std::vector<Obstacle> found;
+  const QuantizedCheckpoint fitted = fit_integers(checkpoint, "mobile").checkpoint;
+  const std::vector<HfTensor> plan = plan_mobile(fitted);
+  for (const CodedModule& module : coded_modules(fitted, plan)) {
+    const std::string& grid = module.tensor->scheme.weight;
+    if (!module.planned->embedding || grid::find(grid).info().block == grid::kWholeRow) continue;
+    found.push_back(
+        {module.planned->key, grid,
+         "transformers (5.23) decodes several scales per row, but makes room for one when it loads"});
+  }
+  return found;
 }
 
 std::vector<Obstacle> obstacles(const QuantizedCheckpoint& checkpoint, const ExportOptions& options) {
@@ -234,6 +249,7 @@ constinit const Target kGemmaMobileTarget{"gemma-mobile",
                                           is_gemma_mobile,
                                           verify_gemma_mobile,
                                           import_gemma_mobile,
-                                          ActivationPlaces::kLayersAndCaches};
+                                          ActivationPlaces::kLayersAndCaches,
+                                          cautions};
 
 }  // namespace qat

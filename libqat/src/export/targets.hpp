@@ -40,6 +40,8 @@ struct Target {
   QuantizedCheckpoint (*read)(const std::string& path);
   /// The functions above get checkpoints without the scales that have none.
   ActivationPlaces activations = ActivationPlaces::kNone;
+  /// See `cautions` in qat/export/export.hpp; null: none.
+  std::vector<Obstacle> (*cautions)(const QuantizedCheckpoint& checkpoint) = nullptr;
 };
 
 /// Whether the target has a place for the tensor: activation scales may have none.

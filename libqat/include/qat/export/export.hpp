@@ -56,6 +56,11 @@ std::vector<Obstacle> can_export(const QuantizedCheckpoint& checkpoint, std::str
 /// what the consumer does with activations is then its own affair. ArgumentError for an unknown target.
 std::vector<std::string> left_out(const QuantizedCheckpoint& checkpoint, std::string_view target);
 
+/// Tensors that `target`'s format holds exactly, and that its consumer, in the version that libqat is tested
+/// with, does not open: they are written all the same. ArgumentError for an unknown target and for a
+/// checkpoint that is incomplete.
+std::vector<Obstacle> cautions(const QuantizedCheckpoint& checkpoint, std::string_view target);
+
 /// Writes `path` by atomic rename: the same checkpoint gives the same bytes. ArgumentError for an unknown
 /// target or a missing tokenizer (naming the option), UnsupportedError for what the target cannot hold
 /// (naming the tensors, as can_export does), FileError for the disk.
