@@ -49,8 +49,8 @@ Recipe recommended(const Policy& policy) {
   if (bits != kFloat && learns_scales(recipe.policy)) {
     recipe.start = "guided";
     // At 3 bits faster training leaves the start's solution for a worse one; 2 bits have more to move.
-    recipe.learning_rate = bits <= 2 ? 4e-4 : bits == 3 ? 1e-4 : 2e-4;
-    recipe.scale_learning_rate = bits <= 2 ? 3e-3 : 1e-3;
+    recipe.learning_rate = bits <= 2 ? 4e-4 : bits == 3 ? 5e-5 : 2e-4;
+    recipe.scale_learning_rate = bits <= 2 ? 3e-3 : bits == 3 ? 3e-4 : 1e-3;
     recipe.final_learning_rate = 0;
   }
   return recipe;
