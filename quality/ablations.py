@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import plots
 import tables
-from cases import CASES, Case
+from cases import CASES, Case, blocks_on
 from models import Maker
 from scoring import Scores
 from texts import TITLES
+
+import libqat
 
 
 class Change(NamedTuple):
@@ -28,11 +31,15 @@ STE = {"kind": "ste"}
 LSQ = {"kind": "lsq"}
 STABLE = {"kind": "stable_qat", "scale": "learned"}
 TRUST = {"kind": "trust_mask", "scale": "learned"}
-# Recommended for the recommended start alone, so another start has to name them.
-RATES = {
-    name: {"learning_rate": rate, "scale_learning_rate": scales, "final_learning_rate": 0.0}
-    for name, rate, scales in (("q4_0", 2e-4, 1e-3), ("q2_0", 4e-4, 3e-3))
-}
+
+
+def from_gptq(grid: str) -> Change:
+    """Another start, at the rates that are recommended for the recommended start alone."""
+    recipe = libqat.recommended(libqat.Policy.from_json(json.dumps(blocks_on(grid))))
+    rates = ("learning_rate", "scale_learning_rate", "final_learning_rate")
+    return Change("gptq", "from GPTQ", {"start": "gptq"} | {rate: getattr(recipe, rate) for rate in rates})
+
+
 CHANGES: dict[str, tuple[Change, ...]] = {
     "q4_0": (
         Change("plain", "from RTN, consumer's scales, 1e-4", {"start": "none", "learning_rate": 1e-4}, STE),
@@ -42,7 +49,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
             {"start": "none", "learning_rate": 1e-4},
             STE | {"scale": "search"},
         ),
-        Change("gptq", "from GPTQ", {"start": "gptq"} | RATES["q4_0"]),
+        from_gptq("q4_0"),
         Change("held", "scales held", {"scale_learning_rate": 0.0}),
         Change("slow", "half the learning rate", {"learning_rate": 1e-4}),
         Change("fast", "twice the learning rate", {"learning_rate": 4e-4}),
@@ -55,7 +62,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     ),
     "q2_0": (
         Change("plain", "from RTN, consumer's scales, 3e-4", {"start": "none", "learning_rate": 3e-4}, STE),
-        Change("gptq", "from GPTQ", {"start": "gptq"} | RATES["q2_0"]),
+        from_gptq("q2_0"),
         Change("slow", "half the learning rate", {"learning_rate": 2e-4}),
         Change("fast", "twice the learning rate", {"learning_rate": 8e-4}),
         Change("held", "scales held", {"scale_learning_rate": 0.0}),

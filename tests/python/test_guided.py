@@ -35,10 +35,9 @@ def clipped(squares):
     return share / share.mean()
 
 
-def sensitivity_by_autograd(model, windows, seed):
-    """The definition, on a transformers model: squared gradients of each down_proj's output."""
+def gradients_by_autograd(model, windows, seed):
+    """Of a transformers model's loss with drawn labels by a down_proj's outputs, two windows at a time."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
     for part in windows.split(2):
         outputs = []
         hook = model.get_submodule(LAYER).register_forward_hook(lambda *a, o=outputs: o.append(a[2]))
@@ -46,9 +45,12 @@ def sensitivity_by_autograd(model, windows, seed):
         hook.remove()
         labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, outputs[0])
-        found.append(gradient.square().mean(-1))
-    return clipped(torch.cat(found))
+        yield torch.autograd.grad(loss, outputs[0])[0]
+
+
+def sensitivity_by_autograd(model, windows, seed):
+    """The definition: squared gradients of each down_proj's output."""
+    return clipped(torch.cat([g.square().mean(-1) for g in gradients_by_autograd(model, windows, seed)]))
 
 
 def test_tokens_count_by_the_gradients_of_the_layers_outputs(hf_folder, windows):
@@ -75,17 +77,9 @@ def test_the_model_is_left_as_it_was(hf_folder, windows):
 
 def output_curvature_by_autograd(model, windows, seed):
     """The mean product of gradients, each token clipped at 8 times the mean of those up to its call."""
-    generator = torch.Generator().manual_seed(seed)
     squares, total = [], 0
-    for part in windows.split(2):
-        outputs = []
-        hook = model.get_submodule(LAYER).register_forward_hook(lambda *a, o=outputs: o.append(a[2]))
-        logits = model(part).logits.flatten(0, 1)
-        hook.remove()
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        (g,) = torch.autograd.grad(loss, outputs[0])
-        g = g.flatten(0, 1).double()
+    for gradient in gradients_by_autograd(model, windows, seed):
+        g = gradient.flatten(0, 1).double()
         squares.append(g.square().mean(1))
         bound = 8 * torch.cat(squares).mean()
         g = g * (bound / squares[-1]).clamp_max(1).sqrt()[:, None]

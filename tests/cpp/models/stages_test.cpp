@@ -20,15 +20,7 @@ using namespace qat;
 namespace {
 
 models::DecoderConfig tiny(bool tied) {
-  models::DecoderConfig config;
-  config.vocab_size = 50;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.num_hidden_layers = 3;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 8;
-  config.tie_word_embeddings = tied;
+  models::DecoderConfig config = models::llama(tied);
   config.attention_bias = true;
   return config;
 }

@@ -50,6 +50,25 @@ at::Tensor errors(const at::Tensor& weight, const at::Tensor& w_hat, const at::T
   return (at::mm(e, h) * e).sum(1);
 }
 
+/// No code of a q4_0 solution can be moved a step for a lower error(w_hat, row of that code).
+template <class Error>
+void require_local_optimum(const ptq::Solution& found, const Error& error) {
+  const at::Tensor w_hat = decoded(found, "q4_0");
+  for (int64_t row = 0; row < w_hat.size(0); ++row) {
+    const double least = error(w_hat, row);
+    for (int64_t j = 0; j < w_hat.size(1); ++j) {
+      const double scale = static_cast<at::Half>(found.scales[row][j / 32][0].item<float>());
+      for (const double step : {-scale, scale}) {
+        at::Tensor other = w_hat.clone();
+        const double code = (other[row][j].item<double>() + step) / scale;
+        if (code < -8.5 || code > 7.5) continue;
+        other[row][j] += step;
+        REQUIRE(error(other, row) >= least * (1 - 1e-6));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 TEST_CASE("no row gets worse, and most get better") {
@@ -76,20 +95,9 @@ TEST_CASE("what is found is a local optimum of the codes") {
   options.sweeps = 100;
   const ptq::Solution found =
       ptq::refine(weight, hessian, "q4_0", ptq::gptq(weight, hessian, "q4_0"), options);
-  const at::Tensor w_hat = decoded(found, "q4_0");
-  const at::Tensor least = errors(weight, w_hat, hessian);
-  for (int64_t row = 0; row < 4; ++row) {
-    for (int64_t j = 0; j < 64; ++j) {
-      const double scale = static_cast<at::Half>(found.scales[row][j / 32][0].item<float>());
-      for (const double step : {-scale, scale}) {
-        at::Tensor other = w_hat.clone();
-        const double code = (other[row][j].item<double>() + step) / scale;
-        if (code < -8.5 || code > 7.5) continue;
-        other[row][j] += step;
-        REQUIRE(errors(weight, other, hessian)[row].item<double>() >= least[row].item<double>() * (1 - 1e-6));
-      }
-    }
-  }
+  require_local_optimum(found, [&](const at::Tensor& w_hat, int64_t row) {
+    return errors(weight, w_hat, hessian)[row].item<double>();
+  });
 }
 
 TEST_CASE("with independent inputs and the best scales nothing is left to do") {
@@ -178,20 +186,9 @@ TEST_CASE("what rows find together is a local optimum of the codes") {
   options.outputs = outputs;
   const ptq::Solution found =
       ptq::refine(weight, hessian, "q4_0", ptq::gptq(weight, hessian, "q4_0"), options);
-  const at::Tensor w_hat = decoded(found, "q4_0");
-  const double least = coupled_error(weight - w_hat, hessian, outputs);
-  for (int64_t row = 0; row < 6; ++row) {
-    for (int64_t j = 0; j < 64; ++j) {
-      const double scale = static_cast<at::Half>(found.scales[row][j / 32][0].item<float>());
-      for (const double step : {-scale, scale}) {
-        at::Tensor other = w_hat.clone();
-        const double code = (other[row][j].item<double>() + step) / scale;
-        if (code < -8.5 || code > 7.5) continue;
-        other[row][j] += step;
-        REQUIRE(coupled_error(weight - other, hessian, outputs) >= least * (1 - 1e-6));
-      }
-    }
-  }
+  require_local_optimum(found, [&](const at::Tensor& w_hat, int64_t) {
+    return coupled_error(weight - w_hat, hessian, outputs);
+  });
 }
 
 TEST_CASE("outputs that count apart are as none, and threads do not matter") {
