@@ -99,7 +99,7 @@ ModelConfig::ModelConfig(const std::string& text) {
   check_ropes();
   shape_ = in_config([&] { return arch::read_shape(*family_, lookup); });
   check_implied();
-  check_sharing();
+  check_layers();
 }
 
 void ModelConfig::check_ropes() const {
@@ -143,10 +143,15 @@ void ModelConfig::check_implied() const {
   }
 }
 
-/// llama.cpp does not look for a layer of the same kind: it takes the last unshared one for layers without a
-/// window and the one before for the others.
-void ModelConfig::check_sharing() const {
+/// llama.cpp wants a layer with a window in families that have them. For shared keys it does not look for a
+/// layer of the same kind: it takes the last unshared one for layers without a window and the one before for
+/// the others.
+void ModelConfig::check_layers() const {
   const int64_t count = layers();
+  if (family_->sliding_rope && shape_.sliding_window == 0) {
+    refuse("layer_types", "a layer with a sliding window, without which llama.cpp loads no such model",
+           "none");
+  }
   int64_t first = 0;
   while (first < count && shape_.owns_keys(first)) ++first;
   for (int64_t layer = first; layer < count; ++layer) {

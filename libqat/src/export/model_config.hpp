@@ -49,7 +49,7 @@ class ModelConfig {
   int64_t head_dim() const;
   void check_ropes() const;
   void check_implied() const;
-  void check_sharing() const;
+  void check_layers() const;
   void add_rope_scaling(io::GgufMetadata& keys) const;
   nlohmann::json value_of(const arch::ConfigKey& key) const;
   std::optional<io::GgufValue> per_layer(const arch::ConfigKey& key) const;
