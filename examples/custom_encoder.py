@@ -11,19 +11,17 @@ output; the trained checkpoints and encoder.json to the folder `--out`.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from encoder import qat, sentences
-from libqat.cli import console
+from libqat.cli import console, program
 from torch import Tensor, nn
-from vision.study import write_json
 
 import libqat
-from libqat import data
+from libqat import data, run_folder
 
 MODEL = "all-MiniLM-L6-v2"
 BLOCK = r"encoder\.layer\.\d+\."
@@ -253,7 +251,7 @@ def main() -> None:
     }
     summary["seconds"] = round(time.monotonic() - begin, 1)
     path = options.out / "encoder.json"
-    write_json(path, summary)
+    run_folder.write_json(path, summary)
     print_table(summary)
     console.out.print(
         f"{options.judged} sentences of each text; no weight of a file differs from the trained model's\n"
@@ -264,9 +262,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    except libqat.Error as error:
-        sys.exit(f"error: {error}")
+    program.run(main, interrupted="interrupted")

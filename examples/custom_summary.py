@@ -8,7 +8,8 @@ from pathlib import Path
 import custom_encoder
 import custom_vision
 from libqat.cli import console
-from vision.study import write_json
+
+from libqat import run_folder
 
 TABLES = {"vision": custom_vision.print_table, "encoder": custom_encoder.print_table}
 
@@ -25,7 +26,7 @@ def main() -> None:
             summary[name] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             sys.exit(f"error: {path}: expected the figures of examples/custom_{name}.py, got {error}")
-    write_json(out / "summary.json", summary)
+    run_folder.write_json(out / "summary.json", summary)
     for name, print_table in TABLES.items():
         print_table(summary[name])
     console.out.print(f"figures: {out / 'summary.json'}", highlight=False)

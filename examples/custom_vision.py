@@ -11,17 +11,16 @@ interrupted run continues after the last finished row.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 import torch
-from libqat.cli import console
+from libqat.cli import console, program
 from vision import digits, efficientnet, images, qat
-from vision.study import Study, write_json
+from vision.study import Study
 
 import libqat
-from libqat import photos
+from libqat import photos, run_folder
 
 SENSITIVE = {"match": r"conv_stem|blocks\.\d+\.depthwise_conv", "weight": "int8_channel"}
 """3 % of the weights, where rounding hurts most: a depthwise channel is 9 or 25 weights with one scale."""
@@ -186,15 +185,10 @@ def main() -> None:
         "seconds": round(time.monotonic() - begin, 1),
     }
     path = options.out / "vision.json"
-    write_json(path, result)
+    run_folder.write_json(path, result)
     print_table(result)
     console.out.print(f"done in {console.clock(result['seconds'])}; figures: {path}", highlight=False)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
-    except libqat.Error as error:
-        sys.exit(f"error: {error}")
+    program.run(main)

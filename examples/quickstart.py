@@ -10,16 +10,14 @@ in the folder `--out` the checkpoint, the GGUF, report.html, training.png and su
 """
 
 import argparse
-import json
 import math
 import shlex
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from libqat.cli import console
+from libqat.cli import console, program
 from libqat.cli.inspect import describe
 
 import libqat
@@ -173,21 +171,10 @@ def score(models: list[libqat.EvaluatedModel], texts: dict[str, torch.Tensor], f
 
 def judge(gguf: Path, ours: libqat.Decoder, tokens: torch.Tensor, threads: int) -> dict:
     """llama.cpp on the exported file: a sentence, and its score of the very tokens that ours scores."""
-    with torch.no_grad():
-        logits = ours(tokens[None])[0, :-1].float()
-    nll_ours = torch.nn.functional.cross_entropy(logits, tokens[1:]).item()
-    with llama_cpp.LlamaCpp(gguf, threads=threads, context=512) as llama:
-        console.say("llama.cpp writes a sentence")
-        text = PROMPT + llama.generate(PROMPT, GENERATED)
-        with console.progress("scoring in llama.cpp") as update:
-            scores = llama.score(tokens.tolist(), update)
-    return {
-        "version": llama_cpp.version(),
-        "tokens": len(scores),
-        "ppl": math.exp(-sum(scores) / len(scores)),
-        "ppl_ours_same_tokens": math.exp(nll_ours),
-        "text": text,
-    }
+    with console.progress("llama.cpp writes a sentence and scores") as update:
+        return llama_cpp.judge(
+            gguf, ours, tokens, PROMPT, n_tokens=GENERATED, threads=threads, progress=update
+        )
 
 
 def report(options: argparse.Namespace) -> Path:
@@ -310,14 +297,9 @@ def main() -> None:
     del models
     summary = summarise(options, steps, scores, gguf, judged) | {"report": str(report(options))}
     path = out / "summary.json"
-    path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    run_folder.write_json(path, summary)
     print_results(summary, out, time.monotonic() - begin)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
-    except libqat.Error as error:
-        sys.exit(f"error: {error}")
+    program.run(main)

@@ -89,7 +89,7 @@ def real_table(found: dict[str, Any]) -> str:
         f"{found['learning_rate']:g}; the file takes {found['bytes'] / 1e6:.1f} MB, and "
         f"{found['differences']} of its tensors differ from the checkpoint.",
         f"llama.cpp ({judged['version']}) on {judged['tokens']} tokens: perplexity {judged['ppl']:.2f}; "
-        f"libqat's decoder on the same: {judged['ppl_ours']:.2f}.",
+        f"libqat's decoder on the same: {judged['ppl_ours_same_tokens']:.2f}.",
         f"Peak memory: {found['train_peak_bytes'] / 1e9:.1f} GB up to the end of training, "
         f"{found['peak_bytes'] / 1e9:.1f} GB with four models side by side.",
     ]

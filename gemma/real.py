@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,17 +129,6 @@ def _score(source: Path, trained: Path, texts: Mapping[str, torch.Tensor], out: 
 
 def _judge(gguf: Path, trained: Path, tokens: torch.Tensor) -> dict[str, Any]:
     """llama.cpp on the exported file: its score of the very tokens that ours scores, and a sentence."""
-    with torch.no_grad():
-        logits = libqat.open_model(trained).decoder(tokens[None])[0, :-1].float()
-    ours = torch.nn.functional.cross_entropy(logits, tokens[1:]).item()
-    with llama_cpp.LlamaCpp(gguf, context=512) as llama:
-        text = PROMPT + llama.generate(PROMPT, 30)
-        with console.progress("Gemma 3 270M: scoring in llama.cpp") as update:
-            scores = llama.score(tokens.tolist(), update)
-    return {
-        "version": llama_cpp.version(),
-        "tokens": len(scores),
-        "ppl": math.exp(-sum(scores) / len(scores)),
-        "ppl_ours": math.exp(ours),
-        "text": text,
-    }
+    decoder = libqat.open_model(trained).decoder
+    with console.progress("Gemma 3 270M: scoring in llama.cpp") as update:
+        return llama_cpp.judge(gguf, decoder, tokens, PROMPT, n_tokens=30, progress=update)

@@ -11,11 +11,8 @@ an interrupted run continues.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +22,11 @@ import shapes
 import sizes
 import study
 import torch
-from libqat.cli import console
+from libqat.cli import console, program
 
-import libqat
-from libqat import data
+from libqat import data, run_folder
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
-
-
-def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What `make` returns, or what it returned in an earlier run."""
-    if path.exists():
-        return json.loads(path.read_text())
-    found = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return found
 
 
 def all_shapes(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -51,7 +37,7 @@ def all_shapes(options: argparse.Namespace) -> list[dict[str, Any]]:
         for number, shape in enumerate(asked):
             update(number, len(asked), shape.key)
             path = options.out / "rows" / f"{shape.key}.json"
-            found += kept(path, lambda shape=shape: study.rows(shape, options.out / "tiny"))
+            found += program.kept(path, lambda shape=shape: study.rows(shape, options.out / "tiny"))
         update(len(asked), len(asked))
     return found
 
@@ -63,7 +49,7 @@ def gemma_270m(options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     source = data.gemma3_270m_gguf(accept_terms=True)
     path = options.out / "rows" / "gemma-3-270m.json"
-    return kept(path, lambda: real.run(source, options.out / "gemma-3-270m"))
+    return program.kept(path, lambda: real.run(source, options.out / "gemma-3-270m"))
 
 
 def summary(rows: list[dict], size_rows: list[dict], found: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -96,8 +82,7 @@ def main() -> int:
     size_rows = sizes.rows()
     found = None if options.only else gemma_270m(options)
     path = options.out / "summary.json"
-    entries = summary(rows, size_rows, found)
-    path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    run_folder.write_json(path, summary(rows, size_rows, found))
     tables = page.tables(rows, size_rows, found)
     if not options.only:
         page.write(PAGE, tables)
@@ -112,9 +97,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
-    except libqat.Error as error:
-        sys.exit(f"error: {error}")
+    program.run(main)

@@ -9,11 +9,10 @@ A finished comparison is kept in out/interop/rows, so an interrupted run continu
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ import torch
 import trained
 import transformers_cpu
 import weights
-from libqat.cli import console
+from libqat.cli import console, program
 
 import libqat
 from libqat import data, llama_cpp
@@ -103,16 +102,6 @@ def compare(consumer: Consumer, grid: str, blocks: int, out: Path) -> dict:
     }
 
 
-def kept(path: Path, make) -> dict:
-    """What `make` returns, or what it returned in an earlier run."""
-    if path.exists():
-        return json.loads(path.read_text())
-    row = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(row, indent=1) + "\n")
-    return row
-
-
 def all_comparisons(options: argparse.Namespace) -> list[dict]:
     """The rows of the fidelity table."""
     asked = [
@@ -126,7 +115,8 @@ def all_comparisons(options: argparse.Namespace) -> list[dict]:
         for number, (consumer, grid) in enumerate(asked):
             update(number, len(asked), f"{grid} in {consumer.module.NAME}")
             path = options.out / "rows" / f"{consumer.target}-{grid.replace(':', '-')}-{options.blocks}.json"
-            found.append(kept(path, lambda c=consumer, g=grid: compare(c, g, options.blocks, options.out)))
+            make = partial(compare, consumer, grid, options.blocks, options.out)
+            found.append(program.kept(path, make))
         update(len(asked), len(asked))
     return found
 
@@ -162,7 +152,7 @@ def all_runs(options: argparse.Namespace) -> list[dict]:
     judged = data.tokenize(tokenizer, [article.text for article in held_out], limit=options.tokens + 1)
     out = options.out / "trained"
     return [
-        kept(
+        program.kept(
             out / f"{case.name}-{options.steps}.json",
             lambda c=case: trained.run(c, source, tokens, judged[: options.tokens + 1], out, options.steps),
         )
@@ -204,9 +194,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
-    except libqat.Error as error:
-        sys.exit(f"error: {error}")
+    program.run(main)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from libqat import run_folder
 
 HEAD = """# Fidelity: what is trained is what is served
 
@@ -32,9 +33,9 @@ largest difference | differing numbers |
 def write(fidelity: list[dict], trained: list[dict], summary: Path, page: Path | None) -> None:
     """The figures of all comparisons, as JSON and, if asked for, as the page."""
     summary.parent.mkdir(parents=True, exist_ok=True)
-    summary.write_text(json.dumps(fidelity, indent=1) + "\n")
+    run_folder.write_json(summary, fidelity)
     if trained:
-        summary.with_name("trained.json").write_text(json.dumps(trained, indent=1) + "\n")
+        run_folder.write_json(summary.with_name("trained.json"), trained)
     if page is not None:
         page.write_text(markdown(fidelity, trained))
 

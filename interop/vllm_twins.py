@@ -15,16 +15,15 @@ import json
 import math
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from libqat.cli import console
+from libqat.cli import console, program
 
 import libqat
-from libqat import data
+from libqat import data, run_folder
 
 PROGRAM = Path(__file__).with_name("vllm_cpu.py")
 FLOAT_ACTIVATIONS = {"VLLM_CPU_INT4_W4A8": "0"}
@@ -201,7 +200,7 @@ def main() -> int:
             update(number, len(cases), case.name)
             rows.append(compare(case, options))
         update(len(cases), len(cases))
-    (options.out / "vllm.json").write_text(json.dumps(rows, indent=1) + "\n")
+    run_folder.write_json(options.out / "vllm.json", rows)
     print(table(rows))
     wrong = [row for row in rows if not row["passed"]]
     console.say(f"{len(rows)} models, {len(wrong)} differ, {console.clock(time.monotonic() - begin)}")
@@ -209,9 +208,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    except libqat.Error as error:
-        sys.exit(f"error: {error}")
+    program.run(main, interrupted="interrupted")

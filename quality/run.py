@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ import peers
 import tables
 import torch
 from cases import BASELINES, CASES, Case
-from libqat.cli import console
+from libqat.cli import console, program
 from models import Maker
 from scoring import Scores
 from texts import STEP, WINDOW, Texts, read
@@ -149,9 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues")
-    except libqat.Error as error:
-        sys.exit(f"error: {error}")
+    program.run(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from cases import BASELINES
 from texts import TITLES
+
+from libqat import run_folder
 
 Row = Mapping[str, Any]
 
@@ -35,10 +36,8 @@ def finite(value: Any) -> Any:
 def write_json(path: Path, rows: Iterable[Row]) -> None:
     """A list of objects, by rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     clean = [{key: finite(value) for key, value in row.items()} for row in rows]
-    temporary.write_text(json.dumps(clean, indent=1) + "\n")
-    temporary.replace(path)
+    run_folder.write_json(path, clean)
 
 
 def table(columns: list[str], lines: Iterable[list[str]]) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from ._core import ArgumentError, Error, FileError, UnsupportedError
 
 _PACKAGE = "xllamacpp"
@@ -25,6 +28,8 @@ _WORKER = Path(__file__).with_name("_llama_cpp_worker.py")
 _LOG_LINES = 8
 _PATIENCE = 10.0
 """Seconds that the process may take to end."""
+_CONTEXT = 512
+"""Tokens that `judge` reserves at least: its prompt and what follows must fit, too."""
 
 
 def available() -> bool:
@@ -209,6 +214,40 @@ def score(
     """llama.cpp's log-probabilities (nats) of ``token_ids[1:]``, each given all tokens before it."""
     with LlamaCpp(gguf, threads, context=max(len(token_ids) + 1, 32)) as llama:
         return llama.score(token_ids, progress)
+
+
+def judge(
+    gguf: str | Path,
+    model: Callable[[torch.Tensor], torch.Tensor],
+    tokens: torch.Tensor,
+    prompt: str,
+    *,
+    n_tokens: int = 32,
+    threads: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """llama.cpp on an exported file, beside the model that the file was made of.
+
+    model: int64 [1, T] -> logits [1, T, V], such as the `decoder` of `libqat.open_model`. tokens: int64 [T];
+    both score tokens[1:], each given all before it. progress: of llama.cpp's scoring, as in `LlamaCpp.score`.
+
+    Returns {"version": of the package, "tokens": how many were scored, "ppl": llama.cpp's perplexity,
+    "ppl_ours_same_tokens": the model's, "text": `prompt` and the `n_tokens` tokens that llama.cpp finds
+    likeliest after it}. The perplexities differ a little, since llama.cpp rounds activations to 8 bits.
+    """
+    with torch.no_grad():
+        logits = model(tokens[None])[0, :-1].float()
+    ours = torch.nn.functional.cross_entropy(logits, tokens[1:]).item()
+    with LlamaCpp(gguf, threads, context=max(len(tokens) + 1, _CONTEXT)) as llama:
+        text = prompt + llama.generate(prompt, n_tokens)
+        scores = llama.score(tokens.tolist(), progress)
+    return {
+        "version": version(),
+        "tokens": len(scores),
+        "ppl": math.exp(-sum(scores) / len(scores)),
+        "ppl_ours_same_tokens": math.exp(ours),
+        "text": text,
+    }
 
 
 def _plain(tokens: str | Sequence[int]) -> str | list[int]:

@@ -5,16 +5,15 @@ adds finetune.json and the checkpoint, `libqat eval` adds evaluation.json. JSON 
 all.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ._core import FileError
+from ._files import replace_file
 
 CHECKPOINT = "model.qat.safetensors"
 """What ships."""
@@ -43,22 +42,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
     ValueError for NaN and infinities, which JSON lacks.
     """
-    path = Path(path)
     content = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        raise FileError(f"write_json: {path}: expected a writable file, got {error.strerror}") from error
+    replace_file(path, content.encode(), "write_json")
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from libqat.cli import console
 from torch import Tensor, nn
 
 import libqat
+from libqat import run_folder
 
 from . import qat
 
@@ -83,7 +84,7 @@ def once(path: Path, settings: dict, compute: Callable[[], dict]) -> dict:
         if kept["settings"] == settings:
             return kept["result"]
     result = compute()
-    write_json(path, {"settings": settings, "result": result})
+    run_folder.write_json(path, {"settings": settings, "result": result})
     return result
 
 
@@ -93,10 +94,3 @@ def digest(*tensors: Tensor) -> str:
     for tensor in tensors:
         total.update(tensor.contiguous().numpy().tobytes())
     return total.hexdigest()
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -146,6 +146,31 @@ def test_generation_repeats_and_takes_text_or_ids(tmp_path, tokenizer_folder):
     assert llama_cpp.generate(tmp_path / "a.gguf", ids, 8) == text
 
 
+def test_a_file_is_judged_beside_its_model(tmp_path, tokenizer_folder):
+    checkpoint = checkpoint_of(make_llama(vocab_size=VOCAB_SIZE), "f32", "f32", tokenizer=tokenizer_folder)
+    libqat.export(checkpoint, tmp_path / "a.gguf")
+    ids, model = some_ids(9), model_of(checkpoint, vocab_size=VOCAB_SIZE)
+    calls = []
+    found = llama_cpp.judge(
+        tmp_path / "a.gguf",
+        lambda tokens: model(tokens).logits,
+        torch.tensor(ids),
+        "Hello",
+        n_tokens=4,
+        progress=lambda *call: calls.append(call),
+    )
+    assert found["version"] == llama_cpp.version()
+    assert found["tokens"] == 8
+    assert calls[-1] == (8, 8)
+    assert found["text"] == "Hello" + llama_cpp.generate(tmp_path / "a.gguf", "Hello", 4)
+    scores = llama_cpp.score(tmp_path / "a.gguf", ids)
+    # the same scores, from a context of another size
+    np.testing.assert_allclose(found["ppl"], np.exp(-np.mean(scores)), rtol=1e-6)
+    ours = np.exp(-log_probabilities(model, ids).mean())
+    np.testing.assert_allclose(found["ppl_ours_same_tokens"], ours, rtol=1e-6)  # float32 beside float64
+    assert found["ppl"] != found["ppl_ours_same_tokens"]
+
+
 def test_progress_counts_positions(tmp_path, tokenizer_folder):
     checkpoint = checkpoint_of(make_llama(vocab_size=VOCAB_SIZE), tokenizer=tokenizer_folder)
     libqat.export(checkpoint, tmp_path / "a.gguf")

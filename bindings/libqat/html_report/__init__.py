@@ -4,16 +4,14 @@
 `write_model_report` do both. Needs matplotlib and jinja2: `pip install 'libqat[report]'`.
 """
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .._core import FileError
+from .._files import replace_file
 from .curves import save_training_png
 from .data import Progress, ReportData, gather_model, gather_run
 from .inputs import read_telemetry
@@ -68,19 +66,7 @@ def write_model_report(
 
 def save_page(html: str, out: str | os.PathLike) -> Path:
     """Writes a page by renaming a finished file. FileError naming the path."""
-    path, temporary = Path(out), None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(html.encode("utf-8", "replace"))
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        raise FileError(f"report: {path}: expected a writable file, got {error.strerror}") from error
-    return path
+    return replace_file(out, html.encode("utf-8", "replace"), "report")
 
 
 __all__ = [

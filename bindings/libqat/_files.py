@@ -1,0 +1,25 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from ._core import FileError
+
+
+def replace_file(path: str | os.PathLike, content: bytes, function: str) -> Path:
+    """Writes a file by renaming a finished one. FileError, in the name of `function`, naming the path."""
+    path, temporary = Path(path), None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        raise FileError(f"{function}: {path}: expected a writable file, got {error.strerror}") from error
+    return path
