@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+import libqat
+from libqat import data, ptq
+
+pytest.register_assert_rewrite("command_line", "gguf_families")  # helpers that assert or hold fixtures
 VOCABULARY = 320
 
 
@@ -52,6 +56,12 @@ def make_tokenizer():
     return tokenizer
 
 
+def logits(model, tokens):
+    """Without a graph."""
+    with torch.no_grad():
+        return model(tokens)
+
+
 @pytest.fixture
 def llama():
     """A tied two-layer Llama."""
@@ -80,3 +90,34 @@ def text_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n\n".join(list(pydoc_data.topics.topics.values())[5:8]), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def ckpt(hf_folder, tmp_path_factory):
+    """A checkpoint of the tiny model, rounded without training. Tests must not write into its folder."""
+    path = tmp_path_factory.mktemp("ckpt") / "rtn.qat.safetensors"
+    loaded = libqat.load_model(hf_folder)
+    prepared = libqat.prepare(loaded.decoder, "gguf-q4_0")
+    libqat.save(libqat.freeze(prepared, loaded.config, loaded.tokenizer), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def gguf(ckpt):
+    """The checkpoint as a file for llama.cpp."""
+    path = ckpt.with_name("rtn.gguf")
+    libqat.export(libqat.load(ckpt), path)
+    return path
+
+
+@pytest.fixture
+def loaded(hf_folder):
+    """The tiny model in libqat's decoder."""
+    return libqat.load_model(hf_folder)
+
+
+@pytest.fixture
+def windows(hf_folder, text_file):
+    """int64 [16, 64] of the text, to calibrate on."""
+    ids = data.tokenize(libqat.load_tokenizer(hf_folder), data.read_texts([text_file]))
+    return ptq.calibration_windows(ids, 1024, 64)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from command_line import fails, run, works
 from conftest import make_llama
 from exporting import checkpoint_of
-from test_cli import fails, run, works
 
 import libqat
 

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from test_cli import fails, run, works
+from command_line import fails, run, works
 
 from libqat import finetune, run_folder
 

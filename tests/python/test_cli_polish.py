@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
+from command_line import ENVIRONMENT, QUICK, run, start, works
 from libqat.dry_run import dry_run
-from test_cli import ENVIRONMENT, QUICK, run, start, works
 
 import libqat
 

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from command_line import run, works
 from libqat.configurations import model_config
-from test_cli import run, works
 
 from libqat import memory, sizes
 

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from command_line import fails, run, works
 from conftest import make_llama
 from exporting import log_probabilities, some_tokens
-from test_cli import fails, run, works
 
 import libqat
 from libqat import llama_cpp

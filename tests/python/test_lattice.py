@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from command_line import works
 from conftest import make_llama
 from safetensors.torch import save_file
-from test_cli import works
 
 import libqat
 from libqat import _core, finetune, ops

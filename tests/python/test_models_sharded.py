@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
+from command_line import fails, works
 from conftest import make_llama
 from safetensors.torch import load_file, save_file
-from test_cli import fails, works
 
 import libqat
 
