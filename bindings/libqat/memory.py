@@ -144,6 +144,7 @@ class _Planner:
         self.tokens = settings.batch_size * settings.sequence_length
         self.outline = sizes.outline(config, policy, "f32")
         self.learned = _learned_scales(policy, self.tensors, self.outline)
+        self.rounded_outputs = _rounded_outputs(policy, self.tensors)
         frozen = [re.compile(pattern) for pattern in settings.frozen]
         self.frozen = {
             name
@@ -231,7 +232,11 @@ class _Planner:
         rows = self.settings.batch_size * (self.settings.sequence_length - 1)
         height = _core.loss_rows(self.settings.loss_chunk, rows, vocabulary)
         pieces = 1 + (self.settings.teacher == "live") + bool(softcap)
-        yield Item("logits, a piece at a time", pieces * height * vocabulary * self.compute, ("loss",))
+        piece = height * vocabulary * self.compute
+        yield Item("logits, a piece at a time", pieces * piece, ("loss",))
+        if name in self.rounded_outputs:
+            # What came before rounding, codes on the way, and the gradient behind it.
+            yield Item("rounding of logits", 3 * piece, ("loss",))
         rounded = name in self.outline.quantized
         if rounded or self.compute != _FLOAT32:
             each = self._rounded() if rounded else self.compute
@@ -286,14 +291,28 @@ class _Planner:
         return list(units.values())
 
 
+def _slots(tensors) -> list[tuple[str, str, tuple[int, int]]]:
+    """What a policy's rules are about: weights as matrices."""
+    return [
+        (name, kind, (math.prod(shape[:-1]), shape[-1])) for name, shape, kind in tensors if kind != "other"
+    ]
+
+
+def _rounded_outputs(policy, tensors) -> set[str]:
+    """Weights whose products are rounded."""
+    if policy is None:
+        return set()
+    slots = _slots(tensors)
+    formats = sizes.as_policy(policy).activations(slots)
+    return {name for (name, _, _), (_, output) in zip(slots, formats, strict=True) if output}
+
+
 def _learned_scales(policy, tensors, outline: _core.QuantizedCheckpoint) -> dict[str, int]:
     """Numbers of learned scales by weight."""
     if policy is None:
         return {}
     chosen = sizes.as_policy(policy)
-    slots = [
-        (name, kind, (math.prod(shape[:-1]), shape[-1])) for name, shape, kind in tensors if kind != "other"
-    ]
+    slots = _slots(tensors)
     learned = {}
     for (name, _, _), estimator in zip(slots, chosen.estimators(slots), strict=True):
         if name in outline.quantized and estimator.scale in ("learned", "seq"):

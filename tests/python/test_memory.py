@@ -197,6 +197,16 @@ def test_what_changes_the_map():
     trained = memory.plan("gemma-4-e2b", "gemma4-q4_0", devices="H100", settings=Settings(frozen=()))
     assert by_name(trained)["gradient of the head"] == 4 * 262144 * 1536
     assert set(item for each in trained.items for item in each.phases) == set(PHASES)
+    mobile = by_name(
+        memory.plan("gemma-4-e2b", "gemma4-e2b-mobile", devices="H100", settings=Settings(**vars(base)))
+    )
+    # student, teacher, slope of the cap; products, codes, gradient
+    assert (
+        mobile["rounding of logits"]
+        == mobile["logits, a piece at a time"]
+        == plain["logits, a piece at a time"]
+    )
+    assert "rounding of logits" not in plain
     learned = libqat.recommended(libqat.Policy.preset("gguf-q4_0")).policy
     assert "learned scales" in by_name(memory.plan("qwen3-0.6b", learned, devices="H100"))
 

@@ -97,7 +97,16 @@ struct StaticScale {
 
 at::Tensor static_values(const at::Tensor& input, const at::Tensor& scale) {
   const StaticScale s(scale, input.scalar_type());
-  return at::where(s.calibrated, at::clamp(at::round(input / s.value), -128, 127) * s.value, input);
+  // In place: logits are large.
+  at::Tensor values = input / s.value;
+  values.round_().clamp_(-128, 127).mul_(s.value);
+  return at::where(s.calibrated, values, input);
+}
+
+/// bool[...]: where a gradient passes.
+at::Tensor inside(const at::Tensor& input, const StaticScale& scale) {
+  const at::Tensor code = (input / scale.value).round_();
+  return code.ge(-128).logical_and_(code.le(127)).logical_or_(scale.calibrated.logical_not());
 }
 
 at::Tensor token_values(const at::Tensor& input) {
@@ -141,9 +150,7 @@ at::Tensor backward(const at::Tensor& grad, const at::Tensor& input, const at::T
   check_backward(grad, input, scale, tensor);
   const NoAutocast guard(c10::autocast_dispatch_keyset);
   const StaticScale s(scale, input.scalar_type());
-  const at::Tensor code = at::round(input.contiguous() / s.value);
-  const at::Tensor inside = code.ge(-128).logical_and_(code.le(127)).logical_or_(s.calibrated.logical_not());
-  return at::where(inside, grad.contiguous(), at::zeros_like(grad, at::MemoryFormat::Contiguous));
+  return at::where(inside(input.contiguous(), s), grad.contiguous(), 0.0);
 }
 
 at::Tensor backward_meta(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& scale,

@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
@@ -44,7 +45,7 @@ std::shared_ptr<ActivationQuantizer> ActivationQuantizer::clone(
 }
 
 bool ActivationQuantizer::calibrates() const {
-  if (!has_scale() || recomputing()) return false;
+  if (!enabled_ || !has_scale() || recomputing()) return false;
   return calibrating_ || (at::GradMode::is_enabled() && batches_.item<int64_t>() < rule_.batches);
 }
 
@@ -66,6 +67,26 @@ at::Tensor ActivationQuantizer::operator()(const at::Tensor& x) {
   // A later pass widens it, perhaps before this one's backward.
   const at::Tensor scale = calibrating ? scale_.detach().clone() : scale_;
   return ops::fake_quantize_activation(x, format_, scale.squeeze(), name_);
+}
+
+std::optional<at::Tensor> ActivationQuantizer::detached_scale() const {
+  return has_scale() ? std::optional(scale_.detach().squeeze()) : std::nullopt;
+}
+
+at::Tensor ActivationQuantizer::values(const at::Tensor& x) const {
+  if (!enabled_) return x;
+  const at::NoGradGuard no_grad;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return ops::fake_quantize_activation(x, format_, detached_scale(), name_);
+}
+
+ActivationGradients ActivationQuantizer::backward(const at::Tensor& grad, const at::Tensor& x) const {
+  if (!enabled_ || !has_scale()) return {grad, {}};
+  const at::NoGradGuard no_grad;
+  const at::Tensor scale = *detached_scale();
+  if (!scale_.requires_grad()) return {ops::fake_quantize_activation_backward(grad, x, scale, name_), {}};
+  auto [by_input, by_scale] = ops::fake_quantize_activation_backward_scale(grad, x, scale, name_);
+  return {std::move(by_input), by_scale.view_as(scale_)};
 }
 
 void ActivationQuantizer::set_scale(double scale) {

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/div.h>
@@ -103,25 +104,47 @@ double rounded_share(const Head& head) {
   return head.quantizer && head.quantizer->enabled() ? head.quantizer->blend() : 1;
 }
 
+HeadRounding rounding_of(const Head& head) {
+  if (!head.quantizer || !head.quantizer->enabled() || rounded_share(head) != 1) return {};
+  const auto used = [](const std::shared_ptr<ActivationQuantizer>& rounding) {
+    return rounding && rounding->enabled() ? rounding : nullptr;
+  };
+  return {used(head.quantizer->input()), used(head.quantizer->output())};
+}
+
+bool blends_products(const Head& head) {
+  const double share = rounded_share(head);
+  return share != 0 && share != 1 && (head.quantizer->input() || head.quantizer->output());
+}
+
 PieceLogits::PieceLogits(const Head& head, at::ScalarType dtype)
     : weight_(forward_weight(head, dtype)),
       bias_(head.bias.defined() ? head.bias.detach().to(dtype) : at::Tensor()),
+      rounding_(rounding_of(head).output),
       softcap_(head.softcap) {}
 
-at::Tensor PieceLogits::of(const at::Tensor& rows) {
+at::Tensor PieceLogits::products(const at::Tensor& rows) {
+  logits_.reset();
   if (!buffer_.defined() || buffer_.size(0) < rows.size(0)) {
     buffer_.reset();  // before the larger one is allocated
     slope_.reset();
     buffer_ = at::empty({rows.size(0), weight_.size(0)}, weight_.options());
   }
-  at::Tensor logits = buffer_.slice(0, 0, rows.size(0));
+  products_ = buffer_.slice(0, 0, rows.size(0));
   if (bias_.defined()) {
-    at::addmm_out(logits, bias_, rows, weight_.t());
+    at::addmm_out(products_, bias_, rows, weight_.t());
   } else {
-    at::mm_out(logits, rows, weight_.t());
+    at::mm_out(products_, rows, weight_.t());
   }
-  if (softcap_ != 0.0) logits.div_(softcap_).tanh_().mul_(softcap_);
-  return logits_ = logits;
+  return products_;
+}
+
+at::Tensor PieceLogits::of(const at::Tensor& rows) {
+  logits_ = products(rows);
+  // Apart from the products, which say where a gradient passes.
+  if (rounding_) logits_ = rounding_->values(logits_);
+  if (softcap_ != 0.0) logits_.div_(softcap_).tanh_().mul_(softcap_);
+  return logits_;
 }
 
 at::Tensor PieceLogits::cap_slope() {
@@ -133,10 +156,20 @@ at::Tensor PieceLogits::cap_slope() {
   return slope.square_().neg_().add_(1.0);
 }
 
+ActivationGradients PieceLogits::round_backward(const at::Tensor& gradient) const {
+  return rounding_ ? rounding_->backward(gradient, products_) : ActivationGradients{gradient, {}};
+}
+
 TeacherRows::TeacherRows(const TeacherAnswer& answer, int64_t positions)
     : answer_(answer), positions_(positions) {
   if (!answer.hidden.defined()) return;
-  const at::Tensor hidden = answer.hidden.detach();
+  at::Tensor hidden = answer.hidden.detach();
+  if (blends_products(answer.head)) {
+    const at::NoGradGuard no_grad;
+    answer_ = TeacherAnswer(answer.head.logits(hidden));
+    return;
+  }
+  if (const auto& rounding = rounding_of(answer.head).input) hidden = rounding->values(hidden);
   logits_ = PieceLogits(answer.head, hidden.scalar_type());
   hidden_ = predicted_rows(hidden, 0, hidden.size(0) * positions, positions);
 }

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <string>
 
 #include "qat/train/objective.hpp"
@@ -33,35 +34,50 @@ at::Tensor predicted_rows(const at::Tensor& tensor, int64_t first, int64_t last,
 /// The quantizer's blend; 1 without one, and when it is disabled.
 double rounded_share(const Head& head);
 
-/// The products of `head` with a piece of rows at a time, in a buffer that the next piece reuses.
+/// What rounds the rows before the product with the head's weight, and the products; null for nothing.
+struct HeadRounding {
+  std::shared_ptr<ActivationQuantizer> input, output;
+};
+HeadRounding rounding_of(const Head& head);
+
+/// Whether one product would not do: those of rounded and of plain rows are mixed, or so are they themselves.
+bool blends_products(const Head& head);
+
+/// The products of `head` with a piece of rows at a time, in a buffer that the next piece reuses. Scales are
+/// those of the time of a call; nothing calibrates.
 class PieceLogits {
  public:
   PieceLogits() = default;
   /// W_hat, blended as the quantizer says, and bias, in `dtype`.
   PieceLogits(const Head& head, at::ScalarType dtype);
 
-  /// rows: dtype[n, h] -> dtype[n, V], capped as the head says, valid until the next call.
+  /// rows: dtype[n, h], rounded -> products dtype[n, V] and the bias, not rounded, valid until the next call.
+  at::Tensor products(const at::Tensor& rows);
+  /// The same, rounded and capped as the head says.
   at::Tensor of(const at::Tensor& rows);
-  /// d(capped)/d(product) of what `of` gave last, as long as its values are in place; undefined without a
+  /// d(capped)/d(rounded) of what `of` gave last, as long as its values are in place; undefined without a
   /// cap.
   at::Tensor cap_slope();
+  /// The gradients of the products and of their scale, from that of the rounded products that `of` made last.
+  ActivationGradients round_backward(const at::Tensor& gradient) const;
   const at::Tensor& weight() const noexcept { return weight_; }
 
  private:
-  at::Tensor weight_, bias_, buffer_, logits_, slope_;
+  at::Tensor weight_, bias_, buffer_, products_, logits_, slope_;
+  std::shared_ptr<ActivationQuantizer> rounding_;
   double softcap_ = 0.0;
 };
 
 /// Takes the teacher's side of one piece of rows after another.
 class TeacherRows {
  public:
-  /// `answer` must outlive it. positions: T - 1.
+  /// positions: T - 1.
   TeacherRows(const TeacherAnswer& answer, int64_t positions);
   /// Of predicted positions first ... last - 1; logits are valid until the next call.
   RowTeacher rows(int64_t first, int64_t last);
 
  private:
-  const TeacherAnswer& answer_;
+  TeacherAnswer answer_;
   int64_t positions_;
   PieceLogits logits_;
   at::Tensor hidden_;

@@ -1,9 +1,11 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/lerp.h>
+#include <ATen/ops/maximum.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -24,6 +26,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 struct Problem {
   at::Tensor hidden, targets;  ///< [N, h] of the predicted positions; int64[N]; detached
+  at::Tensor observed;         ///< [B T, h] of all positions, when the products calibrate their scale
   Head head;
   TeacherAnswer teacher;
   RowLoss rule;
@@ -31,12 +34,15 @@ struct Problem {
   int64_t height = 0;     ///< of a piece
   bool wants_hidden = false, wants_weight = false, wants_bias = false;
   bool wants_latent = false;  ///< of the two that need `weight`: the latent; the other are learned scales
+  bool wants_step = false;    ///< of the scale of rounded products
+
+  bool wants_any() const noexcept { return wants_hidden || wants_weight || wants_bias || wants_step; }
 
   int64_t positions() const noexcept { return targets.size(0) / sequences; }  ///< T - 1
 };
 
 struct Gradients {
-  at::Tensor hidden, weight, bias;
+  at::Tensor hidden, weight, bias, step;
 };
 
 /// Gradients to fill, of what wants one: `weight` is written by the first piece, the others start at zero.
@@ -50,6 +56,7 @@ Gradients blank_gradients(const Problem& problem) {
   }
   if (problem.wants_weight) blank.weight = at::empty(problem.head.weight.sizes(), sums);
   if (problem.wants_bias) blank.bias = at::zeros(problem.head.bias.sizes(), sums);
+  if (problem.wants_step) blank.step = at::zeros_like(problem.head.quantizer->output()->scale());
   return blank;
 }
 
@@ -89,23 +96,38 @@ void add_piece(const Problem& problem, const at::Tensor& rows, const at::Tensor&
   if (sums.bias.defined()) sums.bias.add_(gradient.sum(0, false, sums.bias.scalar_type()));
 }
 
+/// As a pass that holds all products calibrates. It is the largest of all that sets the scale, so a loss can
+/// round the first only when the last is known: these passes multiply twice.
+void observe(const Problem& problem, PieceLogits& student) {
+  at::Tensor largest;
+  for (const at::Tensor& rows : problem.observed.split(problem.height)) {
+    const at::Tensor found = student.products(rows).abs_().max();
+    largest = largest.defined() ? at::maximum(largest, found) : found;
+  }
+  problem.head.quantizer->output()->observe(largest);
+}
+
 /// The loss in float64, and the gradients.
 at::Tensor solve(const Problem& problem, const Gradients& sums) {
   const int64_t total = problem.targets.size(0);
   const at::Tensor loss = at::zeros({total}, problem.hidden.options().dtype(at::kDouble));
   PieceLogits student(problem.head, problem.hidden.scalar_type());
+  if (problem.observed.defined()) observe(problem, student);
   TeacherRows teacher(problem.teacher, problem.positions());
   for (int64_t first = 0; first < total; first += problem.height) {
     const int64_t last = std::min(first + problem.height, total);
     const at::Tensor rows = problem.hidden.slice(0, first, last);
     const at::Tensor logits = student.of(rows);
-    const bool any = sums.hidden.defined() || sums.weight.defined() || sums.bias.defined();
+    const bool any = problem.wants_any();
     const at::Tensor slope =
         any ? student.cap_slope() : at::Tensor();  // before a gradient replaces the logits
     problem.rule(logits, teacher.rows(first, last), problem.targets.slice(0, first, last),
                  loss.slice(0, first, last), any ? logits : at::Tensor());
+    if (!any) continue;
     if (slope.defined()) logits.mul_(slope);
-    if (any) add_piece(problem, rows, logits, student.weight(), first, sums);
+    const ActivationGradients passed = student.round_backward(logits);
+    add_piece(problem, rows, passed.input, student.weight(), first, sums);
+    if (sums.step.defined()) sums.step.add_(passed.scale);
   }
   return loss.sum();
 }
@@ -125,7 +147,8 @@ class HeadLoss : public torch::autograd::Function<HeadLoss> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& /*hidden*/,
                             const at::Tensor& /*weight*/, const OptionalTensor& /*bias*/,
-                            const OptionalTensor& /*scales*/, const Problem& problem) {
+                            const OptionalTensor& /*scales*/, const OptionalTensor& /*step*/,
+                            const Problem& problem) {
     // Products of the compute dtype must not be cast once more.
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     Gradients sums = blank_gradients(problem);
@@ -139,7 +162,7 @@ class HeadLoss : public torch::autograd::Function<HeadLoss> {
       sums.weight = problem.wants_latent ? sums.weight.to(head.weight.scalar_type()) : at::Tensor();
     }
     if (sums.bias.defined()) sums.bias = sums.bias.to(head.bias.scalar_type());
-    context->save_for_backward({sums.hidden, sums.weight, sums.bias, scales});
+    context->save_for_backward({sums.hidden, sums.weight, sums.bias, scales, sums.step});
     return loss.to(problem.rule.compute);
   }
 
@@ -180,18 +203,11 @@ OptionalTensor learned_scales(const Head& head) {
   return head.quantizer->scales();
 }
 
-/// Whether pieces would not do: outputs are rounded, or products of rounded and of plain inputs are mixed.
-bool needs_whole_logits(const Head& head) {
-  const double share = rounded_share(head);
-  if (!head.quantizer || !head.quantizer->enabled() || share == 0) return false;
-  return head.quantizer->output() || (head.quantizer->input() && share != 1);
-}
-
-/// What goes into the product with the head's weight.
-at::Tensor head_input(const Head& head, const at::Tensor& hidden) {
-  const at::Tensor input = in_compute_dtype(hidden);
-  const bool rounded = head.quantizer && head.quantizer->enabled() && rounded_share(head) == 1;
-  return rounded && head.quantizer->input() ? (*head.quantizer->input())(input) : input;
+/// Of the products, unless this pass finds it.
+OptionalTensor learned_step(const HeadRounding& rounding, const Problem& problem) {
+  const bool trains = rounding.output && !problem.observed.defined() && rounding.output->has_scale() &&
+                      rounding.output->scale().requires_grad();
+  return trains ? OptionalTensor(rounding.output->scale()) : std::nullopt;
 }
 
 }  // namespace
@@ -202,14 +218,15 @@ at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAn
   if (chunk < 0) {
     throw ArgumentError("head_loss: chunk: expected at least 0 positions, got " + std::to_string(chunk));
   }
-  if (needs_whole_logits(head)) {
-    return objective_loss(head.logits(in_compute_dtype(hidden)), teacher, tokens, objective);
-  }
-  const at::Tensor input = head_input(head, hidden);
+  at::Tensor input = in_compute_dtype(hidden);
+  if (blends_products(head)) return objective_loss(head.logits(input), teacher, tokens, objective);
+  const HeadRounding rounding = rounding_of(head);
+  if (rounding.input) input = (*rounding.input)(input);
   const at::Tensor dense = input.detach();
   const int64_t sequences = tokens.size(0), positions = tokens.size(1) - 1;
   Problem problem{predicted_rows(dense, 0, sequences * positions, positions).contiguous(),
                   tokens.slice(1, 1).to(hidden.device()).flatten(),
+                  rounding.output && rounding.output->calibrates() ? dense.flatten(0, 1) : at::Tensor(),
                   head,
                   teacher,
                   {objective},
@@ -221,13 +238,15 @@ at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAn
   problem.rule.objective = with_confidence(objective, problem.teacher, problem.targets, positions,
                                            problem.height, problem.rule.compute);
   const bool on = c10::GradMode::is_enabled();
-  problem.wants_hidden = on && hidden.requires_grad();
+  problem.wants_hidden = on && input.requires_grad();  // or what rounded it
   problem.wants_latent = on && head.weight.requires_grad();
   const OptionalTensor scales = learned_scales(head);
   problem.wants_weight = problem.wants_latent || (on && scales && scales->requires_grad());
   problem.wants_bias = on && head.bias.defined() && head.bias.requires_grad();
+  const OptionalTensor step = learned_step(rounding, problem);
+  problem.wants_step = on && step;
   return HeadLoss::apply(input, head.weight, head.bias.defined() ? OptionalTensor(head.bias) : std::nullopt,
-                         scales, problem);
+                         scales, step, problem);
 }
 
 }  // namespace qat::train

@@ -3,6 +3,8 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -130,6 +132,39 @@ TEST_CASE("a set scale is calibrated, a copy has its own, and a disabled one rou
   REQUIRE(scale_of(rounding) == 0.5F);
   rounding.set_enabled(false);
   REQUIRE(rounding(x).equal(x));
+}
+
+TEST_CASE("a call in steps: the parts of a batch calibrate, round and pass gradients as the whole does") {
+  for (const char* format : {"int8_tensor_static", "int8_token"}) {
+    ActivationQuantizer whole = make({ActivationRule::kLearned, 1}, format);
+    ActivationQuantizer steps = make({ActivationRule::kLearned, 1}, format);
+    const at::Tensor x = at::tensor({0.3F, 1.0F, -4.0F, 0.7F}).reshape({2, 2}).requires_grad_();
+    const at::Tensor doubled = x.detach() * 2, ones = at::ones_like(doubled);
+    const at::Tensor calibrated = whole(x);
+    REQUIRE(steps.calibrates() == whole.has_scale());
+    if (steps.calibrates()) steps.observe(at::tensor({1.0F, 4.0F}));
+    REQUIRE_FALSE(steps.calibrates());
+    REQUIRE(steps.values(x).equal(calibrated));
+    REQUIRE_FALSE(steps.values(x).requires_grad());
+    const at::Tensor larger = doubled.clone().requires_grad_();
+    whole(larger).sum().backward();
+    const qat::ActivationGradients one = steps.backward(ones[0], doubled[0]);
+    const qat::ActivationGradients two = steps.backward(ones[1], doubled[1]);
+    REQUIRE(at::stack({one.input, two.input}).equal(larger.grad()));
+    REQUIRE(one.scale.defined() == steps.has_scale());
+    if (!steps.has_scale()) continue;
+    REQUIRE(larger.grad().eq(0).sum().item<int64_t>() == 1);  // -8 is clipped
+    // Two float32 sums.
+    REQUIRE((one.scale + two.scale).item<float>() ==
+            Approx(whole.scale().grad().item<float>()).epsilon(1e-6));
+    steps.scale().set_requires_grad(false);
+    REQUIRE_FALSE(steps.backward(ones[0], doubled[0]).scale.defined());
+    steps.set_enabled(false);
+    REQUIRE(steps.values(doubled).is_same(doubled));
+    REQUIRE(steps.backward(ones, doubled).input.is_same(ones));
+    steps.set_calibrating(true);
+    REQUIRE_FALSE(steps.calibrates());
+  }
 }
 
 TEST_CASE("a quantizer rounds what goes into its product and what comes out") {

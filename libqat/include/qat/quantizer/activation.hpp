@@ -14,6 +14,12 @@
 
 namespace qat {
 
+/// dL/dx and dL/dscale of `scale()`, which is undefined unless it requires a gradient.
+struct ActivationGradients {
+  at::Tensor input;
+  at::Tensor scale;
+};
+
 /// Activations as the consumer rounds them. The scale of int8_tensor_static grows to max|x| / 127 while it
 /// calibrates: in the first forward passes that record a gradient, as many as `rule.batches`, and in all that
 /// run while `set_calibrating` is on. A pass that activation checkpointing repeats inside backward is not
@@ -31,6 +37,17 @@ class ActivationQuantizer {
   /// scale for NaN and infinities while it calibrates.
   at::Tensor operator()(const at::Tensor& x);
 
+  /// A call in steps, for who never holds all of x at a time. First: whether a call would calibrate now.
+  bool calibrates() const;
+  /// Then: widens the scale to max|x| / 127 and counts a batch. Largest magnitudes of the parts will do for
+  /// x. NumericError as above.
+  void observe(const at::Tensor& x);
+  /// Then, of whole tokens of x: x_hat by the scale as it is, in x's dtype, also under autocast; x itself
+  /// when disabled. Carries no gradient and does not calibrate.
+  at::Tensor values(const at::Tensor& x) const;
+  /// Last: from dL/dx_hat, like `x` and for the same scale. The gradient itself when disabled.
+  ActivationGradients backward(const at::Tensor& grad, const at::Tensor& x) const;
+
   const std::string& name() const noexcept { return name_; }
   const std::string& format() const noexcept { return format_; }
   /// Whether there is a scale: the format is int8_tensor_static.
@@ -45,6 +62,8 @@ class ActivationQuantizer {
 
   /// A disabled one passes activations through and does not calibrate.
   void set_enabled(bool enabled) noexcept { enabled_ = enabled; }
+  /// See `set_enabled`.
+  bool enabled() const noexcept { return enabled_; }
   /// Sets the scale and ends calibration. ArgumentError for NaN and infinities.
   void set_scale(double scale);
   /// On: every pass calibrates. Off (at first): only the first `rule.batches` that record gradients do.
@@ -52,8 +71,7 @@ class ActivationQuantizer {
 
  private:
   ActivationQuantizer(const ActivationQuantizer&) = default;
-  bool calibrates() const;
-  void observe(const at::Tensor& x);
+  std::optional<at::Tensor> detached_scale() const;
 
   std::string name_, format_;
   ActivationScales rule_;

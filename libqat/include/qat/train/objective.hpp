@@ -78,11 +78,13 @@ at::Tensor objective_loss(const at::Tensor& student, const TeacherAnswer& teache
 /// The same loss from the student's hidden states; logits [N, V] never exist. They are made for `chunk`
 /// positions at a time (0: equal pieces of at most 2^24 logits, or 128 rows), turned into their gradient in
 /// place, and multiplied back; W_hat is formed once, in hidden's dtype. Peak beyond the arguments: W_hat, two
-/// pieces of logits (one without a teacher's), and the gradients. hidden: float[B, T, h] (autocast's dtype
-/// when autocast is on), its gradient in its dtype. head.weight: its gradient in its dtype (accumulated in
-/// float32 at least), passed to the latent and to learned scales as `Quantizer` does; head.bias likewise.
-/// Gradients are formed only for what requires them. Equal to objective_loss(head.logits(hidden), ...) up to
-/// the rounding of matrix products of other heights.
+/// pieces of logits (one without a teacher's; three more where the head's outputs are rounded), and the
+/// gradients. hidden: float[B, T, h] (autocast's dtype when autocast is on), its gradient in its dtype.
+/// head.weight: its gradient in its dtype (accumulated in float32 at least), passed to the latent and to
+/// learned scales as `Quantizer` does; head.bias likewise. Gradients are formed only for what requires them.
+/// Rounded outputs calibrate their scale with all B T positions, in pieces too, before the loss; only while a
+/// blend mixes rounded activations with plain ones do all logits exist. Equal to
+/// objective_loss(head.logits(hidden), ...) up to the rounding of matrix products of other heights.
 at::Tensor head_loss(const at::Tensor& hidden, const Head& head, const TeacherAnswer& teacher,
                      const at::Tensor& tokens, const Objective& objective, int64_t chunk = 0);
 
