@@ -1,7 +1,8 @@
 """Tiny random models of every shape, made by transformers, and the text that they are trained on.
 
 The shapes are those of the published models: which layers slide, whose keys are shared, what is wide. The
-sizes are as small as the formats allow: rows of whole blocks of 32 weights.
+sizes are as small as the formats allow: rows of whole blocks of 32 weights. The tests take the same shapes,
+some of them in other sizes.
 """
 
 from __future__ import annotations
@@ -78,30 +79,49 @@ SHAPES = (
 )
 
 
-def make(shape: Shape, seed: int = 0) -> torch.nn.Module:
-    """A model in float32 whose gains and scalars are not 1, so that a mistake in them shows."""
+BY_KEY = {shape.key: shape for shape in SHAPES}
+
+
+def resized(shape: Shape, **sizes: Any) -> Shape:
+    """The shape with other values of those settings that it has."""
+    known = {name: value for name, value in sizes.items() if name in shape.settings}
+    return shape._replace(settings=shape.settings | known)
+
+
+def config_of(shape: Shape, **changes: Any) -> transformers.PretrainedConfig:
+    """Its configuration, with further settings."""
+    name = shape.kind + ("TextConfig" if shape.kind.startswith("Gemma") else "Config")
+    return getattr(transformers, name)(**(shape.settings | changes))
+
+
+def fresh(shape: Shape, seed: int = 0, **changes: Any) -> torch.nn.Module:
+    """A model in float32 as transformers initializes it."""
     torch.manual_seed(seed)
-    config_name = shape.kind + ("TextConfig" if shape.kind.startswith("Gemma") else "Config")
-    config = getattr(transformers, config_name)(**shape.settings)
-    model = getattr(transformers, f"{shape.kind}ForCausalLM")(config).float().eval()
-    with torch.no_grad():
-        for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            _randomize(name, value, shape.family)
-    return model
+    return getattr(transformers, f"{shape.kind}ForCausalLM")(config_of(shape, **changes)).float().eval()
 
 
-def _randomize(name: str, value: torch.Tensor, family: str) -> None:
-    """Norms of queries and keys stay small where nothing else divides their product, as in published models:
+def make(shape: Shape, seed: int = 0, **changes: Any) -> torch.nn.Module:
+    """A model in float32 whose gains and scalars are not 1, so that a mistake in them shows."""
+    return randomize(fresh(shape, seed, **changes))
+
+
+@torch.no_grad()
+def randomize(model: torch.nn.Module) -> torch.nn.Module:
+    """What is constant in a new model.
+
+    Norms of queries and keys stay small where nothing else divides their product, as in published models:
     attention would otherwise pick single tokens, and a rounding change which.
     """
-    if name.endswith(("q_norm.weight", "k_norm.weight")) and family == "gemma4":
-        value.uniform_(0.3, 0.6)
-    elif name.endswith("norm.weight") or "layernorm" in name:
-        value.add_(torch.empty_like(value).uniform_(-0.3, 0.3))
-    elif name.endswith("router.proj.weight"):
-        value.normal_(std=0.5)  # clear choices of experts
-    elif name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
-        value.uniform_(0.7, 1.1)
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if name.endswith(("q_norm.weight", "k_norm.weight")) and "gemma4" in model.config.model_type:
+            value.uniform_(0.3, 0.6)
+        elif name.endswith("norm.weight") or "layernorm" in name:
+            value.add_(torch.empty_like(value).uniform_(-0.3, 0.3))
+        elif name.endswith("router.proj.weight"):
+            value.normal_(std=0.5)  # clear choices of experts, which a rounding of its input does not change
+        elif name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+            value.uniform_(0.7, 1.1)
+    return model
 
 
 def topics() -> list[str]:
@@ -110,17 +130,17 @@ def topics() -> list[str]:
     return [found[name] for name in sorted(found)]
 
 
-def make_tokenizer() -> Tokenizer:
-    """A byte-level BPE of SmolLM2's kind with VOCABULARY tokens."""
+def make_tokenizer(texts: list[str], vocabulary: int = VOCABULARY) -> Tokenizer:
+    """A byte-level BPE of SmolLM2's kind with `vocabulary` tokens, trained on the texts."""
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=["<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(topics()[:8], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer

@@ -81,7 +81,7 @@ def rows(shape: shapes.Shape, out: Path) -> list[dict[str, Any]]:
     shutil.rmtree(place, ignore_errors=True)
     source = place / "float"
     source.mkdir(parents=True)
-    tokenizer = shapes.make_tokenizer()
+    tokenizer = shapes.make_tokenizer(shapes.topics()[:8])
     reference = shapes.make(shape)
     reference.save_pretrained(source)
     tokenizer.save(str(source / "tokenizer.json"))

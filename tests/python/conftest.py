@@ -1,5 +1,8 @@
 """Tiny random models and tokenizers, made here so that no test needs the network."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -38,22 +41,9 @@ def make_llama(tied: bool = True, seed: int = 0, **changes):
 
 def make_tokenizer():
     """A byte-level BPE of SmolLM2's kind with VOCABULARY tokens, trained on Python's own documentation."""
-    import pydoc_data.topics
+    import shapes
 
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(list(pydoc_data.topics.topics.values())[:5], trainer)
-    return tokenizer
+    return shapes.make_tokenizer(shapes.topics()[:5], VOCABULARY)
 
 
 def logits(model, tokens):
@@ -85,10 +75,10 @@ def hf_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
     """Some English text."""
-    import pydoc_data.topics
+    import shapes
 
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n\n".join(list(pydoc_data.topics.topics.values())[5:8]), encoding="utf-8")
+    path.write_text("\n\n".join(shapes.topics()[5:8]), encoding="utf-8")
     return path
 
 
@@ -121,3 +111,23 @@ def windows(hf_folder, text_file):
     """int64 [16, 64] of the text, to calibrate on."""
     ids = data.tokenize(libqat.load_tokenizer(hf_folder), data.read_texts([text_file]))
     return ptq.calibration_windows(ids, 1024, 64)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    """A folder with a tokenizer of SmolLM2's kind for models with VOCAB_SIZE tokens."""
+    from exporting import VOCAB_SIZE, make_kind
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_kind("smollm", VOCAB_SIZE).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real model's file."""
+    default = Path(__file__).resolve().parents[2] / "out/cache/smollm2-135m-instruct-q4_1.gguf"
+    path = Path(os.environ.get("LIBQAT_SMOLLM2_GGUF", default))
+    if not path.is_file():
+        pytest.skip(f"needs SmolLM2 at {path} (make quickstart fetches it), or LIBQAT_SMOLLM2_GGUF")
+    return path

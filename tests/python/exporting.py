@@ -33,6 +33,8 @@ TEXTS = (
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 with_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 SPECIAL = ("<|start|>", "<|end|>")
+VOCAB_SIZE = 400
+"""Of models that take a tokenizer of `make_kind`."""
 
 
 def pre_tokenizer(kind):
@@ -94,6 +96,11 @@ def log_probabilities(model, ids):
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0].double()
     return logits.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+
+
+def relative_error(got, expected):
+    """Root mean square of the errors, as a share of the spread of what was expected."""
+    return float(np.sqrt(np.mean((np.array(got) - expected) ** 2)) / expected.std())
 
 
 def rows_as_trained(rows, heads):

@@ -1,19 +1,15 @@
 """The parts of examples/custom_encoder.py on a tiny encoder: measures, batches, training, reading back."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from custom_encoder import CANDIDATES
+from encoder import qat, sentences
 from torch import nn
 from transformers import BertConfig, BertModel
 
 from libqat import data
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-from custom_encoder import CANDIDATES
-from encoder import qat, sentences
 
 
 def words(texts, **_):

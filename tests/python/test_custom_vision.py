@@ -13,7 +13,6 @@ from torch.nn import functional as F
 import libqat
 from libqat import data, photos
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 Image = pytest.importorskip("PIL.Image", reason="the example reads pictures with Pillow")
 import custom_vision  # noqa: E402
 from vision import digits, efficientnet, images, qat  # noqa: E402

@@ -1,18 +1,15 @@
 """Chat templates, ends of generation and sampling defaults on their way into a GGUF and llama.cpp."""
 
 import json
-import os
-from pathlib import Path
 
 import gguf
 import pytest
 from conftest import make_llama
-from exporting import checkpoint_of, make_kind
+from exporting import VOCAB_SIZE, checkpoint_of, make_kind
 
 import libqat
 from libqat import llama_cpp
 
-VOCAB_SIZE = 400
 TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|start|>' + message['role'] + '\n' + message['content'] + '<|end|>' + '\n' }}"
@@ -155,16 +152,6 @@ def test_llama_cpp_applies_the_template_and_stops_at_each_end(tmp_path):
 
 
 # ---- the real model
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    root = Path(__file__).resolve().parents[2]
-    default = root / "out" / "cache" / "smollm2-135m-instruct-q4_1.gguf"
-    path = Path(os.environ.get("LIBQAT_SMOLLM2_GGUF", default))
-    if not path.is_file():
-        pytest.skip(f"needs SmolLM2 at {path} (make quickstart fetches it), or LIBQAT_SMOLLM2_GGUF")
-    return path
 
 
 def test_smollm2_in_a_folder_and_in_llama_cpp(tmp_path, smollm2):

@@ -6,8 +6,9 @@ import pytest
 import torch
 import transformers
 from exporting import make_kind
-from families import GEMMA4_SHAPES, POLICY, SHAPES, VOCABULARY, config_of, make_family, randomize
+from families import GEMMA4_SHAPES, POLICY, SHAPES, VOCABULARY, config_of, make_family
 from gguf_families import hf_name, keys_of, prepared_checkpoint, read
+from shapes import randomize
 
 import libqat
 from libqat import _core
@@ -90,7 +91,7 @@ PER_LAYER_HEADS = {"attention.head_count_kv": ("INT32", [2, 1, 2, 1])}
 KEYS = {
     "qwen3": COMMON_KEYS
     | {
-        "block_count": ("UINT32", 2),
+        "block_count": ("UINT32", 3),
         "attention.key_length": ("UINT32", 32),
         "attention.value_length": ("UINT32", 32),
         "rope.freq_base": ("FLOAT32", 10000.0),

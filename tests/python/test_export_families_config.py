@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from families import FULL, SLIDING
 from gguf_families import keys_of, prepared_checkpoint, with_config
+from shapes import FULL, SLIDING
 
 import libqat
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import make_llama
 from exporting import (
+    VOCAB_SIZE,
     checkpoint_of,
     hf_name,
     log_probabilities,
-    make_kind,
     model_of,
     read_by_gguf_py,
+    relative_error,
     rows_as_trained,
 )
 
@@ -24,7 +25,6 @@ from libqat import _core, llama_cpp
 
 GRIDS = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
 FILE_TYPES = {"q2_k": 10, "q3_k": 11, "q4_k": 14, "q5_k": 16, "q6_k": 18}
-VOCAB_SIZE = 400
 # Every width is a multiple of 256; the spread lets log-probabilities differ between tokens.
 SETTINGS = {
     "vocab_size": VOCAB_SIZE,
@@ -45,13 +45,6 @@ MIXED = {
 # products, which add up as sqrt(15) * 0.64 % = 2.5 % of the spread of the log-probabilities. Twice that is
 # allowed.
 BOUND = 0.05
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_kind("smollm", VOCAB_SIZE).save(str(folder / "tokenizer.json"))
-    return folder
 
 
 def bits(values):
@@ -80,10 +73,6 @@ def read_by_ggml(path):
         heads = {"attn_q": 4, "attn_k": 2}.get(tensor.name.split(".")[-2])
         tensors[hf_name(tensor.name)] = rows_as_trained(values, heads) if heads else values
     return tensors
-
-
-def relative_error(got, expected):
-    return float(np.sqrt(np.mean((np.array(got) - expected) ** 2)) / expected.std())
 
 
 @pytest.mark.parametrize("grid", [*GRIDS, "mixed"])

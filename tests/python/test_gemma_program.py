@@ -1,28 +1,20 @@
 """The program of `make gemma`: its comparisons on one shape, and its page."""
 
-import sys
-from pathlib import Path
-
+import gguf_file
+import page
 import pytest
+import shapes
+import study
 import torch
 
 from libqat import llama_cpp
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gemma"))
-
-import gguf_file
-import page
-import shapes
-import study
-
-SHAPE = {shape.key: shape for shape in shapes.SHAPES}
 
 
 @pytest.mark.skipif(not llama_cpp.available(), reason="needs xllamacpp: pip install xllamacpp")
 @pytest.mark.parametrize("key", ["llama-smollm2", "gemma4-26b-a4b"])
 def test_a_shape_gives_a_row_for_each_way_out(tmp_path, monkeypatch, key):
     monkeypatch.setattr(study, "STEPS", 16)
-    rows = study.rows(SHAPE[key], tmp_path)
+    rows = study.rows(shapes.BY_KEY[key], tmp_path)
     assert [row["export"] for row in rows] == ["gguf", "gemma-mobile", "compressed-tensors"]
     asked = {"family", "shape", "parity_max_abs", "grad_parity", "qat_loss_first", "qat_loss_last", "export"}
     asked |= {"consumer", "differing_values", "top1_equal"}
@@ -37,7 +29,7 @@ def test_differences_are_counted(tmp_path, monkeypatch):
     """Comparisons that could not fail would prove nothing."""
     monkeypatch.setattr(study, "STEPS", 10)
     monkeypatch.setattr(study, "EXPORTS", study.EXPORTS[:1])
-    [row] = study.rows(SHAPE["gemma3-270m"], tmp_path)
+    [row] = study.rows(shapes.BY_KEY["gemma3-270m"], tmp_path)
     assert row["differing_values"] == 0
     import libqat
     from libqat import _core

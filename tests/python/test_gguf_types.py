@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_llama
-from exporting import checkpoint_of, hf_name, log_probabilities, make_kind, model_of, rows_as_trained
+from exporting import (
+    VOCAB_SIZE,
+    checkpoint_of,
+    hf_name,
+    log_probabilities,
+    model_of,
+    relative_error,
+    rows_as_trained,
+)
 from libqat.grids import grids
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -17,7 +25,6 @@ from libqat import _core, llama_cpp
 
 libggml = pytest.importorskip("libggml", reason="needs libggml-python: pip install libggml-python")
 
-VOCAB_SIZE = 400
 TYPES = {
     "q4_0": (2, 2),
     "q4_1": (3, 3),
@@ -202,22 +209,14 @@ needs_llama_cpp = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_kind("smollm", VOCAB_SIZE).save(str(folder / "tokenizer.json"))
-    return folder
-
-
 def error_of_llama_cpp(checkpoint, folder):
     """Of the log-probabilities of some tokens, relative to their spread."""
     libqat.export(checkpoint, folder / "a.gguf")
     assert libqat.verify(folder / "a.gguf", checkpoint) == []
     ids = torch.randint(VOCAB_SIZE, (16,), generator=torch.Generator().manual_seed(1)).tolist()
-    scores = np.array(llama_cpp.score(folder / "a.gguf", ids))
     settings = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": VOCAB_SIZE}
     expected = log_probabilities(model_of(checkpoint, **settings), ids)
-    return np.sqrt(np.mean((scores - expected) ** 2)) / expected.std()
+    return relative_error(llama_cpp.score(folder / "a.gguf", ids), expected)
 
 
 @needs_llama_cpp

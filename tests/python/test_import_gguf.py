@@ -1,8 +1,6 @@
 """GGUF files taken up as checkpoints: exactly the file's codes and scales, under Hugging Face's names."""
 
 import json
-import os
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -133,14 +131,8 @@ def test_a_truncated_file_is_refused(tmp_path):
             libqat.import_checkpoint(path)
 
 
-def test_smollm2_survives_the_round_trip(tmp_path):
-    default = Path(__file__).parents[2] / "out/cache/smollm2-135m-instruct-q4_1.gguf"
-    path = Path(os.environ.get("LIBQAT_SMOLLM2_GGUF", default))
-    if not path.is_file():
-        pytest.skip(
-            f"SmolLM2's GGUF is not at {path}; `make quickstart` fetches it, or set LIBQAT_SMOLLM2_GGUF"
-        )
-    checkpoint = libqat.import_checkpoint(path)
+def test_smollm2_survives_the_round_trip(tmp_path, smollm2):
+    checkpoint = libqat.import_checkpoint(smollm2)
     libqat.export(checkpoint, tmp_path / "copy.gguf")
-    assert tensors_of(tmp_path / "copy.gguf") == tensors_of(path)
+    assert tensors_of(tmp_path / "copy.gguf") == tensors_of(smollm2)
     assert set(checkpoint.grids.values()) == {"q4_1", "q8_0"}

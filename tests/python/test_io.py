@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import os
 import pathlib
 import struct
 
@@ -15,11 +14,6 @@ import torch
 
 import libqat
 from libqat import _core
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SMOLLM2 = pathlib.Path(
-    os.environ.get("LIBQAT_SMOLLM2_GGUF", ROOT / "out/cache/smollm2-135m-instruct-q4_1.gguf")
-)
 
 
 def by_name(tensors):
@@ -199,10 +193,9 @@ def test_errors_are_file_errors_that_name_the_file(tmp_path):
         _core.read_safetensors_header(swapped)
 
 
-@pytest.mark.skipif(not SMOLLM2.exists(), reason=f"no SmolLM2 file at {SMOLLM2}")
-def test_smollm2_reads_as_the_gguf_package_reads_it():
-    header = _core.read_gguf_header(SMOLLM2)
-    reference = gguf.GGUFReader(SMOLLM2)
+def test_smollm2_reads_as_the_gguf_package_reads_it(smollm2):
+    header = _core.read_gguf_header(smollm2)
+    reference = gguf.GGUFReader(smollm2)
     assert len(header["tensors"]) == len(reference.tensors) == 272
     for ours, theirs in zip(header["tensors"], reference.tensors, strict=True):
         assert ours["name"] == theirs.name

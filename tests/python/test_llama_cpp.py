@@ -1,21 +1,25 @@
 """llama.cpp opens what we export and computes what we compute."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_llama
-from exporting import checkpoint_of, log_probabilities, make_kind, model_of, read_by_gguf_py
+from exporting import (
+    VOCAB_SIZE,
+    checkpoint_of,
+    log_probabilities,
+    model_of,
+    read_by_gguf_py,
+    relative_error,
+)
 
 import libqat
 from libqat import _core, llama_cpp
 
 pytestmark = pytest.mark.skipif(not llama_cpp.available(), reason="needs xllamacpp: pip install xllamacpp")
 
-VOCAB_SIZE = 400
 SPREAD = 0.1
 """Standard deviation of the tiny models' weights, so that log-probabilities differ between tokens."""
 
@@ -28,19 +32,8 @@ BOUND_8_BIT = 0.04
 BOUND_FLOAT = 0.003
 
 
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_kind("smollm", VOCAB_SIZE).save(str(folder / "tokenizer.json"))
-    return folder
-
-
 def some_ids(count=64):
     return torch.randint(VOCAB_SIZE, (count,), generator=torch.Generator().manual_seed(1)).tolist()
-
-
-def relative_error(got, expected):
-    return float(np.sqrt(np.mean((np.array(got) - expected) ** 2)) / expected.std())
 
 
 @pytest.mark.parametrize(
@@ -223,16 +216,6 @@ def test_errors_tell_what_llama_cpp_said(tmp_path, tokenizer_folder, monkeypatch
 
 
 # ---- the real model
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    root = Path(__file__).resolve().parents[2]
-    default = root / "out" / "cache" / "smollm2-135m-instruct-q4_1.gguf"
-    path = Path(os.environ.get("LIBQAT_SMOLLM2_GGUF", default))
-    if not path.is_file():
-        pytest.skip(f"needs SmolLM2 at {path} (make quickstart fetches it), or LIBQAT_SMOLLM2_GGUF")
-    return path
 
 
 SETTINGS = {

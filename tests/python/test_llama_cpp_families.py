@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from exporting import log_probabilities, make_kind
-from families import FULL, SHAPES, SLIDING, VOCABULARY, with_two_bits
+from families import SHAPES, VOCABULARY, with_two_bits
 from gguf_families import prepared_checkpoint
+from shapes import FULL, SLIDING
 
 import libqat
 from libqat import llama_cpp

@@ -1,8 +1,6 @@
 """Reading llama GGUF files: against the `gguf` package's decoders; the real SmolLM2 against transformers."""
 
 import json
-import os
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -226,24 +224,12 @@ def test_names_that_are_no_text(tmp_path):
         libqat.load_model(path)
 
 
-def smollm2():
-    """The real model's file, or a reason to skip."""
-    root = Path(__file__).resolve().parents[2]
-    path = Path(os.environ.get("LIBQAT_SMOLLM2_GGUF", root / "out/cache/smollm2-135m-instruct-q4_1.gguf"))
-    if not path.exists():
-        pytest.skip(
-            f"SmolLM2's GGUF is not at {path}; `make quickstart` fetches it, or set LIBQAT_SMOLLM2_GGUF"
-        )
-    return path
-
-
-def test_real_smollm2_equals_transformers():
-    path = smollm2()
-    loaded = libqat.load_model(path)
+def test_real_smollm2_equals_transformers(smollm2):
+    loaded = libqat.load_model(smollm2)
     heads = {"attn_q": 9, "attn_k": 3}
     names = {gguf_name: hf for gguf_name, (hf, _, _) in shapes(True).items()}
     weights = {}
-    for tensor in gguf.GGUFReader(path).tensors:
+    for tensor in gguf.GGUFReader(smollm2).tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         layer = tensor.name.split(".")[1] if tensor.name.startswith("blk.") else "0"
         short = tensor.name.replace(f"blk.{layer}.", "blk.0.")

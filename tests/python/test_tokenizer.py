@@ -3,12 +3,11 @@ import json
 import gguf
 import pytest
 from conftest import make_llama
-from exporting import KINDS, SPECIAL, TEXTS, checkpoint_of, make_kind
+from exporting import KINDS, SPECIAL, TEXTS, VOCAB_SIZE, checkpoint_of, make_kind
 
 import libqat
 from libqat import llama_cpp, load_tokenizer
 
-VOCAB_SIZE = 400
 needs_llama_cpp = pytest.mark.skipif(
     not llama_cpp.available(), reason="needs xllamacpp: pip install xllamacpp"
 )
