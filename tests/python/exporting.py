@@ -84,6 +84,34 @@ def checkpoint_of(model, grid="q4_0", embedding="q8_0", tokenizer="none", grids=
     return _core.freeze_tensors(tensors, chosen, config=config, tokenizer=str(tokenizer), policy="")
 
 
+MLP, ATTENTION = "model.layers.{}.mlp.{}_proj.weight", "model.layers.{}.self_attn.{}_proj.weight"
+
+
+def mixed_compressed_tensors(**settings):
+    """Widths 2, 3, 4 and 8 with groups, channels and whole tensors, differing from layer to layer."""
+    grids = {"model.embed_tokens.weight": "f32", "lm_head.weight": "f32"}
+    for layer in range(2):
+        grids |= {MLP.format(layer, part): "int2_g32" for part in ("gate", "up")}
+        grids[MLP.format(layer, "down")] = ("int3_g64", "int4_tensor")[layer]
+        grids |= {ATTENTION.format(layer, part): "int4_channel" for part in "qkv"}
+        grids[ATTENTION.format(layer, "o")] = ("int8_g32", "int8_channel")[layer]
+    return checkpoint_of(make_llama(**settings), grids=grids)
+
+
+def mixed_mobile_grids():
+    grids = {}
+    for layer in range(2):
+        for part in ("gate", "up", "down"):
+            grids[f"model.layers.{layer}.mlp.{part}_proj.weight"] = "mobile2" if layer else "mobile4"
+        grids[f"model.layers.{layer}.self_attn.o_proj.weight"] = "mobile8"
+    return grids
+
+
+def mixed_mobile(embedding="mobile2", **settings):
+    model = make_llama(**settings)
+    return checkpoint_of(model, grid="mobile4", embedding=embedding, grids=mixed_mobile_grids())
+
+
 def model_of(checkpoint, **settings):
     """A LlamaForCausalLM in float32 with exactly the checkpoint's weights."""
     model = make_llama(**settings)

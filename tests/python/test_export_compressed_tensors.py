@@ -6,7 +6,15 @@ import os
 import pytest
 import torch
 from conftest import make_llama
-from exporting import broken, checkpoint_of, read_folder, some_tokens
+from exporting import (
+    ATTENTION,
+    MLP,
+    broken,
+    checkpoint_of,
+    mixed_compressed_tensors,
+    read_folder,
+    some_tokens,
+)
 from safetensors.torch import save_file
 
 import libqat
@@ -14,18 +22,6 @@ from libqat import _core
 
 TARGET = "compressed-tensors"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-MLP, ATTENTION = "model.layers.{}.mlp.{}_proj.weight", "model.layers.{}.self_attn.{}_proj.weight"
-
-
-def mixed(**settings):
-    """Widths 2, 3, 4 and 8 with groups, channels and whole tensors, differing from layer to layer."""
-    grids = {EMBEDDING: "f32", "lm_head.weight": "f32"}
-    for layer in range(2):
-        grids |= {MLP.format(layer, part): "int2_g32" for part in ("gate", "up")}
-        grids[MLP.format(layer, "down")] = ("int3_g64", "int4_tensor")[layer]
-        grids |= {ATTENTION.format(layer, part): "int4_channel" for part in "qkv"}
-        grids[ATTENTION.format(layer, "o")] = ("int8_g32", "int8_channel")[layer]
-    return checkpoint_of(make_llama(**settings), grids=grids)
 
 
 def load(folder, **settings):
@@ -46,7 +42,7 @@ def differing(model, weights):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_decompresses_the_trained_weights(tmp_path, hf_folder, tied):
-    checkpoint = mixed(tied=tied, initializer_range=0.1)
+    checkpoint = mixed_compressed_tensors(tied=tied, initializer_range=0.1)
     assert libqat.can_export(checkpoint, TARGET) == []
     libqat.export(checkpoint, tmp_path / "out", target=TARGET, tokenizer_from=hf_folder)
     model, logits = load(tmp_path / "out")
@@ -88,7 +84,7 @@ def test_the_package_decompresses_the_same(tmp_path):
     from compressed_tensors.quantization import QuantizationConfig
     from compressed_tensors.utils.match import match_name
 
-    checkpoint = mixed()
+    checkpoint = mixed_compressed_tensors()
     libqat.export(checkpoint, tmp_path / "out", target=TARGET)
     config = QuantizationConfig.model_validate(
         json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
@@ -130,7 +126,7 @@ def test_a_model_in_half_precision_computes_the_trained_weights(tmp_path, short,
 
 
 def test_a_dtype_that_is_not_exact_is_refused(tmp_path):
-    checkpoint = mixed()
+    checkpoint = mixed_compressed_tensors()
     rows = libqat.can_export(checkpoint, TARGET, dtype="bfloat16")
     assert {row.tensor for row in rows} == set(checkpoint.quantized)
     with pytest.raises(libqat.UnsupportedError, match="bfloat16 model computes"):
@@ -159,7 +155,7 @@ def test_what_has_no_place(tmp_path):
 
 
 def test_groups_name_the_modules_that_they_mean(tmp_path):
-    libqat.export(mixed(), tmp_path / "out", target=TARGET)
+    libqat.export(mixed_compressed_tensors(), tmp_path / "out", target=TARGET)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     targets = {
         tuple(group["weights"][key] for key in ("num_bits", "strategy", "group_size")): group["targets"]
@@ -194,7 +190,7 @@ def test_layers_that_vllm_fuses_are_noted(tmp_path):
 
 
 def test_a_folder_is_taken_up_again(tmp_path, hf_folder):
-    checkpoint = mixed()
+    checkpoint = mixed_compressed_tensors()
     libqat.export(checkpoint, tmp_path / "out", target=TARGET, tokenizer_from=hf_folder)
     again = libqat.import_checkpoint(tmp_path / "out")
     assert again.grids == checkpoint.grids
@@ -312,7 +308,7 @@ BROKEN = [
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ct") / "out"
-    libqat.export(mixed(), folder, target=TARGET)
+    libqat.export(mixed_compressed_tensors(), folder, target=TARGET)
     return folder
 
 
@@ -329,7 +325,7 @@ def test_a_tricky_expression_is_no_trap(exported):
 
 
 def test_verify_tells_what_differs(exported):
-    checkpoint = mixed()
+    checkpoint = mixed_compressed_tensors()
     down, gate = "model.layers.0.mlp.down_proj", "model.layers.0.mlp.gate_proj"
 
     def change(tensors, config):
@@ -353,40 +349,3 @@ def test_verify_tells_what_differs(exported):
         ("surplus", "extra"): 1,
         ("config.json", "metadata"): 1,
     }
-
-
-# ---- the folder
-
-
-def test_the_bytes_do_not_depend_on_threads(tmp_path):
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 4):
-            torch.set_num_threads(count)
-            libqat.export(mixed(), tmp_path / str(count), target=TARGET, max_shard_size="40KB")
-    finally:
-        torch.set_num_threads(threads)
-    names = sorted(path.name for path in (tmp_path / "1").iterdir())
-    assert sum(name.startswith("model-") for name in names) > 2
-    assert names == sorted(path.name for path in (tmp_path / "4").iterdir())
-    for name in names:
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes(), name
-    assert libqat.verify(tmp_path / "1", mixed()) == []
-
-
-def test_an_interrupted_export_keeps_the_old_folder(tmp_path):
-    def interrupt(done, total):
-        raise KeyboardInterrupt
-
-    checkpoint = mixed()
-    with pytest.raises(KeyboardInterrupt):
-        libqat.export(checkpoint, tmp_path / "out", target=TARGET, progress=interrupt)
-    assert os.listdir(tmp_path) == []
-    libqat.export(checkpoint, tmp_path / "out", target=TARGET)
-    before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    with pytest.raises(libqat.FileError, match="overwrite"):
-        libqat.export(checkpoint, tmp_path / "out", target=TARGET)
-    with pytest.raises(KeyboardInterrupt):
-        libqat.export(checkpoint, tmp_path / "out", target=TARGET, overwrite=True, progress=interrupt)
-    assert os.listdir(tmp_path) == ["out"]
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before

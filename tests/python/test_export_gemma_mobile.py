@@ -1,13 +1,12 @@
 """Gemma's mobile folders: transformers computes with the trained weights; libqat reads the folders back."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_llama
-from exporting import broken, checkpoint_of, read_folder, some_tokens
+from exporting import broken, checkpoint_of, mixed_mobile, read_folder, some_tokens
 
 import libqat
 from libqat import _core
@@ -15,20 +14,6 @@ from libqat import _core
 TARGET = "gemma-mobile"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 UP = "model.layers.0.mlp.up_proj"
-
-
-def mixed_grids():
-    grids = {}
-    for layer in range(2):
-        for part in ("gate", "up", "down"):
-            grids[f"model.layers.{layer}.mlp.{part}_proj.weight"] = "mobile2" if layer else "mobile4"
-        grids[f"model.layers.{layer}.self_attn.o_proj.weight"] = "mobile8"
-    return grids
-
-
-def mixed(embedding="mobile2", **settings):
-    model = make_llama(**settings)
-    return checkpoint_of(model, grid="mobile4", embedding=embedding, grids=mixed_grids())
 
 
 def load(folder):
@@ -53,7 +38,7 @@ def differing(model, weights):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("embedding", ["mobile2", "f32"])
 def test_transformers_computes_with_the_trained_weights(tmp_path, hf_folder, tied, embedding):
-    checkpoint = mixed(embedding, tied=tied, initializer_range=0.1)
+    checkpoint = mixed_mobile(embedding, tied=tied, initializer_range=0.1)
     assert libqat.can_export(checkpoint, TARGET) == []
     libqat.export(checkpoint, tmp_path / "out", target=TARGET, tokenizer_from=hf_folder)
     model, logits = load(tmp_path / "out")
@@ -135,7 +120,7 @@ def test_a_scale_per_row_needs_no_caution():
 
 
 def test_codes_are_packed_as_the_format_says(tmp_path):
-    checkpoint = mixed(tied=False)
+    checkpoint = mixed_mobile(tied=False)
     libqat.export(checkpoint, tmp_path / "out", target=TARGET)
     stored = read_folder(tmp_path / "out")
     for key, tensor in checkpoint.quantized.items():
@@ -153,10 +138,10 @@ def test_codes_are_packed_as_the_format_says(tmp_path):
 
 
 def test_activation_scales_go_along(tmp_path):
-    checkpoint = mixed(tied=False)
+    checkpoint = mixed_mobile(tied=False)
     state = {key: torch.tensor(value) for key, value in [("input", 0.03), ("output", 0.02)]}
     tensors = [(f"{UP}.{part}_activation_scale", value) for part, value in state.items()]
-    weights = list(_core.dequantize(mixed(tied=False)).items())
+    weights = list(_core.dequantize(mixed_mobile(tied=False)).items())
     grids = {key: grid for key, grid in checkpoint.grids.items() if key.endswith("weight")}
     checkpoint = _core.freeze_tensors(
         weights + tensors,
@@ -205,7 +190,7 @@ def test_names_that_contain_one_another(tmp_path):
 
 
 def test_a_folder_is_taken_up_again(tmp_path, hf_folder):
-    checkpoint = mixed()
+    checkpoint = mixed_mobile()
     libqat.export(checkpoint, tmp_path / "out", target=TARGET, tokenizer_from=hf_folder)
     again = libqat.import_checkpoint(tmp_path / "out")
     assert again.grids == checkpoint.grids
@@ -218,7 +203,7 @@ def test_a_folder_is_taken_up_again(tmp_path, hf_folder):
 
 
 def test_folders_of_others_need_no_manifest(tmp_path):
-    checkpoint = mixed(tied=False)
+    checkpoint = mixed_mobile(tied=False)
     libqat.export(checkpoint, tmp_path / "out", target=TARGET)
     (tmp_path / "out" / "libqat.json").unlink()
     again = libqat.import_checkpoint(tmp_path / "out")
@@ -254,7 +239,7 @@ BROKEN = [
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mobile") / "out"
-    libqat.export(mixed(), folder, target=TARGET)
+    libqat.export(mixed_mobile(), folder, target=TARGET)
     return folder
 
 
@@ -265,7 +250,7 @@ def test_broken_folders_are_refused_by_name(exported, change, error, message):
 
 
 def test_verify_tells_what_differs(exported):
-    checkpoint = mixed()
+    checkpoint = mixed_mobile()
     down = "model.layers.0.mlp.down_proj"
 
     def change(tensors, config):
@@ -283,31 +268,3 @@ def test_verify_tells_what_differs(exported):
         ("model.layers.1.mlp.up_proj.weight", "missing"): 1,
         ("config.json", "metadata"): 1,
     }
-
-
-# ---- the folder
-
-
-def test_the_bytes_do_not_depend_on_threads(tmp_path):
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 4):
-            torch.set_num_threads(count)
-            libqat.export(mixed(), tmp_path / str(count), target=TARGET)
-    finally:
-        torch.set_num_threads(threads)
-    for path in (tmp_path / "1").iterdir():
-        assert path.read_bytes() == (tmp_path / "4" / path.name).read_bytes(), path.name
-
-
-def test_an_interrupted_export_keeps_the_old_folder(tmp_path):
-    def interrupt(done, total):
-        raise KeyboardInterrupt
-
-    checkpoint = mixed()
-    libqat.export(checkpoint, tmp_path / "out", target=TARGET)
-    before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    with pytest.raises(KeyboardInterrupt):
-        libqat.export(checkpoint, tmp_path / "out", target=TARGET, overwrite=True, progress=interrupt)
-    assert os.listdir(tmp_path) == ["out"]
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before

@@ -161,22 +161,6 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path, hf_folder):
         assert contents[0][name] == (hf_folder / name).read_bytes()
 
 
-def test_an_interrupted_export_leaves_nothing(tmp_path):
-    def interrupt(done, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        libqat.export(checkpoint_of(make_llama()), tmp_path / "out", target="hf", progress=interrupt)
-    assert os.listdir(tmp_path) == []
-    checkpoint = checkpoint_of(make_llama())
-    libqat.export(checkpoint, tmp_path / "out", target="hf")
-    before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    with pytest.raises(KeyboardInterrupt):
-        libqat.export(checkpoint, tmp_path / "out", target="hf", overwrite=True, progress=interrupt)
-    assert os.listdir(tmp_path) == ["out"]
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
-
-
 def test_what_stands_in_the_way(tmp_path):
     checkpoint = checkpoint_of(make_llama())
 
