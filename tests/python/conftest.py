@@ -19,9 +19,9 @@ def two_threads():
     torch.set_num_threads(2)
 
 
-def make_llama(tied: bool = True, seed: int = 0, **changes):
-    """A two-layer LlamaForCausalLM in float32 whose widths every grid of the presets divides."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def make_tiny(kind, tied: bool = True, seed: int = 0, **changes):
+    """A two-layer {kind}ForCausalLM in float32 whose widths every grid of the presets divides."""
+    import transformers
 
     settings = {
         "vocab_size": VOCABULARY,
@@ -36,7 +36,13 @@ def make_llama(tied: bool = True, seed: int = 0, **changes):
         "eos_token_id": 0,
     }
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**(settings | changes))).float()
+    config = getattr(transformers, f"{kind}Config")(**(settings | changes))
+    return getattr(transformers, f"{kind}ForCausalLM")(config).float()
+
+
+def make_llama(tied: bool = True, seed: int = 0, **changes):
+    """A tiny LlamaForCausalLM."""
+    return make_tiny("Llama", tied, seed, **changes)
 
 
 def make_tokenizer():

@@ -99,16 +99,25 @@ def run_fsdp1(ids):
     return seen
 
 
-def run_fsdp(ids):
+def sharded_run(model, ids):
+    """Losses under fully_shard, and the whole state afterwards; and the mesh."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (WORLD,))
-    model = prepared_llama()
     for layer in (*model.model.layers, model):
         fully_shard(layer, mesh=mesh)
     losses = train(model, sgd(model), ids)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return {"losses": losses, "state": get_model_state_dict(model, options=options)}, mesh
+
+
+def run_fsdp(ids):
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    model = prepared_llama()
+    seen, mesh = sharded_run(model, ids)
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     errors = refusals(
         freeze=lambda: libqat.freeze(model),
@@ -117,8 +126,7 @@ def run_fsdp(ids):
         bf16=lambda: fully_shard(prepared_llama(), mesh=mesh, mp_policy=half)(ids),
         parallel=lambda: libqat.prepare(tensor_parallel(make_llama(), mesh), "gguf-q4_0"),
     )
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {"losses": losses, "state": get_model_state_dict(model, options=options), "errors": errors}
+    return seen | {"errors": errors}
 
 
 def learned_llama():
@@ -128,17 +136,8 @@ def learned_llama():
 
 def run_learned(ids):
     """Learned scales are gathered and split as every other parameter."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (WORLD,))
-    model = learned_llama()
-    for layer in (*model.model.layers, model):
-        fully_shard(layer, mesh=mesh)
-    losses = train(model, sgd(model), ids)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {"losses": losses, "state": get_model_state_dict(model, options=options)}
+    seen, _ = sharded_run(learned_llama(), ids)
+    return seen
 
 
 def worker(rank, folder):

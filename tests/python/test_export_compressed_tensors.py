@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from conftest import make_llama
+from conftest import make_llama, make_tiny
 from exporting import (
     ATTENTION,
     MLP,
@@ -57,21 +57,7 @@ def test_transformers_decompresses_the_trained_weights(tmp_path, hf_folder, tied
 
 
 def test_qwen3_with_untied_quantized_head(tmp_path):
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=320,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            tie_word_embeddings=False,
-        )
-    )
+    model = make_tiny("Qwen3", tied=False, intermediate_size=96, head_dim=32)
     grids = {EMBEDDING: "f32", "lm_head.weight": "int8_channel"}
     checkpoint = checkpoint_of(model, grid="int4_g32", grids=grids)
     libqat.export(checkpoint, tmp_path / "out", target=TARGET)

@@ -8,11 +8,10 @@ import mlx_lm
 import numpy as np
 import pytest
 import torch
-from conftest import make_llama, make_tokenizer
+from conftest import make_llama, make_tiny, make_tokenizer
 from exporting import checkpoint_of
 from mlx_lm.utils import load_model
 from safetensors.torch import load_file, save_file
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import libqat
 from libqat import _core
@@ -30,20 +29,8 @@ MIXED = {
 
 
 def make_qwen3():
-    torch.manual_seed(3)
-    config = Qwen3Config(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    )
-    return Qwen3ForCausalLM(config).float()
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    return make_tiny("Qwen3", seed=3, head_dim=32, rope_parameters=rope)
 
 
 MODELS = {

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_llama
+from conftest import make_llama, make_tiny
 from exporting import (
     VOCAB_SIZE,
     checkpoint_of,
@@ -77,24 +77,8 @@ def test_scores_agree_with_a_scaled_rotary_embedding(tmp_path, tokenizer_folder)
 @pytest.mark.parametrize("name", ["Qwen2", "Qwen3"])
 @pytest.mark.parametrize(("grid", "bound"), [("q4_0", BOUND_8_BIT), ("f32", BOUND_FLOAT)])
 def test_scores_of_qwen_agree(tmp_path, tokenizer_folder, name, grid, bound):
-    import transformers
-
-    settings = {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "initializer_range": SPREAD,
-        "tie_word_embeddings": True,
-    }
-    if name == "Qwen3":
-        settings["head_dim"] = 32
-    config = getattr(transformers, f"{name}Config")(**settings)
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
+    heads = {"head_dim": 32} if name == "Qwen3" else {}
+    model = make_tiny(name, vocab_size=VOCAB_SIZE, initializer_range=SPREAD, **heads).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith("bias"):
