@@ -9,7 +9,9 @@ import torch
 import libqat
 from libqat import data, ptq
 
-pytest.register_assert_rewrite("command_line", "gguf_families")  # helpers that assert or hold fixtures
+pytest.register_assert_rewrite(
+    "command_line", "gguf_families", "random_llama"
+)  # helpers that assert or hold fixtures
 VOCABULARY = 320
 
 

@@ -1,19 +1,13 @@
-"""libqat's decoder against transformers' LlamaForCausalLM, and its behaviour on broken model folders."""
-
-import json
-import shutil
+"""libqat's decoder against transformers' LlamaForCausalLM."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from random_llama import LOGITS, edit_config, make, tokens_for
 
 import libqat
 from libqat import _core
 
-# Two float32 implementations of the same sums in another order: observed differences are below 1e-5 for
-# logits of size 1 to 10. The bound leaves a factor of ten.
-LOGITS = {"atol": 1e-4, "rtol": 1e-4}
+pytest_plugins = ["random_llama"]
 
 SHAPES = {
     "tied, grouped heads": {"tie_word_embeddings": True},
@@ -24,49 +18,6 @@ SHAPES = {
     "biases": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     "another rope base and eps": {"rope_theta": 500.0, "rms_norm_eps": 1e-3, "tie_word_embeddings": True},
 }
-
-
-def make(seed=0, kind=(LlamaConfig, LlamaForCausalLM), **changes):
-    """A random model whose logits are far from uniform, whose norm gains are not 1 and whose biases not 0."""
-    torch.manual_seed(seed)
-    sizes = dict(vocab_size=97, hidden_size=96, intermediate_size=160, num_hidden_layers=3)
-    heads = dict(
-        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.1
-    )
-    config, model = kind
-    model = model(config(**(sizes | heads | changes))).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif "bias" in name:
-                parameter.uniform_(-1, 1)
-    return model
-
-
-def tokens_for(model, batch=2, length=40):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, model.config.vocab_size, (batch, length), generator=generator)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A saved tied model that a test may damage."""
-    make(tie_word_embeddings=True).save_pretrained(tmp_path)
-    return tmp_path
-
-
-def edit_config(folder, drop=(), **changes):
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in config.items() if key not in drop}))
-
-
-def edit_tensors(folder, edit):
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    edit(tensors)
-    save_file(tensors, path)
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
@@ -238,143 +189,3 @@ def test_double_backward_raises(folder):
     # The engine passes every exception of a C++ node on as a RuntimeError.
     with pytest.raises(RuntimeError, match="expected a first derivative, got a second"):
         torch.autograd.grad(loss, list(decoder.parameters().values()), create_graph=True)
-
-
-def test_equal_stored_head_stays_tied(folder):
-    edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
-    loaded = libqat.load_model(folder)
-    assert "lm_head.weight" not in loaded.decoder.parameters()
-    assert json.loads(loaded.config)["tie_word_embeddings"] is True
-
-
-def test_different_stored_head_unties_as_in_transformers(folder):
-    edit_tensors(
-        folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].flip(0).contiguous()})
-    )
-    loaded = libqat.load_model(folder)
-    assert json.loads(loaded.config)["tie_word_embeddings"] is False
-    reference = LlamaForCausalLM.from_pretrained(folder)
-    tokens = tokens_for(reference)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded.decoder(tokens), reference(tokens).logits, **LOGITS)
-
-
-def test_known_derived_tensors_are_passed_over(folder):
-    edit_tensors(folder, lambda t: t.update({"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
-    libqat.load_model(folder)
-
-
-def test_every_tensor_that_does_not_fit_is_listed(folder):
-    def damage(tensors):
-        del tensors["model.layers.0.mlp.up_proj.weight"], tensors["model.norm.weight"]
-        tensors["model.layers.1.self_attn.k_proj.weight"] = torch.zeros(32, 95)
-        tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(96)
-
-    edit_tensors(folder, damage)
-    with pytest.raises(libqat.FileError) as caught:
-        libqat.load_model(folder)
-    message = str(caught.value)
-    assert "missing model.layers.0.mlp.up_proj.weight, model.norm.weight;" in message
-    assert "misshapen model.layers.1.self_attn.k_proj.weight [32, 95] instead of [32, 96];" in message
-    assert "unknown model.layers.0.self_attn.q_proj.bias" in message
-    assert str(folder) in message
-
-
-def test_integer_weights_are_refused(folder):
-    edit_tensors(folder, lambda t: t.update({"model.norm.weight": torch.ones(96, dtype=torch.int32)}))
-    with pytest.raises(
-        libqat.UnsupportedError, match=r"model\.norm\.weight: expected F32, F16 or BF16, got I32"
-    ):
-        libqat.load_model(folder)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "model_type",
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-    ],
-)
-def test_missing_config_key_is_named(folder, key):
-    edit_config(folder, drop=[key])
-    with pytest.raises(libqat.FileError, match=f'config.json: config: "{key}": expected .*, got nothing'):
-        libqat.load_model(folder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"hidden_size": "96"}, libqat.FileError, '"hidden_size": expected a number, got "96"'),
-        ({"num_hidden_layers": 0}, libqat.FileError, '"num_hidden_layers": expected a whole number above 0'),
-        ({"vocab_size": 2**63 + 5}, libqat.FileError, '"vocab_size": expected a whole number'),
-        ({"vocab_size": 2**31, "hidden_size": 2**31 - 2, "head_dim": 16}, libqat.FileError, "weights"),
-        ({"num_hidden_layers": 2**31}, libqat.FileError, '"num_hidden_layers": expected at most 4096'),
-        ({"num_key_value_heads": 4}, libqat.FileError, '"num_key_value_heads": expected a divisor'),
-        ({"head_dim": 15}, libqat.FileError, '"head_dim": expected an even number'),
-        ({"rms_norm_eps": -1.0}, libqat.FileError, '"rms_norm_eps"'),
-        ({"tie_word_embeddings": 1}, libqat.FileError, '"tie_word_embeddings": expected true or false'),
-        ({"rope_parameters": {"rope_theta": 0}}, libqat.FileError, '"rope_theta"'),
-        ({"rope_parameters": []}, libqat.FileError, '"rope_parameters": expected an object'),
-        (
-            {"model_type": "mistral"},
-            libqat.UnsupportedError,
-            '"model_type": expected .*"llama" or .*, got "mistral"',
-        ),
-        ({"hidden_act": "gelu"}, libqat.UnsupportedError, '"hidden_act"'),
-        ({"attention_bias": 1}, libqat.FileError, '"attention_bias": expected true or false'),
-        ({"attention_bias": True}, libqat.FileError, r"missing .*k_proj\.bias"),
-        ({"mlp_bias": True}, libqat.FileError, r"missing .*up_proj\.bias"),
-        ({"use_sliding_window": True}, libqat.UnsupportedError, '"use_sliding_window": expected false'),
-        ({"layer_types": ["full_attention"] * 2}, libqat.FileError, '"layer_types.2": expected the kind'),
-        (
-            {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-            libqat.FileError,
-            '"sliding_window": expected a whole number',
-        ),
-        ({"layer_types": ["linear_attention"] * 3}, libqat.UnsupportedError, '"layer_types.0"'),
-        (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            libqat.UnsupportedError,
-            '"quantization_config"',
-        ),
-    ],
-)
-def test_config_values_that_cannot_be_computed(folder, changes, error, message):
-    edit_config(folder, **changes)
-    with pytest.raises(error, match=message) as caught:
-        libqat.load_model(folder)
-    assert str(folder) in str(caught.value)
-
-
-def test_head_dim_must_divide_when_absent(folder):
-    edit_config(folder, drop=["head_dim"], hidden_size=97)
-    with pytest.raises(libqat.FileError, match='"hidden_size": expected a multiple of num_attention_heads'):
-        libqat.load_model(folder)
-
-
-def test_files_that_are_not_models(folder, tmp_path_factory):
-    empty = tmp_path_factory.mktemp("empty")
-    for path, message in [
-        (empty, "config.json"),
-        (empty / "absent", "got nothing there"),
-        (folder / "model.safetensors", "expected a Hugging Face directory or a .gguf file"),
-    ]:
-        with pytest.raises(libqat.FileError, match=message):
-            libqat.load_model(path)
-    (empty / "config.json").write_text("{")
-    with pytest.raises(libqat.FileError, match="expected JSON"):
-        libqat.load_model(empty)
-    shutil.copy(folder / "config.json", empty)
-    with pytest.raises(libqat.FileError, match="safetensors"):
-        libqat.load_model(empty)
-
-
-def test_truncated_weights(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(libqat.FileError, match=r"model\.safetensors"):
-        libqat.load_model(folder)

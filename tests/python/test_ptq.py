@@ -1,49 +1,28 @@
-"""GPTQ and the weighted scale search against small numpy versions of their formulas."""
+"""GPTQ against a small numpy version of its formulas."""
 
 import numpy as np
 import pytest
 import torch
+from rounding import (
+    CODED,
+    WIDTH,
+    decoded,
+    inputs,
+    matrix,
+    reference_scales,
+    search_scales,
+    second_moments,
+    weighted,
+)
 
 import libqat
 from libqat import _core, ops
-
-CODED = [grid.name for grid in libqat.grids().values() if grid.codes]
-WIDTH = 256
-"""Weights a row: what every grid's block divides."""
-
-
-def inputs(tokens=600, width=WIDTH, spread=1.0, seed=0):
-    """Correlated inputs of different sizes, as hidden states are: float64[tokens, width]."""
-    random = np.random.default_rng(seed)
-    mix = random.normal(size=(width, width)) / width**0.5 + np.eye(width)
-    return random.normal(size=(tokens, width)) @ mix * np.exp(spread * random.normal(size=width))
-
-
-def second_moments(x):
-    return x.T @ x / len(x)
-
-
-def matrix(rows=12, width=WIDTH, seed=1):
-    return (np.random.default_rng(seed).normal(size=(rows, width)) * 0.05).astype(np.float32)
 
 
 def gptq(w, h, grid, **options):
     """The method's latents and scales as arrays; the scales once per row."""
     latent, scales = _core.gptq_tensor(torch.from_numpy(w), torch.from_numpy(h), grid, **options)
     return latent.numpy(), np.ascontiguousarray(scales.expand(len(w), -1, -1).numpy())
-
-
-def decoded(latent, scales, grid):
-    """What ships, by the grid's own functions."""
-    stored = _core.grid_store(grid, scales, latent.shape[1])
-    return _core.grid_decode(grid, _core.grid_encode(grid, latent, scales), stored)
-
-
-def reference_scales(w, grid):
-    """The consumer's rule; float32[rows, blocks, parameters]."""
-    if libqat.grids()[grid].whole_tensor:
-        return np.repeat(_core.grid_choose(grid, w.reshape(1, -1)), len(w), axis=0)
-    return _core.grid_choose(grid, w)
 
 
 def textbook(w, h, grid, damping=0.01, order=None, static=False, scales_of=reference_scales):
@@ -74,10 +53,6 @@ def textbook(w, h, grid, damping=0.01, order=None, static=False, scales_of=refer
 def layer_error(w, w_hat, h):
     difference = w.astype(np.float64) - w_hat
     return np.trace(difference @ h @ difference.T)
-
-
-def search_scales(w, grid):
-    return _core.grid_choose(grid, w, "search")
 
 
 @pytest.mark.parametrize("grid", CODED)
@@ -242,77 +217,6 @@ def test_convolutions_keep_their_shape():
     latent, scales = _core.gptq_tensor(w, torch.eye(WIDTH), "q4_0")
     assert latent.shape == w.shape
     assert scales.shape == (12, 8, 1)
-
-
-# ---- weighted search
-
-
-def weighted_error(w, scales, grid, importance):
-    return ((w.astype(np.float64) - decoded(w, scales, grid)) ** 2 * importance).reshape(len(w), -1)
-
-
-def weighted(w, importance, grid):
-    scales = _core.weighted_search_tensor(torch.from_numpy(w), torch.from_numpy(importance), grid)
-    return np.ascontiguousarray(scales.expand(len(w), -1, -1).numpy())
-
-
-@pytest.mark.parametrize("grid", CODED)
-def test_weighted_search_is_never_worse_than_the_rule_and_the_search(grid):
-    w = matrix(rows=6)
-    importance = np.exp(2 * np.random.default_rng(5).normal(size=WIDTH))
-    found = libqat.grids()[grid]
-    block = found.block or WIDTH
-    rows = 1 if found.whole_tensor else 6
-
-    def errors(scales):
-        each = weighted_error(w, scales, grid, importance)
-        return each.reshape(rows, -1, w.size // rows if found.whole_tensor else block).sum(2)
-
-    best = errors(weighted(w, importance, grid))
-    assert (best <= errors(reference_scales(w, grid))).all()
-    if not found.whole_tensor:
-        assert (best <= errors(search_scales(w, grid))).all()
-    if found.bits <= 4:
-        assert best.sum() < 0.95 * errors(reference_scales(w, grid)).sum()
-
-
-@pytest.mark.parametrize("grid", ["q4_0", "int3_g32", "int2_channel"])
-def test_weighted_search_comes_near_the_best_of_all_scales(grid):
-    """For one scale a dense scan is the true optimum; the search may miss it by a little."""
-    w = matrix(rows=4, width=32)
-    importance = np.exp(2 * np.random.default_rng(5).normal(size=32))
-    top = np.abs(w).max(1)
-    dense = np.full(4, np.inf)
-    for share in np.concatenate([np.linspace(0.02, 1.0, 4000), -np.linspace(0.02, 1.0, 4000)]):
-        scales = (share * top).astype(np.float32)[:, None, None]
-        dense = np.minimum(dense, weighted_error(w, scales, grid, importance).sum(1))
-    found = weighted_error(w, weighted(w, importance, grid), grid, importance).sum(1)
-    assert (found <= 1.1 * dense).all()  # the worst of these blocks is 1.0x
-
-
-def test_weighted_search_of_equal_weights_is_no_worse_than_the_search():
-    w = matrix()
-    for grid in ("q4_0", "q4_1", "mlx3_g32", "q3_k"):
-        ones = np.ones(WIDTH)
-        found = weighted_error(w, weighted(w, ones, grid), grid, ones).sum()
-        assert found <= weighted_error(w, search_scales(w, grid), grid, ones).sum()
-
-
-def test_weighted_search_refuses():
-    w, ones = torch.from_numpy(matrix()), torch.ones(WIDTH)
-    with pytest.raises(libqat.ArgumentError, match=r"importance of float32 or float64\[256\]"):
-        _core.weighted_search_tensor(w, ones[1:], "q4_0")
-    with pytest.raises(libqat.ArgumentError, match="importance of at least 0"):
-        _core.weighted_search_tensor(w, -ones, "q4_0")
-    with pytest.raises(libqat.NumericError, match="weighted_search: up: expected a finite importance"):
-        _core.weighted_search_tensor(w, ones * float("nan"), "q4_0", tensor="up")
-    with pytest.raises(libqat.NumericError, match="weighted_search: up: row 0 is not finite"):
-        _core.weighted_search_tensor(w * float("inf"), ones, "q4_0", tensor="up")
-
-
-def test_zero_importance_everywhere_is_equal_importance():
-    w = matrix()
-    np.testing.assert_array_equal(weighted(w, np.zeros(WIDTH), "q4_0"), search_scales(w, "q4_0"))
 
 
 def test_the_operators_decode_the_solution():
