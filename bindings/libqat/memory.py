@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from . import _core, finetune, sizes
 from ._core import ArgumentError, Policy
+from ._rounded_activations import kept_numbers, rounded_activations, slots_of
 from .configurations import model_config
 from .devices import Devices, parse_devices
 
@@ -144,7 +145,7 @@ class _Planner:
         self.tokens = settings.batch_size * settings.sequence_length
         self.outline = sizes.outline(config, policy, "f32")
         self.learned = _learned_scales(policy, self.tensors, self.outline)
-        self.rounded_outputs = _rounded_outputs(policy, self.tensors)
+        self.rounding = sizes.as_policy(policy) if policy is not None else None
         frozen = [re.compile(pattern) for pattern in settings.frozen]
         self.frozen = {
             name
@@ -215,11 +216,27 @@ class _Planner:
             self.compute,
             self.devices.fused,
         )
+        for layer, numbers in self._rounded_numbers().items():
+            if layer is None:
+                outer += self.tokens * self.compute * numbers
+            else:
+                layers[layer] += self.tokens * self.compute * numbers
         kept = sum(layers)
         if self.settings.recompute:
             kept = len(layers) * _FLOAT32 * self._head_weight()[1][1] * self.tokens
         yield Item("activations", math.ceil(outer + kept), ("loss",))
         yield Item("activations of a layer", math.ceil(layers[0]), ("backward",))
+
+    def _rounded_numbers(self) -> dict[int | None, int]:
+        """By layer (None: outside), per token, what rounding of activations keeps."""
+        if self.rounding is None:
+            return {}
+        sums: dict[int | None, int] = {}
+        for name, numbers in kept_numbers(self.rounding, self.tensors).items():
+            layer = re.search(r"\.layers\.(\d+)\.", name)
+            place = int(layer[1]) if layer else None
+            sums[place] = sums.get(place, 0) + numbers
+        return sums
 
     def _head_weight(self) -> tuple[str, tuple[int, ...]]:
         shapes = {name: shape for name, shape, _ in self.tensors}
@@ -234,15 +251,16 @@ class _Planner:
         pieces = 1 + (self.settings.teacher == "live") + bool(softcap)
         piece = height * vocabulary * self.compute
         yield Item("logits, a piece at a time", pieces * piece, ("loss",))
-        if name in self.rounded_outputs:
+        rounds_input, rounds_output = self._rounds(name)
+        if rounds_output:
             # What came before rounding, codes on the way, and the gradient behind it.
             yield Item("rounding of logits", 3 * piece, ("loss",))
         rounded = name in self.outline.quantized
         if rounded or self.compute != _FLOAT32:
             each = self._rounded() if rounded else self.compute
             yield Item("head as it ships", each * vocabulary * hidden, ("loss",))
-        states = 2 * self.compute + (self.compute if self.settings.teacher == "live" else 0)
-        yield Item("hidden states of the head", self.tokens * hidden * states, ("loss",))
+        states = 2 + (self.settings.teacher == "live") + rounds_input
+        yield Item("hidden states of the head", states * self.tokens * hidden * self.compute, ("loss",))
         if name not in self.frozen:
             tied = name.endswith("embed_tokens.weight")
             yield Item(
@@ -250,6 +268,12 @@ class _Planner:
                 _FLOAT32 * vocabulary * hidden,
                 ("loss", "backward") if tied else ("loss",),
             )
+
+    def _rounds(self, name: str) -> tuple[bool, bool]:
+        """Whether what goes into the product with a weight is rounded, and what comes out."""
+        if self.rounding is None:
+            return False, False
+        return rounded_activations(self.rounding, self.tensors).get(name, (False, False))
 
     def _rounded(self) -> int:
         """Bytes per weight that is rounded: in one pass by libqat's kernels, else by way of float32."""
@@ -291,28 +315,12 @@ class _Planner:
         return list(units.values())
 
 
-def _slots(tensors) -> list[tuple[str, str, tuple[int, int]]]:
-    """What a policy's rules are about: weights as matrices."""
-    return [
-        (name, kind, (math.prod(shape[:-1]), shape[-1])) for name, shape, kind in tensors if kind != "other"
-    ]
-
-
-def _rounded_outputs(policy, tensors) -> set[str]:
-    """Weights whose products are rounded."""
-    if policy is None:
-        return set()
-    slots = _slots(tensors)
-    formats = sizes.as_policy(policy).activations(slots)
-    return {name for (name, _, _), (_, output) in zip(slots, formats, strict=True) if output}
-
-
 def _learned_scales(policy, tensors, outline: _core.QuantizedCheckpoint) -> dict[str, int]:
     """Numbers of learned scales by weight."""
     if policy is None:
         return {}
     chosen = sizes.as_policy(policy)
-    slots = _slots(tensors)
+    slots = slots_of(tensors)
     learned = {}
     for (name, _, _), estimator in zip(slots, chosen.estimators(slots), strict=True):
         if name in outline.quantized and estimator.scale in ("learned", "seq"):
