@@ -84,3 +84,18 @@ def test_guided_rounding_is_nearer_to_the_float_model_than_nearest_levels(loaded
         guided = (decoder(held_out) - expected).square().mean()
     assert guided < nearest
     assert names == {line.name for line in prepared.report() if line.grid == "q4_0"}
+
+
+@pytest.mark.parametrize("method", [ptq.gptq, ptq.guided, ptq.awq])
+def test_a_start_leaves_float_types_in_a_policy_alone(method, tmp_path):
+    """As in the preset gemma4-q4_0, where one projection ships as bf16."""
+    make_family("e2b").save_pretrained(tmp_path)
+    decoder = libqat.load_model(tmp_path).decoder
+    name = "model.per_layer_model_projection.weight"
+    rules = [{"match": ".*per_layer_model_projection", "weight": "bf16"}, *FOUR_BITS["rules"]]
+    policy = libqat.Policy.from_json(json.dumps({"rules": rules})).with_scale("learned")
+    prepared = libqat.prepare(decoder, policy)
+    before = decoder.parameters()[name].detach().clone()
+    assert method(prepared, text(512).view(16, 32))
+    assert torch.equal(decoder.parameters()[name], before)
+    assert {line.name: line.grid for line in prepared.report()}[name] == "bf16"

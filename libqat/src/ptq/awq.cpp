@@ -147,7 +147,7 @@ std::vector<Found> measure(PreparedModel& model, const std::vector<Stage>& stage
     std::vector<at::Tensor> weights;
     std::vector<std::string> grids;
     for (const StageWeight& weight : found.weights) {
-      if (!weight.quantizer) continue;
+      if (!weight.has_codes()) continue;
       weights.push_back(weight.latent);
       grids.push_back(weight.quantizer->scheme().weight);
     }
@@ -191,7 +191,7 @@ void set_scales(const Found& found, ScaleSource source) {
   at::Tensor importance = found.diagonal.clamp_min(0.0);
   if (found.scale) importance = importance / (found.scale->scale * found.scale->scale).to(at::kDouble);
   for (const StageWeight& weight : found.weights) {
-    if (!weight.quantizer) continue;
+    if (!weight.has_codes()) continue;
     const grid::Grid& grid = grid::find(weight.quantizer->scheme().weight);
     const ScaleChoice choice{source, weight.quantizer->tied()};
     weight.quantizer->set_field_scales(choose_scales("apply_awq", weight.name, grid, choice,

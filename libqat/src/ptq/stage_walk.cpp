@@ -15,7 +15,15 @@ namespace {
 /// rows take long.
 constexpr int kMostTableLevels = 64;
 
+bool is_float(const Quantizer& quantizer) {
+  return grid::find(quantizer.scheme().weight).info().is_float;
+}
+
 }  // namespace
+
+bool StageWeight::has_codes() const {
+  return quantizer && !is_float(*quantizer);
+}
 
 StageWalk::StageWalk(std::string function, PreparedModel& model, const std::vector<Stage>& stages,
                      const at::Tensor& windows, const CalibrationOptions& calibration)
@@ -50,7 +58,7 @@ std::vector<StageWeight> StageWalk::weights_of(const Stage& stage) const {
 std::vector<StageWeight> StageWalk::to_round(const Stage& stage) const {
   std::vector<StageWeight> found = weights_of(stage);
   std::erase_if(found, [&](const StageWeight& weight) {
-    if (!weight.quantizer) return true;
+    if (!weight.has_codes()) return true;
     const grid::Info& info = grid::find(weight.quantizer->scheme().weight).info();
     return stage.tied && info.code_max - info.code_min >= kMostTableLevels;
   });
@@ -180,7 +188,7 @@ EnabledScope::~EnabledScope() {
 
 void check_learned(const std::string& function, const PreparedModel& model) {
   for (const auto& quantizer : model.quantizers()) {
-    if (quantizer && !quantizer->learned()) {
+    if (quantizer && !quantizer->learned() && !is_float(*quantizer)) {
       fail({function, quantizer->tensor()}, "a policy with learned scales, which hold the result",
            "scale \"" + std::string(to_string(quantizer->estimator().scale)) + "\"");
     }

@@ -17,6 +17,9 @@ struct StageWeight {
   std::string name;
   at::Tensor latent;
   std::shared_ptr<Quantizer> quantizer;
+
+  /// Whether there are codes to choose: with a quantizer, on a grid that is not a float type.
+  bool has_codes() const;
 };
 
 /// What the windows say of one weight. N: its row length.
@@ -36,8 +39,8 @@ class StageWalk {
   const Stage* stage() const noexcept { return next_ < stages_.size() ? &stages_[next_] : nullptr; }
   /// The weights of the next stage.
   std::vector<StageWeight> weights() const { return weights_of(stages_[next_]); }
-  /// Those that a method rounds: with a quantizer, and of a table that is also a head, on a grid where the
-  /// head's inputs make a difference.
+  /// Those that a method rounds: with codes to choose, and of a table that is also a head, on
+  /// a grid where the head's inputs make a difference.
   std::vector<StageWeight> weights_to_round() const { return to_round(stages_[next_]); }
   /// Whether there are such tables.
   bool rounds_tables() const;
@@ -85,7 +88,7 @@ class EnabledScope {
   std::vector<std::pair<std::shared_ptr<Quantizer>, bool>> before_;
 };
 
-/// Throws ArgumentError unless all quantizers of the model have learned scales.
+/// Throws ArgumentError unless all quantizers of the model have learned scales, or none to learn (bf16, say).
 void check_learned(const std::string& function, const PreparedModel& model);
 
 }  // namespace qat::ptq
