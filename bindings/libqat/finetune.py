@@ -144,6 +144,8 @@ def start(
     trainer = Trainer(prepared, teacher, data, folder, **options)
     if resume:
         trainer.resume()
+    if isinstance(teacher, _core.Decoder):
+        teachers.share_frozen(teacher, loaded.decoder)
     files = tuple(Path(path) for path in text)
     return Run(Path(folder), loaded, prepared, trainer, Path(model), files, start, check)
 

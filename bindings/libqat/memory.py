@@ -17,6 +17,7 @@ from ._core import ArgumentError, Policy
 from ._rounded_activations import kept_numbers, rounded_activations, slots_of
 from .configurations import model_config
 from .devices import Devices, parse_devices
+from .teacher import WIDE_TABLE
 
 OPTIMIZERS = {"adamw": 8.0, "adamw-8bit": 2.0 + 8 / 256, "lion": 4.0, "sgd": 0.0}
 """Bytes of state per trained number. libqat's trainer has AdamW; the others come with loops of your own."""
@@ -201,11 +202,17 @@ class _Planner:
         return sum(2 * tensor.codes.numel() + _FLOAT32 * tensor.scales.numel() for _, tensor in quantized)
 
     def _teacher(self) -> int:
-        """Matrices in the compute dtype, vectors and routers in float32."""
+        """Matrices in the compute dtype, vectors and routers in float32.
+
+        Without the table that libqat's own runs share, whatever they start from; what else they may share is
+        left in.
+        """
+        shared = self._own_trainer() and WIDE_TABLE in self.frozen
         rounded = {name for name, shape, _ in self.tensors if len(shape) > 1 and ".router." not in name}
         return sum(
             math.prod(shape) * (self.compute if name in rounded else _FLOAT32)
             for name, shape, _ in self.tensors
+            if not (shared and name == WIDE_TABLE)
         )
 
     def _activations(self) -> Iterable[Item]:

@@ -1,4 +1,7 @@
-"""A teacher's answers on disk: built when they are missing, and held against the live teacher."""
+"""A run's teacher: live, sharing tables with the student where it can; or its answers on disk.
+
+Those are built when they are missing, and held against the live teacher.
+"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -14,6 +17,10 @@ FILE = "teacher.cache"
 """Name of the cache in a run folder, when no other path is given."""
 TOP_K = 64
 """Tokens per position that are kept by default."""
+WIDE_TABLE = "model.embed_tokens_per_layer.weight"
+"""Looked up and never multiplied: a teacher may hold it in a wider dtype than it computes in."""
+_ROWS = 1 << 14
+"""Of a table that are compared at a time."""
 
 
 def cache_path(teacher_cache: "str | os.PathLike | bool", folder: "str | os.PathLike") -> Path:
@@ -24,6 +31,31 @@ def cache_path(teacher_cache: "str | os.PathLike | bool", folder: "str | os.Path
 def live_teacher(loaded: LoadedModel, options: Mapping[str, Any]) -> _core.Decoder:
     """The float model, in the dtype in which it will compute."""
     return loaded.decoder.frozen_copy(getattr(torch, _core.compute_dtype(options["compute_dtype"])))
+
+
+def share_frozen(teacher: _core.Decoder, student: _core.Decoder) -> list[str]:
+    """Lets the teacher read the student's own parameters where those stay what the teacher has; their names.
+
+    student: with a `Trainer`, which has decided what trains, and before its first step. A parameter is shared
+    if it is frozen, has the teacher's numbers (rounded to the teacher's dtype), and has that dtype, or is the
+    table of the layers' own inputs: then its rows are no longer rounded. Whoever writes into a parameter that
+    is shared changes both models.
+    """
+    shared = []
+    ours = student.parameters()
+    for name, theirs in teacher.parameters().items():
+        kept = ours[name].detach()
+        fits = kept.dtype == theirs.dtype or name == WIDE_TABLE
+        if fits and not ours[name].requires_grad and _same_numbers(kept, theirs):
+            theirs.data = kept
+            shared.append(name)
+    return shared
+
+
+def _same_numbers(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """A few rows at a time: tables are large."""
+    parts = zip(ours.split(_ROWS), theirs.split(_ROWS), strict=True)
+    return all(torch.equal(one.to(two.dtype), two) for one, two in parts)
 
 
 def cached_teacher(

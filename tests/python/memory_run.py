@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from libqat.teacher import share_frozen
 
 import libqat
 from libqat import _core
@@ -26,7 +27,10 @@ def train(folder: str, policy: dict, options: dict, teacher: str, tokens: torch.
     dtype = getattr(torch, options["compute_dtype"])
     live = loaded.decoder.frozen_copy(dtype) if teacher == "live" else None
     prepared = libqat.prepare(loaded.decoder, policy)
-    libqat.Trainer(prepared, live, data, "", **options).run(lambda report: report.step < options["steps"])
+    trainer = libqat.Trainer(prepared, live, data, "", **options)
+    if live is not None:
+        share_frozen(live, loaded.decoder)
+    trainer.run(lambda report: report.step < options["steps"])
 
 
 def main() -> None:
