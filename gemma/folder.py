@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -24,10 +26,29 @@ def _load(path: Path) -> torch.nn.Module:
 
     their_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
+    with _joined_experts():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
     with torch.no_grad():
         model(torch.tensor([[1, 2]]))  # compressed-tensors unpacks a weight when it is used first
     return model
+
+
+@contextmanager
+def _joined_experts() -> Iterator[None]:
+    """Lends transformers the rule that it lacks for Gemma 4; see docs/formats/compressed-tensors.md."""
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+    from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+
+    halves = ["experts.*.gate_proj.weight", "experts.*.up_proj.weight"]
+    joins = [
+        WeightConverter(halves, "experts.gate_up_proj", [MergeModulelist(dim=0), Concatenate(dim=1)]),
+        WeightConverter("experts.*.down_proj.weight", "experts.down_proj", [MergeModulelist(dim=0)]),
+    ]
+    register_checkpoint_conversion_mapping("gemma4_text", joins, overwrite=True)
+    try:
+        yield
+    finally:
+        register_checkpoint_conversion_mapping("gemma4_text", [], overwrite=True)
 
 
 def _weight(model: torch.nn.Module, key: str) -> torch.Tensor:

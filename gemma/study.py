@@ -71,7 +71,15 @@ EXPORTS = (
             (r".*per_layer_(input_gate|projection)", "mobile8"),
         ),
     ),
-    Export("compressed-tensors", folder, ((_ATTENTION, "int4_g32"), (r".*mlp\..*_proj", "int4_g32"))),
+    Export(
+        "compressed-tensors",
+        folder,
+        (
+            (_ATTENTION, "int4_g32"),
+            (r".*mlp\..*_proj", "int4_g32"),
+            (r".*experts\.(gate_up|down)_proj", "int4_g32"),
+        ),
+    ),
 )
 
 

@@ -36,8 +36,9 @@ def export(
     dequantized weights; its libqat.json (and README.md) says whether a program that quantizes them again gets
     back what was trained, see `requantization_report`. What a target cannot hold exactly is refused, see
     `can_export`. Static activation scales that it has no place for are left out with a warning (see
-    `left_out`), and what its consumer does not open yet is written with one (see `cautions`). Files and
-    folders appear whole or not at all; the same checkpoint gives the same bytes.
+    `left_out`), and what its consumer does not open by itself, or what stays float for want of a place, is
+    written with one (see `cautions`). Files and folders appear whole or not at all; the same checkpoint gives
+    the same bytes.
 
     Args:
         checkpoint: what `freeze` or `load` returned, with the model's configuration.

@@ -155,10 +155,11 @@ Raises:
 What the consumer does with activations is then its own affair. ArgumentError for an unknown target.)");
   module.def(
       "cautions", &cautions, py::arg("checkpoint"), py::arg("target"),
-      R"(Tensors that the target's format holds exactly, and that its consumer does not open, as Obstacles.
+      R"(What to know of a file before it is written, as Obstacles, by the first tensor that each concerns.
 
-In the version that libqat is tested with; they are written all the same. ArgumentError for an unknown target and for
-a checkpoint that is incomplete.)");
+Tensors that the target's format holds exactly, and that a consumer, in the version that libqat is tested with, does
+not open by itself; and experts that stay float because the format has no place for packed ones. They are written all
+the same. ArgumentError for an unknown target and for a checkpoint that is incomplete.)");
   module.def("import_checkpoint", &read, py::arg("path"),
              R"(Reads an exported file or folder, or a checkpoint file, as a checkpoint.
 

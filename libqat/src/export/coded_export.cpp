@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "export/activation_scales.hpp"
+#include "export/expert_stacks.hpp"
 
 namespace qat {
 
@@ -31,6 +32,7 @@ Choice integer_grids(const QuantizedTensor& tensor, const std::string& family) {
 }
 
 std::string reason_against(const HfTensor& planned, const QuantizedTensor& tensor, const Judge& judge) {
+  if (is_expert_stack(planned)) return judge(planned, tensor);
   if (module_of(planned.key).empty()) return "expected the weight of a module, got another parameter";
   if (tensor.shape.size() != 2) {
     return "expected the matrix of a linear layer or an embedding, got " +
@@ -67,7 +69,8 @@ std::vector<CodedModule> coded_modules(const QuantizedCheckpoint& checkpoint,
   for (const HfTensor& planned : plan) {
     const auto found = checkpoint.quantized.find(planned.holder);
     if (found == checkpoint.quantized.end()) continue;
-    modules.push_back({&planned, &found->second, module_of(planned.key)});
+    modules.push_back(
+        {&planned, &found->second, is_expert_stack(planned) ? planned.key : module_of(planned.key)});
   }
   return modules;
 }

@@ -29,13 +29,14 @@ Fitted fit_integers(const QuantizedCheckpoint& checkpoint, const std::string& fa
 /// Why the format has no place for one quantized tensor; "" when it has.
 using Judge = std::function<std::string(const HfTensor& tensor, const QuantizedTensor& quantized)>;
 
-/// Tensors that are no symmetric integers or that `judge` refuses; when there are none, those that no dtype
-/// of the model reproduces.
+/// Tensors that are no symmetric integers, that are neither matrices nor stacks of experts, or that `judge`
+/// refuses; when there are none, those that no dtype of the model reproduces.
 std::vector<Obstacle> coded_obstacles(const Fitted& fitted, const std::string& dtype, const Judge& judge);
 /// The former alone, for which no numbers are needed.
 std::vector<Obstacle> coded_obstacles(const Fitted& fitted, const Judge& judge);
 
-/// The tensors of the plan that are quantized, and the names of their modules.
+/// The tensors of the plan that are quantized, and the names of their modules; a stack of experts goes by its
+/// own name.
 struct CodedModule {
   const HfTensor* planned;
   const QuantizedTensor* tensor;

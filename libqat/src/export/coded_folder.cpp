@@ -106,9 +106,7 @@ void compare_coded(const CodedFolder& folder, const QuantizedCheckpoint& checkpo
   const auto differ = [&](const char* what, const std::string& wanted, const std::string& had) {
     differences.push_back({planned.key, what, 1, "expected " + wanted + ", got " + had});
   };
-  if (got.codes.sizes() != expected.codes.sizes()) {
-    return differ("shape", shape_text(expected.codes.sizes().vec()), shape_text(got.codes.sizes().vec()));
-  }
+  if (got.shape != expected.shape) return differ("shape", shape_text(expected.shape), shape_text(got.shape));
   if (got.bits != expected.bits || got.scales.sizes() != expected.scales.sizes()) {
     return differ("type", layout_text(expected), layout_text(got));
   }

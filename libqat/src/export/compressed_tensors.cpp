@@ -7,6 +7,7 @@
 // 4. `M.input_scale`, `M.output_scale` F32 [1]: static scales of activations, where they are rounded.
 // 5. config.json, `quantization_config`: one group per width, strategy and rounding of activations, with the
 //    modules it means.
+// A stack of experts is written as a layer per expert and matrix, see expert_stacks.hpp.
 // (compressed-tensors 0.20: compressors/pack_quantized, quantization/quant_config.py)
 
 #include <ATen/Parallel.h>
@@ -15,15 +16,14 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/dtype.hpp"
 #include "export/activation_scales.hpp"
 #include "export/coded_export.hpp"
+#include "export/compressed_tensors_config.hpp"
 #include "export/compressed_tensors_reader.hpp"
-#include "export/module_patterns.hpp"
+#include "export/expert_stacks.hpp"
 #include "export/targets.hpp"
 #include "qat/grid/pack.hpp"
 
@@ -32,7 +32,10 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string reason_against(const HfTensor& planned, const QuantizedTensor&) {
+std::string reason_against(const HfTensor& planned, const QuantizedTensor& tensor) {
+  if (is_expert_stack(planned) && !has_row_scales(tensor)) {
+    return "expected experts with a scale per group within a row, or per row";
+  }
   if (!planned.embedding) return "";
   return "expected an unquantized embedding: transformers does not unpack this format's embeddings";
 }
@@ -59,21 +62,6 @@ at::ScalarType scale_type(grid::DType stored) {
   return stored == grid::DType::kBF16 ? at::kBFloat16 : stored == grid::DType::kF16 ? at::kHalf : at::kFloat;
 }
 
-/// What the modules of a group have in common.
-struct GroupOf {
-  int bits;
-  int64_t block;
-  bool input, output;  ///< whether their activations are rounded
-
-  auto operator<=>(const GroupOf&) const = default;
-};
-
-GroupOf group_of(const QuantizedCheckpoint& checkpoint, const CodedModule& module) {
-  const grid::Info& info = grid::find(module.tensor->scheme.weight).info();
-  return {info.bits, info.block, activation_scale(checkpoint, *module.planned, kInputScale) != 0.0F,
-          activation_scale(checkpoint, *module.planned, kOutputScale) != 0.0F};
-}
-
 void add_activations(const QuantizedCheckpoint& checkpoint, const CodedModule& module,
                      std::vector<FolderTensor>& tensors) {
   for (const auto& [part, name] : {std::pair{kInputScale, ".input_scale"}, {kOutputScale, ".output_scale"}}) {
@@ -85,107 +73,31 @@ void add_activations(const QuantizedCheckpoint& checkpoint, const CodedModule& m
   }
 }
 
-void add_module(const CodedModule& module, std::vector<FolderTensor>& tensors) {
-  const auto read = [&tensor = *module.tensor, key = module.planned->key] {
-    return integer_tensor(key, tensor);
-  };
-  const grid::Grid& grid = grid::find(module.tensor->scheme.weight);
+/// A matrix: the tensor of a module, or what it shares with a stack.
+void add_layer(const std::string& name, const QuantizedTensor& tensor, std::vector<FolderTensor>& tensors) {
+  const auto read = [tensor, name] { return integer_tensor(name, tensor); };
+  const grid::Grid& grid = grid::find(tensor.scheme.weight);
   const grid::Info& info = grid.info();
-  const int64_t rows = module.tensor->codes.size(0), width = module.tensor->codes.size(1);
+  const int64_t rows = tensor.codes.size(0), width = tensor.codes.size(1);
   const bool whole = info.block == grid::kWholeTensor;
   const at::ScalarType scale = scale_type(info.fields[0].dtype);
-  tensors.push_back({module.name + ".weight_packed",
+  tensors.push_back({name + ".weight_packed",
                      io::Dtype::kI32,
                      {rows, (width * info.bits + 31) / 32},
                      [read, bits = info.bits] { return packed(read().codes, bits); }});
-  tensors.push_back({module.name + ".weight_scale", *checkpoint::file_dtype(scale),
+  tensors.push_back({name + ".weight_scale", *checkpoint::file_dtype(scale),
                      whole ? std::vector<int64_t>{1} : std::vector<int64_t>{rows, grid.blocks(width)},
                      [read, scale] { return read().scales.to(scale).contiguous(); }});
-  tensors.push_back({module.name + ".weight_shape", io::Dtype::kI64, {2}, [rows, width] {
+  tensors.push_back({name + ".weight_shape", io::Dtype::kI64, {2}, [rows, width] {
                        return at::tensor({rows, width}, at::TensorOptions().dtype(at::kLong));
                      }});
 }
 
-Json weights_of(int bits, int64_t block) {
-  const char* strategy = block == grid::kWholeTensor ? "tensor"
-                         : block == grid::kWholeRow  ? "channel"
-                                                     : "group";
-  return {{"num_bits", bits},
-          {"type", "int"},
-          {"symmetric", true},
-          {"strategy", strategy},
-          {"group_size", block > 0 ? Json(block) : Json()},
-          {"dynamic", false},
-          {"actorder", nullptr},
-          {"block_structure", nullptr},
-          {"observer", nullptr}};
-}
-
-/// Of 8-bit activations with one scale; null where they stay as they are.
-Json activations_of(bool rounded) {
-  if (!rounded) return nullptr;
-  return {{"num_bits", 8},      {"type", "int"},       {"symmetric", true},     {"strategy", "tensor"},
-          {"dynamic", false},   {"actorder", nullptr}, {"group_size", nullptr}, {"block_structure", nullptr},
-          {"observer", nullptr}};
-}
-
-Json quantization_config(const QuantizedCheckpoint& checkpoint, const std::vector<HfTensor>& plan) {
-  const std::vector<CodedModule> modules = coded_modules(checkpoint, plan);
-  std::map<GroupOf, std::vector<std::string>> members;
-  for (const CodedModule& module : modules) members[group_of(checkpoint, module)].push_back(module.name);
-  const std::vector<std::string> unquantized = float_modules(checkpoint, plan, false);
-  Json groups = Json::object();
-  for (const auto& [scheme, names] : members) {
-    std::vector<std::string> others = unquantized;
-    for (const auto& [other, their] : members) {
-      if (other != scheme) others.insert(others.end(), their.begin(), their.end());
-    }
-    Json targets = Json::array();
-    for (const ModulePattern& pattern : module_patterns(names, others)) {
-      targets.push_back(pattern.regex ? "re:" + pattern.text + "$" : pattern.text);
-    }
-    groups["group_" + std::to_string(groups.size())] = {{"targets", targets},
-                                                        {"format", "pack-quantized"},
-                                                        {"input_activations", activations_of(scheme.input)},
-                                                        {"output_activations", activations_of(scheme.output)},
-                                                        {"weights", weights_of(scheme.bits, scheme.block)}};
+void add_module(const CodedModule& module, std::vector<FolderTensor>& tensors) {
+  if (!is_expert_stack(*module.planned)) return add_layer(module.name, *module.tensor, tensors);
+  for (const ExpertLayer& layer : expert_layers(*module.planned)) {
+    add_layer(layer.name, layer_of(*module.tensor, layer), tensors);
   }
-  std::vector<std::string> ignore = unquantized;
-  for (const auto& [alias, holder] : checkpoint.aliases) {
-    const auto planned = [key = alias](const HfTensor& tensor) { return tensor.key == key; };
-    if (std::none_of(plan.begin(), plan.end(), planned)) ignore.push_back(module_of(alias));
-  }
-  return {{"quant_method", "compressed-tensors"},
-          {"format", "pack-quantized"},
-          {"quantization_status", "compressed"},
-          {"global_compression_ratio", nullptr},
-          {"kv_cache_scheme", nullptr},
-          {"ignore", ignore},
-          {"config_groups", groups}};
-}
-
-/// vLLM computes some layers as one; parts on different grids do not load there.
-std::vector<std::string> notes_of(const QuantizedCheckpoint& checkpoint,
-                                  const std::vector<CodedModule>& modules,
-                                  const std::vector<std::string>& unquantized) {
-  constexpr std::string_view kFused[][3] = {{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj", ""}};
-  std::map<std::string, GroupOf> schemes;
-  for (const std::string& name : unquantized) schemes[name] = {};
-  for (const CodedModule& module : modules) schemes[module.name] = group_of(checkpoint, module);
-  std::vector<std::string> notes;
-  for (const auto& [name, scheme] : schemes) {
-    for (const auto& parts : kFused) {
-      if (!name.ends_with(parts[0])) continue;
-      const std::string parent = name.substr(0, name.size() - parts[0].size());
-      for (const std::string_view part : {parts[1], parts[2]}) {
-        const auto other = schemes.find(parent + std::string(part));
-        if (part.empty() || other == schemes.end() || other->second == scheme) continue;
-        notes.push_back("vLLM computes `" + name + "` and `" + other->first +
-                        "` as one layer, so it needs both on the same grid; transformers does not.");
-      }
-    }
-  }
-  return notes;
 }
 
 std::vector<FolderTensor> folder_tensors(const QuantizedCheckpoint& checkpoint,
@@ -212,16 +124,19 @@ void write(const QuantizedCheckpoint& given, const std::string& path, const Expo
   const std::vector<HfTensor> plan = plan_hf(checkpoint);
   const std::vector<CodedModule> modules = coded_modules(checkpoint, plan);
   const CodedSummary summary{"compressed-tensors", "Pack-quantized weights (Compressed Tensors)",
-                             "vLLM and transformers",
-                             notes_of(checkpoint, modules, float_modules(checkpoint, plan, false))};
+                             "vLLM and transformers", compressed_tensors_notes(checkpoint, plan)};
   FolderWriter writer(checkpoint, path, options);
   const std::vector<FolderTensor> tensors = folder_tensors(checkpoint, modules, plan, *dtype.dtype);
   Json config = hf_config(checkpoint, *dtype.dtype);
-  config["quantization_config"] = quantization_config(checkpoint, plan);
+  config["quantization_config"] = compressed_tensors_config(checkpoint, plan);
   writer.add("config.json", config.dump(2) + "\n");
   writer.add("README.md", coded_readme(options.name, checkpoint, dtype, summary));
   writer.add_weights(tensors, {{"format", "pt"}});
   writer.finish(coded_manifest(checkpoint, plan, dtype, summary));
+}
+
+std::vector<Obstacle> cautions(const QuantizedCheckpoint& checkpoint) {
+  return compressed_tensors_cautions(fit_integers(checkpoint, "int").checkpoint);
 }
 
 QuantizedCheckpoint import_compressed_tensors(const std::string& path) {
@@ -251,6 +166,7 @@ constinit const Target kCompressedTensorsTarget{"compressed-tensors",
                                                 is_compressed_tensors,
                                                 verify_compressed_tensors,
                                                 import_compressed_tensors,
-                                                ActivationPlaces::kLayers};
+                                                ActivationPlaces::kLayers,
+                                                cautions};
 
 }  // namespace qat

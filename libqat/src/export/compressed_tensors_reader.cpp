@@ -1,10 +1,14 @@
 #include "export/compressed_tensors_reader.hpp"
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "export/expert_stacks.hpp"
+#include "export/hf_files.hpp"
 #include "export/input_file.hpp"
 #include "export/module_patterns.hpp"
 #include "qat/core/error.hpp"
@@ -30,6 +34,9 @@ struct GroupScheme {
   int64_t block = 0;                   ///< as in grid::Info
   bool input = false, output = false;  ///< whether activations have a static scale
 };
+
+/// By the name of the module.
+using Schemes = std::map<std::string, GroupScheme>;
 
 /// What a group of the configuration says of its weights.
 class GroupParser {
@@ -108,18 +115,18 @@ class GroupParser {
   const json& group_;
 };
 
-bool means(const std::string& target, const std::string& module) {
-  if (target.starts_with("re:")) return regex_matches(target.substr(3), module, MatchFrom::kStart);
+bool means(const std::string& target, const std::string& module, NameMatcher& expressions) {
+  if (target.starts_with("re:")) return expressions.matches(target.substr(3), module);
   return target == module || target == "Linear";
 }
 
 /// Exact names first, then expressions and classes: the order of compressed-tensors.
 const GroupScheme& scheme_of(const FolderWeights& weights, const std::vector<GroupScheme>& schemes,
-                             const std::string& module) {
+                             const std::string& module, NameMatcher& expressions) {
   for (const bool exact : {true, false}) {
     for (const GroupScheme& scheme : schemes) {
       for (const std::string& target : scheme.targets) {
-        if (exact ? target == module : means(target, module)) return scheme;
+        if (exact ? target == module : means(target, module, expressions)) return scheme;
       }
     }
   }
@@ -154,7 +161,8 @@ IntegerTensor read_module(const FolderWeights& weights, const std::string& modul
       whole ? std::vector<int64_t>{1} : std::vector<int64_t>{rows, width / block};
   const io::SafetensorsTensor& stored = expect_tensor(weights, module + ".weight_scale", scales,
                                                       {io::Dtype::kF32, io::Dtype::kF16, io::Dtype::kBF16});
-  IntegerTensor tensor{scheme.bits, scheme.block, grid::DType::kF32, at::empty({rows, width}, at::kChar), {}};
+  IntegerTensor tensor{scheme.bits, scheme.block, grid::DType::kF32, at::empty({rows, width}, at::kChar),
+                       {},          {rows, width}};
   tensor.scales = read_scales(weights, stored, &tensor.stored);
   if (whole) tensor.scales = tensor.scales.reshape({1, 1});
   const auto* bytes = reinterpret_cast<const uint8_t*>(packed.data.data());
@@ -163,6 +171,61 @@ IntegerTensor read_module(const FolderWeights& weights, const std::string& modul
                        tensor.codes.mutable_data_ptr<int8_t>() + row * width);
   }
   return tensor;
+}
+
+/// The layers of a stack, one below the other.
+IntegerTensor read_stack(const FolderWeights& weights, const std::vector<std::string>& layers,
+                         const Schemes& schemes, int64_t experts) {
+  IntegerTensor stack;
+  std::vector<at::Tensor> codes, scales;
+  for (const std::string& layer : layers) {
+    const auto scheme = schemes.find(layer);
+    if (scheme == schemes.end()) {
+      fail_folder(weights.path, layer + ".weight_packed", "a layer of every expert", "none");
+    }
+    IntegerTensor one = read_module(weights, layer, scheme->second);
+    if (codes.empty()) stack = one;
+    if (one.bits != stack.bits || one.block != stack.block || one.stored != stack.stored ||
+        one.shape != stack.shape || one.block == grid::kWholeTensor) {
+      throw UnsupportedError("import_checkpoint: " + weights.path.string() + ": " + layer +
+                             ": expected experts of one shape and grid with scales in rows, got others");
+    }
+    codes.push_back(std::move(one.codes));
+    scales.push_back(std::move(one.scales));
+  }
+  stack.codes = at::cat(codes);
+  stack.scales = at::cat(scales);
+  stack.shape = {experts, stack.codes.size(0) / experts, stack.codes.size(1)};
+  return stack;
+}
+
+/// The stacks that the folder's layers make up. Those of a model whose experts are modules, which libqat.json
+/// names, are none.
+std::map<std::string, std::vector<std::string>> stacks_of(const std::filesystem::path& path,
+                                                          const Schemes& schemes) {
+  const json manifest = read_json_if_there(path / kManifest);
+  const json& tensors = field(manifest, "tensors");
+  std::vector<std::string> layers;
+  for (const auto& [module, scheme] : schemes) {
+    if (field(tensors, module + ".weight").is_null()) layers.push_back(module);
+  }
+  return expert_stacks(layers);
+}
+
+/// Puts stacks in the place of their layers.
+void join_experts(CodedFolder& folder, const std::shared_ptr<const Schemes>& schemes) {
+  for (const auto& [key, layers] : stacks_of(folder.weights->path, *schemes)) {
+    const auto experts = static_cast<int64_t>(layers.size()) / (key.ends_with("gate_up_proj") ? 2 : 1);
+    for (const std::string& layer : layers) {
+      folder.coded.erase(layer + ".weight");
+      const auto scheme = schemes->find(layer);
+      if (scheme == schemes->end()) continue;
+      if (scheme->second.input || scheme->second.output) folder.surplus = layer + kScales[0].first;
+    }
+    folder.coded[key] = [shared = folder.weights, layers = layers, schemes, experts] {
+      return read_stack(*shared, layers, *schemes, experts);
+    };
+  }
 }
 
 }  // namespace
@@ -183,6 +246,8 @@ CodedFolder open_compressed_tensors(const std::filesystem::path& path) {
   const FolderWeights& weights = *folder.weights;
   const std::vector<std::string> names = weights.tensors.names();
   std::set<std::string> parts;
+  Schemes modules;
+  NameMatcher expressions(MatchFrom::kStart);
   for (const std::string& name : names) {
     constexpr std::string_view kPacked = ".weight_packed";
     if (!name.ends_with(kPacked)) continue;
@@ -191,7 +256,7 @@ CodedFolder open_compressed_tensors(const std::filesystem::path& path) {
     for (const char* part : kForeign) {
       if (weights.tensors.find(module + part) != nullptr) folder.surplus = module + part;
     }
-    const GroupScheme& scheme = scheme_of(weights, schemes, module);
+    const GroupScheme& scheme = modules[module] = scheme_of(weights, schemes, module, expressions);
     folder.coded[module + ".weight"] = [shared = folder.weights, module, scheme] {
       return read_module(*shared, module, scheme);
     };
@@ -208,6 +273,7 @@ CodedFolder open_compressed_tensors(const std::filesystem::path& path) {
     if (scale && !parts.contains(name)) folder.surplus = name;
     if (!parts.contains(name) && name != folder.surplus) folder.floats.push_back(name);
   }
+  join_experts(folder, std::make_shared<const Schemes>(std::move(modules)));
   return folder;
 }
 

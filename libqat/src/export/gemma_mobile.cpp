@@ -21,6 +21,7 @@
 
 #include "export/activation_scales.hpp"
 #include "export/coded_export.hpp"
+#include "export/expert_stacks.hpp"
 #include "export/gemma_mobile_reader.hpp"
 #include "export/module_patterns.hpp"
 #include "export/targets.hpp"
@@ -33,6 +34,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 std::string reason_against(const HfTensor& planned, const QuantizedTensor& tensor) {
+  if (is_expert_stack(planned))
+    return "expected unquantized experts: the format has no place for packed ones";
   const grid::Info& info = grid::find(tensor.scheme.weight).info();
   if (info.bits != 2 && info.bits != 4 && info.bits != 8) return "expected 2, 4 or 8 bits";
   if (info.block == grid::kWholeRow || planned.embedding) return "";
@@ -67,11 +70,32 @@ bool writes_out_a_tie(const std::vector<HfTensor>& plan, const QuantizedCheckpoi
          });
 }
 
-/// Published checkpoints have a scale for each row and layer of the per-layer table.
-std::vector<Obstacle> cautions(const QuantizedCheckpoint& checkpoint) {
+/// What unquantized experts cost; nothing where there are none.
+std::vector<Obstacle> float_experts(const QuantizedCheckpoint& checkpoint,
+                                    const std::vector<HfTensor>& plan) {
+  int64_t experts = 0, all = 0, stacks = 0;
   std::vector<Obstacle> found;
+  for (const HfTensor& planned : plan) {
+    const int64_t weights = c10::multiply_integers(planned.shape);
+    all += weights;
+    if (!is_expert_stack(planned) || checkpoint.quantized.contains(planned.holder)) continue;
+    experts += weights;
+    ++stacks;
+    if (found.empty()) found.push_back({planned.key, "float", ""});
+  }
+  if (!found.empty()) {
+    found.front().reason = "this format has no place for packed experts: " + std::to_string(stacks) +
+                           " stacks of them, " + std::to_string(experts) + " of " + std::to_string(all) +
+                           " weights, stay float, 2 bytes each in a bfloat16 model and 4 in a float32 one";
+  }
+  return found;
+}
+
+/// Published checkpoints have a scale for each row and layer of the per-layer table, and no experts.
+std::vector<Obstacle> cautions(const QuantizedCheckpoint& checkpoint) {
   const QuantizedCheckpoint fitted = fit_integers(checkpoint, "mobile").checkpoint;
   const std::vector<HfTensor> plan = plan_mobile(fitted);
+  std::vector<Obstacle> found = float_experts(fitted, plan);
   for (const CodedModule& module : coded_modules(fitted, plan)) {
     const std::string& grid = module.tensor->scheme.weight;
     if (!module.planned->embedding || grid::find(grid).info().block == grid::kWholeRow) continue;

@@ -24,10 +24,11 @@ constexpr int64_t kWidest = int64_t{1} << 31;
 struct Widths {
   std::vector<std::pair<std::string, int>> patterns;
   int others = 4;
+  NameMatcher expressions{MatchFrom::kAnywhere};
 
-  int of(const std::string& module) const {
+  int of(const std::string& module) {
     for (const auto& [pattern, bits] : patterns) {
-      if (regex_matches(pattern, module, MatchFrom::kAnywhere)) return bits;
+      if (expressions.matches(pattern, module)) return bits;
     }
     return others;
   }
@@ -100,7 +101,8 @@ IntegerTensor read_module(const FolderWeights& weights, const Parts& parts, cons
                        blocks == 1 ? grid::kWholeRow : width / blocks,
                        grid::DType::kF32,
                        at::empty({rows, width}, at::kChar),
-                       {}};
+                       {},
+                       {rows, width}};
   tensor.scales = read_scales(weights, scales, &tensor.stored);
   const auto* data = reinterpret_cast<const uint8_t*>(codes.data.data());
   for (int64_t row = 0; row < rows; ++row) {
@@ -123,7 +125,7 @@ bool is_gemma_mobile(const std::filesystem::path& path) {
 CodedFolder open_gemma_mobile(const std::filesystem::path& path) {
   CodedFolder folder = open_folder(path);
   folder.family = "mobile";
-  const Widths widths = widths_of(path);
+  Widths widths = widths_of(path);
   const FolderWeights& weights = *folder.weights;
   const std::vector<std::string> names = weights.tensors.names();
   std::set<std::string> parts;

@@ -67,15 +67,14 @@ bool fits(const IntegerTensor& tensor, const grid::Grid& grid) {
 }
 
 QuantizedTensor quantized(const IntegerTensor& tensor, const grid::Grid& grid) {
-  const std::vector<int64_t> shape = tensor.codes.sizes().vec();
-  return {{std::string(grid.info().name)}, shape, tensor.codes, tensor.scales.unsqueeze(-1)};
+  return {{std::string(grid.info().name)}, tensor.shape, tensor.codes, tensor.scales.unsqueeze(-1)};
 }
 
 /// Fills in what each of the dtypes does not reproduce.
 void judge(const QuantizedCheckpoint& checkpoint, std::vector<ConsumerDtype>& judged) {
   for (const auto& [key, tensor] : checkpoint.quantized) {
     const IntegerTensor integers = integer_tensor(key, tensor);
-    const at::Tensor exact = dequantize_tensor(key, tensor);
+    const at::Tensor exact = dequantize_tensor(key, tensor).reshape(integers.codes.sizes());
     for (ConsumerDtype& one : judged) {
       if (at::equal(integers.weight(one.dtype->tensor).to(at::kFloat), exact)) continue;
       one.obstacles.push_back({key, tensor.scheme.weight,
@@ -114,22 +113,26 @@ bool is_grid(const std::string& name) {
 IntegerTensor integer_tensor(const std::string& key, const QuantizedTensor& tensor) {
   const grid::Grid& grid = grid::find(tensor.scheme.weight);
   const grid::Info& info = grid.info();
-  const int64_t width = info.block == grid::kWholeTensor ? tensor.codes.numel() : tensor.shape.back();
-  const int64_t rows = info.block == grid::kWholeTensor ? 1 : tensor.shape.front();
+  const bool whole = info.block == grid::kWholeTensor;
+  const int64_t columns = tensor.shape.back(), width = whole ? tensor.codes.numel() : columns;
+  const int64_t rows = whole ? 1 : tensor.codes.numel() / columns;
   const auto fail = [&](const std::string& expected, const std::string& got) {
     throw ArgumentError("export_checkpoint: " + key + ": expected " + expected + " (" +
                         std::string(info.name) + "), got " + got);
   };
   const std::vector<int64_t> scales{rows, grid.blocks(width), 1};
   if (!grid.divides(width) || tensor.codes.numel() != rows * width || tensor.codes.dtype() != at::kChar ||
-      tensor.scales.sizes() != at::IntArrayRef(scales) || tensor.scales.dtype() != at::kFloat) {
+      tensor.scales.numel() != rows * grid.blocks(width) || tensor.scales.dtype() != at::kFloat) {
     fail("codes int8 and scales float32" + shape_text(scales),
          shape_text(tensor.codes.sizes().vec()) + " and " + shape_text(tensor.scales.sizes().vec()) +
              " or another dtype");
   }
-  IntegerTensor result{info.bits, info.block, info.fields[0].dtype,
-                       tensor.codes.cpu().reshape(tensor.shape).contiguous(),
-                       tensor.scales.cpu().squeeze(-1).contiguous()};
+  IntegerTensor result{info.bits,
+                       info.block,
+                       info.fields[0].dtype,
+                       tensor.codes.cpu().reshape({-1, columns}).contiguous(),
+                       tensor.scales.cpu().reshape({rows, -1}).contiguous(),
+                       tensor.shape};
   const int64_t row = first_illegal_row(grid, result.codes, result.scales);
   if (row >= 0) fail("codes and scales of the grid in row " + std::to_string(row), "others");
   return result;
@@ -148,7 +151,7 @@ QuantizedTensor on_grid(const std::string& key, const IntegerTensor& tensor, con
     const grid::Grid* grid = name.empty() ? nullptr : find_or_null(name);
     if (grid == nullptr || !fits(tensor, *grid)) continue;
     QuantizedTensor found = quantized(tensor, *grid);
-    if (at::equal(dequantize_tensor(key, found), exact)) return found;
+    if (at::equal(dequantize_tensor(key, found).reshape(exact.sizes()), exact)) return found;
   }
   throw UnsupportedError("import_checkpoint: " + key + ": expected codes and scales of a grid like " + base +
                          " in a " + std::string(dtype.name) + " model, got numbers that no grid has");

@@ -25,6 +25,7 @@ struct IntegerTensor {
   grid::DType stored = grid::DType::kF32;  ///< of the scales in the file
   at::Tensor codes;                        ///< int8[R, N]
   at::Tensor scales;                       ///< float32[R, G], or [1, 1] for a whole tensor
+  std::vector<int64_t> shape;              ///< of the weight: [R, N], or [E, R / E, N] of E experts
 
   /// What the consumer computes, [R, N] in `dtype`.
   at::Tensor weight(at::ScalarType dtype) const;
@@ -36,7 +37,8 @@ bool is_symmetric_integer(std::string_view grid);
 /// Whether there is a grid of that name.
 bool is_grid(const std::string& name);
 
-/// A matrix on such a grid. ArgumentError naming `key` for codes and scales that the grid does not have.
+/// A matrix, or a stack of experts' matrices, on such a grid. ArgumentError naming `key` for codes and scales
+/// that the grid does not have.
 IntegerTensor integer_tensor(const std::string& key, const QuantizedTensor& tensor);
 
 /// The reverse, for a model in `dtype`: on the grid `hint` if that is the same numbers, else on one of

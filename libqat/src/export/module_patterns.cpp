@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <regex>
 #include <set>
 
 #include "qat/core/error.hpp"
@@ -65,15 +64,17 @@ std::vector<ModulePattern> module_patterns(const std::vector<std::string>& membe
   return patterns;
 }
 
-bool regex_matches(const std::string& expression, const std::string& name, MatchFrom from) {
+bool NameMatcher::matches(const std::string& expression, const std::string& name) {
   const bool simple =
       expression.size() <= kLongest && name.size() <= kLongest && expression.find('{') == std::string::npos;
   try {
     if (simple) {
-      const std::regex regex(expression, flags());
-      const auto where = from == MatchFrom::kStart ? std::regex_constants::match_continuous
-                                                   : std::regex_constants::match_default;
-      return std::regex_search(name, regex, where);
+      auto found = compiled_.find(expression);
+      if (found == compiled_.end())
+        found = compiled_.emplace(expression, std::regex(expression, flags())).first;
+      const auto where = from_ == MatchFrom::kStart ? std::regex_constants::match_continuous
+                                                    : std::regex_constants::match_default;
+      return std::regex_search(name, found->second, where);
     }
   } catch (const std::regex_error&) {
   }

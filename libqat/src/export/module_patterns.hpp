@@ -2,6 +2,8 @@
 
 // Modules in configurations: by name, or by one regular expression for the same module of every layer.
 
+#include <map>
+#include <regex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,8 +28,18 @@ std::string escaped(std::string_view name);
 /// How much of the name a regular expression must match: as Python's re.search and re.match.
 enum class MatchFrom { kAnywhere, kStart };
 
-/// Whether the expression (ECMAScript's, which covers what configurations use of Python's) matches, in time
-/// polynomial in both. UnsupportedError for one that is malformed, too long, or counts repetitions.
-bool regex_matches(const std::string& expression, const std::string& name, MatchFrom from);
+/// Matches names with regular expressions of a configuration, each of which it compiles once.
+class NameMatcher {
+ public:
+  explicit NameMatcher(MatchFrom from) : from_(from) {}
+
+  /// Whether the expression (ECMAScript's, which covers what configurations use of Python's) matches, in time
+  /// polynomial in both. UnsupportedError for one that is malformed, too long, or counts repetitions.
+  bool matches(const std::string& expression, const std::string& name);
+
+ private:
+  MatchFrom from_;
+  std::map<std::string, std::regex> compiled_;
+};
 
 }  // namespace qat

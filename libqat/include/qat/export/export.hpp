@@ -56,9 +56,10 @@ std::vector<Obstacle> can_export(const QuantizedCheckpoint& checkpoint, std::str
 /// what the consumer does with activations is then its own affair. ArgumentError for an unknown target.
 std::vector<std::string> left_out(const QuantizedCheckpoint& checkpoint, std::string_view target);
 
-/// Tensors that `target`'s format holds exactly, and that its consumer, in the version that libqat is tested
-/// with, does not open: they are written all the same. ArgumentError for an unknown target and for a
-/// checkpoint that is incomplete.
+/// What to know of a file before it is written, by the first tensor that it concerns: tensors that `target`'s
+/// format holds exactly and that a consumer, in the version that libqat is tested with, does not open by
+/// itself, and experts that stay float because the format has no place for packed ones. They are written all
+/// the same. ArgumentError for an unknown target and for a checkpoint that is incomplete.
 std::vector<Obstacle> cautions(const QuantizedCheckpoint& checkpoint, std::string_view target);
 
 /// Writes `path` by atomic rename: the same checkpoint gives the same bytes. ArgumentError for an unknown
