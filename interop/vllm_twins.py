@@ -78,43 +78,6 @@ def tiny(grid: str) -> Case:
     return Case(f"tiny llama, {grid}", checkpoint, prompts, largest=0.05)
 
 
-def tiny_experts(grid: str) -> Case:
-    """A random Qwen3-MoE, its experts and attention on `grid`.
-
-    vLLM's kernel for packed experts on a CPU rounds its inputs to 8 bits, whatever the environment says.
-    """
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=320,
-        hidden_size=256,
-        moe_intermediate_size=128,
-        num_experts=8,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=256,
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-        architectures=["Qwen3MoeForCausalLM"],
-    )
-    rules = [
-        {"match": r"model\.embed_tokens|lm_head", "weight": "bf16"},
-        {"match": r".*(experts|self_attn)\..*_proj", "weight": grid},
-    ]
-    model = Qwen3MoeForCausalLM(config).to(torch.bfloat16).float()  # the router too is what the folder holds
-    prepared = libqat.prepare(model, {"rules": rules})
-    checkpoint = libqat.freeze(prepared, tokenizer="none")
-    prompts = torch.randint(320, (4, 64)).tolist()
-    return Case(f"tiny qwen3 moe, {grid}", checkpoint, prompts, largest=0.5)
-
-
 def smollm2() -> Case:
     """SmolLM2-135M, rounded without training.
 
@@ -228,13 +191,8 @@ def main() -> int:
     options = parse()
     options.out, options.python = options.out.absolute(), options.python.absolute()
     torch.set_num_threads(options.threads)
-    cases = [
-        lambda: tiny("int4_g32@bf16:bf16"),
-        lambda: tiny("int4_g128@bf16:bf16"),
-        lambda: tiny_experts("int4_g64@bf16:bf16"),
-        smollm2,
-    ]
-    cases = cases[: 3 if options.tiny else 4]
+    cases = [lambda: tiny("int4_g32@bf16:bf16"), lambda: tiny("int4_g128@bf16:bf16"), smollm2]
+    cases = cases[: 2 if options.tiny else 3]
     rows = []
     with console.progress("vLLM") as update:
         for number, make in enumerate(cases):
