@@ -68,6 +68,7 @@ from .choices import Question, read_choices
 from .evaluated import EvaluatedModel, EvaluationTask, evaluate, evaluate_run, open_model, open_run
 from .evaluation import compare_choices, compare_metric, compare_text
 from .exporting import export
+from .generation import generate
 from .grids import Grid, grids
 from .html_report import write_model_report, write_report
 from .lattices import LatticeTensor, lattice, take_up
@@ -138,6 +139,7 @@ __all__ = [
     "fold_batch_norms",
     "freeze",
     "freeze_batch_norm",
+    "generate",
     "gptq",
     "grids",
     "guided",

@@ -3,13 +3,13 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import _core, ptq, run_folder
+from . import _core, generation, ptq, run_folder
 from . import teacher as teachers
 from ._core import (
     ArgumentError,
@@ -39,7 +39,7 @@ LATTICE = "lattice"
 WINDOW = 256
 """Tokens of a sequence, where nothing else is said."""
 CALIBRATION = 204_800
-"""Tokens that a start looks at, of those that the run will train on."""
+"""Tokens that a start looks at, at most."""
 
 
 @dataclass
@@ -56,6 +56,8 @@ class Run:
     """The files of the training text, when they are known."""
     start: str = "none"
     """The PTQ method whose solution the weights started from."""
+    calibration: dict[str, int] = field(default_factory=dict)
+    """Tokens that it saw: {"text": of the training text, "generated": written by the float model}."""
     cache_check: CacheCheck | None = None
     """Of a teacher cache that was built for this run: its loss beside the live teacher's."""
 
@@ -75,11 +77,12 @@ class Run:
         begun = (self.folder / run_folder.STATE).exists()
         if begun and self.trainer.step == 0:
             return
-        text = self.text
-        if begun and not text and (self.folder / run_folder.FINETUNE).exists():
-            text = run_folder.read_finetune(self.folder)["text"]
+        text, calibration = self.text, self.calibration
+        if begun and (self.folder / run_folder.FINETUNE).exists():
+            kept = run_folder.read_finetune(self.folder)
+            text, calibration = text or kept["text"], calibration or kept.get("calibration", {})
         control = not json.loads(self.prepared.policy.to_json())["rules"]
-        run_folder.write_finetune(self.folder, self.model, text, control, self.start)
+        run_folder.write_finetune(self.folder, self.model, text, control, self.start, calibration)
 
     @property
     def checkpoint(self) -> Path:
@@ -95,6 +98,8 @@ def start(
     *,
     resume: bool = False,
     start: str | None = None,
+    start_tokens: int = CALIBRATION,
+    start_generated: float = 0.0,
     on_start: ptq.Progress | None = None,
     text: Iterable[str | os.PathLike] = (),
     teacher_cache: str | os.PathLike | bool | None = None,
@@ -109,7 +114,8 @@ def start(
     `libqat.default_options()`.
 
     start: "guided" or "gptq", a PTQ method that first rounds the model by the tokens that the run trains on,
-    at most CALIBRATION of them; training goes on from its solution, with learned scales. "lattice": at the
+    at most `start_tokens` with those that the float model writes itself, a share of `start_generated` (see
+    `libqat.generate`); training goes on from its solution, with learned scales. "lattice": at the
     codes and scales that the model has already, see `libqat.lattice` (float checkpoints that were trained on
     a grid) and `libqat.take_up` (folders of codes and scales on the policy's grids). "none": from the model
     as it is. By default, and for the learning rates that `options` leave out, what
@@ -124,12 +130,23 @@ def start(
     by this run or by others.
     """
     policy, start, options = settled(policy, start, options)
+    if start_tokens < 1 or not 0 <= start_generated < 1:
+        got = f"{start_tokens} and {start_generated}"
+        raise ArgumentError(f"start_tokens, start_generated: expected at least 1 and 0 <= x < 1, got {got}")
     loaded = _core.load_model(model)
     data = _core.TokenData.from_tensor(tokens, json.loads(loaded.config)["vocab_size"])
     teacher, check = None, None
     wanted = _core.needs_teacher(**options)
     if wanted and not teacher_cache:
         teacher = teachers.live_teacher(loaded, options)
+    calibration: dict[str, torch.Tensor] = {}
+    if start in STARTS and not resume:
+        calibration["text"] = _first_windows(data, options, int(start_tokens * (1 - start_generated)))
+        if start_generated:
+            calibration["generated"] = generation.of_model(
+                loaded, model, calibration["text"], start_generated,
+                compute_dtype=options["compute_dtype"], seed=options["seed"], progress=on_start,
+            )  # fmt: skip
     prepared = _core.prepare_decoder(loaded.decoder, policy)
     if wanted and teacher_cache:
         path = teachers.cache_path(teacher_cache, folder)
@@ -138,8 +155,8 @@ def start(
         )
     if start == LATTICE and not resume:
         _take_codes(Path(model), prepared, on_start)
-    elif start != "none" and not resume:
-        windows = _first_windows(data, options)
+    elif calibration:
+        windows = generation.mixed(list(calibration.values()), options["seed"])
         STARTS[start](prepared, windows, compute_dtype=options["compute_dtype"], progress=on_start)
     trainer = Trainer(prepared, teacher, data, folder, **options)
     if resume:
@@ -147,7 +164,8 @@ def start(
     if isinstance(teacher, _core.Decoder):
         teachers.share_frozen(teacher, loaded.decoder)
     files = tuple(Path(path) for path in text)
-    return Run(Path(folder), loaded, prepared, trainer, Path(model), files, start, check)
+    seen = {source: windows.numel() for source, windows in calibration.items()}
+    return Run(Path(folder), loaded, prepared, trainer, Path(model), files, start, seen, check)
 
 
 def settled(
@@ -177,10 +195,10 @@ def _take_codes(model: Path, prepared: PreparedDecoder, progress: ptq.Progress |
         lattice(prepared, progress=progress)
 
 
-def _first_windows(data: _core.TokenData, options: Mapping[str, Any]) -> torch.Tensor:
-    """What the run reads first, each window once: int64[n, sequence_length]."""
+def _first_windows(data: _core.TokenData, options: Mapping[str, Any], tokens: int) -> torch.Tensor:
+    """What the run reads first, `tokens` of it at most, each window once: int64[n, sequence_length]."""
     size, length = options["batch_size"], options["sequence_length"]
-    batches = min(options["steps"] * options["accumulate"], max(1, CALIBRATION // (size * length)))
+    batches = min(options["steps"] * options["accumulate"], max(1, tokens // (size * length)))
     windows = [w for i in range(batches) for w in data.windows(i, size, length, options["seed"])]
     return data.read(list(dict.fromkeys(windows)), length)
 

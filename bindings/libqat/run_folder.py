@@ -23,7 +23,7 @@ STATE = "state.safetensors"
 """What a run resumes from."""
 FINETUNE = "finetune.json"
 """{"libqat": version, "model": path of the source, "text": [paths], "control": bool, "start": PTQ method or
-"none"}, paths absolute."""
+"none", "calibration": {"text": tokens, "generated": tokens} that it saw}, paths absolute."""
 EVALUATION = "evaluation.json"
 """Scores of float, ptq and qat; see `read_evaluation`."""
 
@@ -65,6 +65,7 @@ def write_finetune(
     text: Iterable[str | os.PathLike],
     control: bool,
     start: str = "none",
+    calibration: Mapping[str, int] | None = None,
 ) -> None:
     """Writes finetune.json, and the folder when there is none. Paths become absolute."""
     from . import __version__
@@ -80,6 +81,7 @@ def write_finetune(
         "text": [os.path.abspath(path) for path in text],
         "control": control,
         "start": start,
+        "calibration": dict(calibration or {}),
     }
     write_json(folder / FINETUNE, entry)
 

@@ -77,6 +77,18 @@ def run(
             "for the policy's grids."
         ),
     ] = None,
+    start_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens that guided and gptq look at, at most.")
+    ] = finetune.CALIBRATION,
+    start_generated: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.9,
+            help="Share of these that the float model writes itself: such a start holds better on texts of "
+            "other kinds (0.5), and takes longer.",
+        ),
+    ] = 0.0,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Peak; a cosine follows the warm-up.", show_default="by the grids"),
@@ -150,6 +162,7 @@ def run(
         _plan(model, tokens, policy, settings, begin, json)
         return
     started = _start(model, tokens, policy, out, teacher_cache, resume=resume, text=text, start=begin,
+                     start_tokens=start_tokens, start_generated=start_generated,
                      teacher_top_k=teacher_top_k, **settings)  # fmt: skip
     last = _train(started, settings["steps"])
     for warning in started.trainer.warnings:
@@ -204,7 +217,11 @@ def _start(
         )
         raise typer.Exit(130) from None
     if not settings["resume"]:
-        console.say(f"starting from {'the float weights' if started.start == 'none' else started.start}")
+        seen = started.calibration.get("generated", 0)
+        written = f", calibrated on {seen:,} tokens of its own too" if seen else ""
+        console.say(
+            f"starting from {'the float weights' if started.start == 'none' else started.start}{written}"
+        )
     if check := started.cache_check:
         console.say(
             f"the cached teacher's loss is {check.cached:.4f}, the live one's {check.live:.4f} "

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import Tensor
 
 import libqat
-from libqat import finetune, ptq
+from libqat import finetune, generation, ptq
 
 from . import console
 
@@ -62,6 +63,12 @@ def run(
         int, typer.Option(min=1, help="At most this many tokens of the text, spread over it.")
     ] = ptq.TOKENS,
     window: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = ptq.WINDOW,
+    generated: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Share of the tokens that the float model writes itself (docs/ptq.md)."
+        ),
+    ] = 0.0,
     out: Annotated[
         Path | None, typer.Option(help="Checkpoint to write. Default: METHOD.qat.safetensors.")
     ] = None,
@@ -79,11 +86,14 @@ def run(
     if method is not None:
         scale = {Method.RTN: "reference", Method.SEARCH: "search"}.get(method, "learned")
         chosen = chosen.with_scale(scale)
-    prepared = libqat.prepare(loaded.decoder, chosen)
-    found: dict[str, Any] = {}
+    windows = None
     if method in CALIBRATED:
         ids = finetune.tokenize_files(model, text or [], window)
-        found = _calibrate(method, prepared, ptq.calibration_windows(ids, tokens, window))
+        windows = _windows(loaded, model, ids, generated, tokens, window)
+    prepared = libqat.prepare(loaded.decoder, chosen)
+    found: dict[str, Any] = {}
+    if windows is not None:
+        found = _calibrate(method, prepared, windows)
     if method is Method.LATTICE:
         found = _lattice(prepared)
     out = out or Path(f"{method or Method.RTN}.qat.safetensors")
@@ -123,6 +133,18 @@ def _lattice(prepared: libqat.PreparedDecoder) -> dict[str, Any]:
             for row in rows
         ],
     }
+
+
+def _windows(
+    loaded: libqat.LoadedModel, model: Path, ids: Tensor, share: float, most: int, window: int
+) -> Tensor:
+    """`most` tokens, of which the float model writes a share."""
+    text = ptq.calibration_windows(ids, max(1, round(most * (1 - share))), window)
+    if share == 0:
+        return text
+    with console.progress("writing text") as update:
+        written = generation.of_model(loaded, model, text, share, progress=update)
+    return generation.mixed([text, written])
 
 
 def _calibrate(method: Method, prepared: libqat.PreparedDecoder, windows: Any) -> dict[str, Any]:
