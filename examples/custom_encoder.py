@@ -171,7 +171,7 @@ class Study(NamedTuple):
         train("ste", plain, candidate.ste_rate)
         begin = time.monotonic()
         with console.progress(f"rounding {candidate.title}") as update:
-            qat.guide(best, self.steps[: qat.CALIBRATION], update)
+            qat.guide(best, self.steps, update)
         seconds["guided"] = round(time.monotonic() - begin, 1)
         score("guided", best)
         train("qat", best, candidate.learning_rate)

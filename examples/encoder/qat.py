@@ -21,8 +21,6 @@ Progress = Callable[[int, int, str], None]
 
 POOL = 64
 """Batches whose sentences are sorted by length together: little padding, and still mixed."""
-CALIBRATION = 40
-"""Batches that `guide` reads: the second moments of 1,536 inputs need some 20,000 tokens."""
 
 
 @dataclass(frozen=True)
