@@ -1479,10 +1479,11 @@ def can_export(
 
 def cautions(checkpoint: QuantizedCheckpoint, target: str) -> list[Obstacle]:
     """
-    Tensors that the target's format holds exactly, and that its consumer does not open, as Obstacles.
+    What to know of a file before it is written, as Obstacles, by the first tensor that each concerns.
 
-    In the version that libqat is tested with; they are written all the same. ArgumentError for an unknown target and for
-    a checkpoint that is incomplete.
+    Tensors that the target's format holds exactly, and that a consumer, in the version that libqat is tested with, does
+    not open by itself; and experts that stay float because the format has no place for packed ones. They are written all
+    the same. ArgumentError for an unknown target and for a checkpoint that is incomplete.
     """
 
 def check_options(**kwargs) -> typing.Any:
