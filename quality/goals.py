@@ -55,10 +55,11 @@ def lines(rows: list[Row]) -> Iterable[list[str]]:
         cells, met = [], True
         for text in TITLES:
             here = [row for row in rows if (row["case"], row["text"]) == (goal.case, text)]
-            if not here or text not in goal.texts:
+            bound = _bound(goal, rows, text)
+            if not here or text not in goal.texts or bound is None:
                 cells.append("")
                 continue
-            value, bound = figures(here)[goal.figure](), _bound(goal, rows, text)
+            value = figures(here)[goal.figure]()
             met &= value <= bound if goal.figure == NATS else value >= bound
             cells.append(_number(goal.figure, value))
         if any(cells):
@@ -68,11 +69,12 @@ def lines(rows: list[Row]) -> Iterable[list[str]]:
             yield [f"`{goal.case}`", goal.figure, bound, *cells, "yes" if met else "**no**"]
 
 
-def _bound(goal: Goal, rows: list[Row], text: str) -> float:
+def _bound(goal: Goal, rows: list[Row], text: str) -> float | None:
+    """None where the case that sets it has not run."""
     if not isinstance(goal.bound, str):
         return goal.bound
     there = [row for row in rows if (row["case"], row["text"]) == (goal.bound, text)]
-    return figures(there)[goal.figure]()
+    return figures(there)[goal.figure]() if there else None
 
 
 def _number(figure: str, value: float) -> str:

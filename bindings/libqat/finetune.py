@@ -57,7 +57,8 @@ class Run:
     start: str = "none"
     """The PTQ method whose solution the weights started from."""
     calibration: dict[str, int] = field(default_factory=dict)
-    """Tokens that it saw: {"text": of the training text, "generated": written by the float model}."""
+    """Tokens that it saw: {"text": of the training text, "generated": written by the float model}. Empty
+    where a run goes on: finetune.json keeps them."""
     cache_check: CacheCheck | None = None
     """Of a teacher cache that was built for this run: its loss beside the live teacher's."""
 
@@ -114,11 +115,11 @@ def start(
     `libqat.default_options()`.
 
     start: "guided" or "gptq", a PTQ method that first rounds the model by the tokens that the run trains on,
-    at most `start_tokens` with those that the float model writes itself, a share of `start_generated` (see
-    `libqat.generate`); training goes on from its solution, with learned scales. "lattice": at the
-    codes and scales that the model has already, see `libqat.lattice` (float checkpoints that were trained on
-    a grid) and `libqat.take_up` (folders of codes and scales on the policy's grids). "none": from the model
-    as it is. By default, and for the learning rates that `options` leave out, what
+    at most `start_tokens` (but a window of each) with those that the float model writes itself, a share of
+    `start_generated` (see `libqat.generate`); training goes on from its solution, with learned scales.
+    "lattice": at the codes and scales that the model has already, see `libqat.lattice` (float checkpoints
+    that were trained on a grid) and `libqat.take_up` (folders of codes and scales on the policy's grids).
+    "none": from the model as it is. By default, and for the learning rates that `options` leave out, what
     `libqat.recommended` says for the policy, whose estimator goes with a start. on_start follows it.
 
     ArgumentError for bad options, policies and token ids; FileError when there is
@@ -133,6 +134,8 @@ def start(
     if start_tokens < 1 or not 0 <= start_generated < 1:
         got = f"{start_tokens} and {start_generated}"
         raise ArgumentError(f"start_tokens, start_generated: expected at least 1 and 0 <= x < 1, got {got}")
+    if start_generated and start not in STARTS:
+        raise ArgumentError(f"start_generated: expected a start that looks at text, got start {start!r}")
     loaded = _core.load_model(model)
     data = _core.TokenData.from_tensor(tokens, json.loads(loaded.config)["vocab_size"])
     teacher, check = None, None
@@ -145,6 +148,7 @@ def start(
         if start_generated:
             calibration["generated"] = generation.of_model(
                 loaded, model, calibration["text"], start_generated,
+                writer=teacher if isinstance(teacher, _core.Decoder) else None,
                 compute_dtype=options["compute_dtype"], seed=options["seed"], progress=on_start,
             )  # fmt: skip
     prepared = _core.prepare_decoder(loaded.decoder, policy)
@@ -196,11 +200,12 @@ def _take_codes(model: Path, prepared: PreparedDecoder, progress: ptq.Progress |
 
 
 def _first_windows(data: _core.TokenData, options: Mapping[str, Any], tokens: int) -> torch.Tensor:
-    """What the run reads first, `tokens` of it at most, each window once: int64[n, sequence_length]."""
+    """What the run reads first, each window once: int64[n, sequence_length], `tokens` or a window at most."""
     size, length = options["batch_size"], options["sequence_length"]
-    batches = min(options["steps"] * options["accumulate"], max(1, tokens // (size * length)))
+    most = max(1, tokens // length)
+    batches = min(options["steps"] * options["accumulate"], -(-most // size))
     windows = [w for i in range(batches) for w in data.windows(i, size, length, options["seed"])]
-    return data.read(list(dict.fromkeys(windows)), length)
+    return data.read(list(dict.fromkeys(windows))[:most], length)
 
 
 def tokenizer_source(model: str | os.PathLike) -> str:

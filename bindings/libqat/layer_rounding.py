@@ -117,11 +117,13 @@ def round_layers(
 
 
 def linear_layers(function: str, prepared: PreparedModel) -> list[QuantizedLinear]:
-    """Quantized linear layers, one for each weight."""
+    """Quantized linear layers, one for each weight. Those on a float type have nothing to choose."""
     found = []
     for slot in prepared.slots:
         layer = slot.layers[0][1]
         if len(slot.layers) > 1 or not isinstance(layer, QuantizedLinear):
+            continue
+        if _core.grid_info(layer.weight_quantizer.grid)["is_float"]:
             continue
         _check_learned(function, layer)
         found.append(layer)

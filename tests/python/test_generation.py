@@ -107,8 +107,12 @@ def test_a_start_on_generated_text(hf_folder, text_file, tmp_path):
     assert both.calibration == {"text": 256, "generated": 256}
     name = "model.layers.1.mlp.down_proj.weight"
     assert not torch.equal(alone[name], mixed[name])
-    few, _ = weights("few", start_generated=0.5, start_tokens=128)
-    assert few.calibration == {"text": 64, "generated": 64}
+    few, _ = weights("few", start_generated=0.5, start_tokens=100)  # less than a batch of text
+    assert few.calibration == {"text": 32, "generated": 32}
+    more, _ = weights("more", start_tokens=100)
+    assert more.calibration == {"text": 96}
+    with pytest.raises(libqat.ArgumentError, match="start_generated: expected a start that looks at text"):
+        weights("none", start="none", start_generated=0.5)
     assert both.train()
     assert run_folder.read_finetune(tmp_path / "both")["calibration"] == both.calibration
     for wrong in ({"start_tokens": 0}, {"start_generated": 1.0}, {"start_generated": -0.1}):
@@ -121,6 +125,12 @@ def test_the_command_line(hf_folder, text_file, tmp_path):
     options = ["--text", text_file, "--tokens", 256, "--window", 32, "--json", "--out", out]
     found = json.loads(works("quantize", hf_folder, "--method", "guided", "--generated", 0.25, *options))
     assert found["calibration_tokens"] == 256
+    written = out.read_bytes()
+    works("quantize", hf_folder, "--method", "guided", *options)
+    assert out.read_bytes() != written
+    code, _, err = run("quantize", hf_folder, "--method", "rtn", "--generated", 0.5, "--out", out)
+    assert code == 2
+    assert "expected no --generated for method rtn" in err
     options = ["--text", text_file, "--steps", 2, "--sequence-length", 32, "--start-generated", 0.5]
     code, _, err = run("finetune", hf_folder, *options, "--out", tmp_path / "run")
     assert code == 0

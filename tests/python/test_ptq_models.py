@@ -196,6 +196,17 @@ def test_any_model_weighted():
     assert 0 < found[0].output_error < 0.2
 
 
+@pytest.mark.parametrize("method", [libqat.gptq, libqat.guided, libqat.weighted_search])
+def test_any_model_keeps_float_types_of_a_policy(method):
+    net = Net()
+    before = net.first[0].weight.detach().clone()
+    rules = [{"match": "first.*", "weight": "bf16"}, {"match": ".*", "weight": "q4_0"}]
+    policy = libqat.Policy.from_json(json.dumps({"rules": rules})).with_scale("learned")
+    prepared = libqat.prepare(net, policy)
+    assert [one.name for one in method(prepared, BATCHES)] == ["second.0.weight"]
+    assert torch.equal(net.first[0].weight, before)
+
+
 def test_any_model_refuses():
     net = Net()
     prepared = libqat.prepare(net, LINEARS.with_scale("reference"))

@@ -81,18 +81,23 @@ def run(
     if (method in CALIBRATED) != bool(text):
         wanted = "--text FILE" if method in CALIBRATED else "no --text"
         raise typer.BadParameter(f"expected {wanted} for method {method or 'of the policy'}")
+    if generated and method not in CALIBRATED:
+        raise typer.BadParameter(f"expected no --generated for method {method or 'of the policy'}")
     loaded = libqat.load_model(model)
     chosen = libqat.Policy.load(policy)
     if method is not None:
         scale = {Method.RTN: "reference", Method.SEARCH: "search"}.get(method, "learned")
         chosen = chosen.with_scale(scale)
-    windows = None
-    if method in CALIBRATED:
-        ids = finetune.tokenize_files(model, text or [], window)
-        windows = _windows(loaded, model, ids, generated, tokens, window)
+    # Before the model is prepared, which changes what it computes.
+    writer = generation.writer_of(loaded) if generated else None
     prepared = libqat.prepare(loaded.decoder, chosen)
     found: dict[str, Any] = {}
-    if windows is not None:
+    if method in CALIBRATED:
+        ids = finetune.tokenize_files(model, text or [], window)
+        windows = ptq.calibration_windows(ids, max(1, round(tokens * (1 - generated))), window)
+        if writer is not None:
+            windows = _with_generated(loaded, model, windows, generated, writer)
+            del writer
         found = _calibrate(method, prepared, windows)
     if method is Method.LATTICE:
         found = _lattice(prepared)
@@ -135,15 +140,16 @@ def _lattice(prepared: libqat.PreparedDecoder) -> dict[str, Any]:
     }
 
 
-def _windows(
-    loaded: libqat.LoadedModel, model: Path, ids: Tensor, share: float, most: int, window: int
+def _with_generated(
+    loaded: libqat.LoadedModel, model: Path, text: Tensor, share: float, writer: libqat.Decoder
 ) -> Tensor:
-    """`most` tokens, of which the float model writes a share."""
-    text = ptq.calibration_windows(ids, max(1, round(most * (1 - share))), window)
-    if share == 0:
-        return text
-    with console.progress("writing text") as update:
-        written = generation.of_model(loaded, model, text, share, progress=update)
+    """The text's windows with as many by the float model as make up its share."""
+    try:
+        with console.progress("writing text") as update:
+            written = generation.of_model(loaded, model, text, share, writer=writer, progress=update)
+    except KeyboardInterrupt:
+        console.say("interrupted; nothing was written")
+        raise typer.Exit(130) from None
     return generation.mixed([text, written])
 
 
