@@ -260,8 +260,7 @@ class _Planner:
         yield Item("logits, a piece at a time", pieces * piece, ("loss",))
         rounds_input, rounds_output = self._rounds(name)
         if rounds_output:
-            # What came before rounding, codes on the way, and the gradient behind it.
-            yield Item("rounding of logits", 3 * piece, ("loss",))
+            yield Item("rounding of logits", math.ceil(self._rounding_pieces() * piece), ("loss",))
         rounded = name in self.outline.quantized
         if rounded or self.compute != _FLOAT32:
             each = self._rounded() if rounded else self.compute
@@ -275,6 +274,15 @@ class _Planner:
                 _FLOAT32 * vocabulary * hidden,
                 ("loss", "backward") if tied else ("loss",),
             )
+
+    def _rounding_pieces(self) -> float:
+        """What came before rounding, codes on the way, and the gradient behind it.
+
+        The gradient of a learned scale is a sum of float32 terms, measured in pieces of the compute dtype.
+        """
+        if self.rounding.activation_scales[0] != "learned":
+            return 3
+        return 6.5 if self.compute == _FLOAT32 else 10.5
 
     def _rounds(self, name: str) -> tuple[bool, bool]:
         """Whether what goes into the product with a weight is rounded, and what comes out."""

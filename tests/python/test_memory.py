@@ -220,6 +220,10 @@ def test_what_changes_the_map():
         == plain["logits, a piece at a time"]
     )
     assert "rounding of logits" not in plain
+    learned = json.loads(libqat.Policy.preset("gemma4-e2b-mobile").to_json())
+    learned["activation_scales"] = {"rule": "learned"}
+    taught = by_name(memory.plan("gemma-4-e2b", learned, devices="H100", settings=Settings(**vars(base))))
+    assert taught["rounding of logits"] == 3.5 * mobile["rounding of logits"]
     learned = libqat.recommended(libqat.Policy.preset("gguf-q4_0")).policy
     assert "learned scales" in by_name(memory.plan("qwen3-0.6b", learned, devices="H100"))
 
