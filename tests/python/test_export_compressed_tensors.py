@@ -172,6 +172,19 @@ def test_layers_that_vllm_fuses_are_noted(tmp_path):
     assert note in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("parent", ["mlp", "shared_experts"])
+def test_a_fused_mlp_that_is_no_stack_of_experts_is_not_noted(tmp_path, parent):
+    """As Phi-3 has it: vLLM computes its two layers one after the other."""
+    grids = {
+        f"block.{parent}.gate_up_proj.weight": "int4_g32",
+        f"block.{parent}.down_proj.weight": "int8_g32",
+    }
+    tensors = [(key, torch.randn(64, 64)) for key in grids]
+    checkpoint = _core.freeze_tensors(tensors, grids, config="{}", tokenizer="none", policy="")
+    libqat.export(checkpoint, tmp_path / "out", target=TARGET)
+    assert json.loads((tmp_path / "out" / "libqat.json").read_text()).get("notes", []) == []
+
+
 # ---- reading
 
 
@@ -302,6 +315,23 @@ def exported(tmp_path_factory):
 def test_broken_folders_are_refused_by_name(exported, change, error, message):
     with pytest.raises(error, match=message):
         libqat.import_checkpoint(broken(exported, change))
+
+
+def test_the_first_tensor_without_a_place_is_named(exported):
+    def change(tensors, config):
+        for layer in range(2):
+            tensors[f"model.layers.{layer}.mlp.up_proj.weight_g_idx"] = torch.zeros(64, dtype=torch.int32)
+            tensors[f"model.layers.{layer}.self_attn.o_proj.output_scale"] = torch.ones(1)
+
+    folder = broken(exported, change)
+    with pytest.raises(libqat.UnsupportedError, match=r"layers\.0\.mlp\.up_proj\.weight_g_idx: expected"):
+        libqat.import_checkpoint(folder)
+    extra = {d.tensor for d in libqat.verify(folder, mixed_compressed_tensors()) if d.what == "extra"}
+    assert extra == {
+        f"model.layers.{layer}.{name}"
+        for layer in range(2)
+        for name in ("mlp.up_proj.weight_g_idx", "self_attn.o_proj.output_scale")
+    }
 
 
 def test_a_tricky_expression_is_no_trap(exported):

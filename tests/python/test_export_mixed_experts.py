@@ -152,6 +152,20 @@ def test_broken_stacks_are_refused_by_name(folder, change, error, message):
         libqat.import_checkpoint(broken(folder, change))
 
 
+@pytest.mark.parametrize("sides", [("input",), ("output",), ("input", "output")])
+def test_scales_of_activations_that_stacks_lack_are_refused_by_name(folder, sides):
+    def change(tensors, config):
+        for group in config["quantization_config"]["config_groups"].values():
+            group |= {f"{side}_activations": {"num_bits": 8, "dynamic": False} for side in sides}
+        for name in [name for name in tensors if name.endswith(".weight_packed")]:
+            module = name.removesuffix(".weight_packed")
+            tensors |= {f"{module}.{side}_scale": torch.ones(1) for side in sides}
+
+    first = rf"layers\.0\.experts\.0\.down_proj\.{sides[0]}_scale: expected symmetric"
+    with pytest.raises(libqat.UnsupportedError, match=first):
+        libqat.import_checkpoint(broken(folder, change))
+
+
 def test_verify_tells_what_differs(folder, checkpoint):
     def change(tensors, config):
         tensors[f"{EXPERT}.up_proj.weight_packed"][1, 0] ^= 1

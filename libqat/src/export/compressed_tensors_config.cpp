@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "export/activation_scales.hpp"
 #include "export/coded_export.hpp"
@@ -117,10 +118,10 @@ std::vector<std::string> ignored(const QuantizedCheckpoint& checkpoint, const st
 
 Json compressed_tensors_config(const QuantizedCheckpoint& checkpoint, const std::vector<HfTensor>& plan) {
   Members modules, experts;
-  std::map<GroupOf, bool> schemes;
+  std::set<GroupOf> schemes;
   for (const CodedModule& module : coded_modules(checkpoint, plan)) {
     const GroupOf group = group_of(checkpoint, module);
-    schemes[group] = true;
+    schemes.insert(group);
     if (!is_expert_stack(*module.planned)) {
       modules[group].push_back(module.name);
       continue;
@@ -134,7 +135,7 @@ Json compressed_tensors_config(const QuantizedCheckpoint& checkpoint, const std:
   }
   const std::vector<std::string> unquantized = float_modules(checkpoint, plan, false);
   Json groups = Json::object();
-  for (const auto& [scheme, there] : schemes) {
+  for (const GroupOf& scheme : schemes) {
     Json targets = Json::array();
     for (const ModulePattern& pattern : patterns_of(modules, scheme, unquantized)) {
       targets.push_back(pattern.regex ? target_of(pattern.text) : pattern.text);
@@ -159,8 +160,9 @@ Json compressed_tensors_config(const QuantizedCheckpoint& checkpoint, const std:
 
 std::vector<std::string> compressed_tensors_notes(const QuantizedCheckpoint& checkpoint,
                                                   const std::vector<HfTensor>& plan) {
-  constexpr std::string_view kFused[][3] = {
-      {"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj", ""}, {"gate_up_proj", "down_proj", ""}};
+  constexpr std::string_view kFused[][3] = {{"q_proj", "k_proj", "v_proj"},
+                                            {"gate_proj", "up_proj", ""},
+                                            {".experts.gate_up_proj", ".experts.down_proj", ""}};
   std::map<std::string, GroupOf> schemes;
   for (const std::string& name : float_modules(checkpoint, plan, false)) schemes[name] = {};
   for (const HfTensor& planned : plan) {

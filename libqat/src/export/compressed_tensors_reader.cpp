@@ -212,6 +212,10 @@ std::map<std::string, std::vector<std::string>> stacks_of(const std::filesystem:
   return expert_stacks(layers);
 }
 
+void note_surplus(CodedFolder& folder, const std::string& tensor) {
+  if (folder.surplus.empty()) folder.surplus = tensor;
+}
+
 /// Puts stacks in the place of their layers.
 void join_experts(CodedFolder& folder, const std::shared_ptr<const Schemes>& schemes) {
   for (const auto& [key, layers] : stacks_of(folder.weights->path, *schemes)) {
@@ -220,7 +224,8 @@ void join_experts(CodedFolder& folder, const std::shared_ptr<const Schemes>& sch
       folder.coded.erase(layer + ".weight");
       const auto scheme = schemes->find(layer);
       if (scheme == schemes->end()) continue;
-      if (scheme->second.input || scheme->second.output) folder.surplus = layer + kScales[0].first;
+      const bool input = scheme->second.input;
+      if (input || scheme->second.output) note_surplus(folder, layer + kScales[input ? 0 : 1].first);
     }
     folder.coded[key] = [shared = folder.weights, layers = layers, schemes, experts] {
       return read_stack(*shared, layers, *schemes, experts);
@@ -254,7 +259,7 @@ CodedFolder open_compressed_tensors(const std::filesystem::path& path) {
     const std::string module = name.substr(0, name.size() - kPacked.size());
     for (const char* part : kParts) parts.insert(module + part);
     for (const char* part : kForeign) {
-      if (weights.tensors.find(module + part) != nullptr) folder.surplus = module + part;
+      if (weights.tensors.find(module + part) != nullptr) note_surplus(folder, module + part);
     }
     const GroupScheme& scheme = modules[module] = scheme_of(weights, schemes, module, expressions);
     folder.coded[module + ".weight"] = [shared = folder.weights, module, scheme] {
@@ -270,7 +275,7 @@ CodedFolder open_compressed_tensors(const std::filesystem::path& path) {
   }
   for (const std::string& name : names) {
     const bool scale = name.ends_with(kScales[0].first) || name.ends_with(kScales[1].first);
-    if (scale && !parts.contains(name)) folder.surplus = name;
+    if (scale && !parts.contains(name)) note_surplus(folder, name);
     if (!parts.contains(name) && name != folder.surplus) folder.floats.push_back(name);
   }
   join_experts(folder, std::make_shared<const Schemes>(std::move(modules)));

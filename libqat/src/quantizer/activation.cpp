@@ -50,6 +50,10 @@ bool ActivationQuantizer::calibrates() const {
 }
 
 void ActivationQuantizer::observe(const at::Tensor& x) {
+  if (!has_scale()) {
+    throw ArgumentError("observe: " + name_ +
+                        ": expected a quantizer with a scale, int8_tensor_static, got " + format_);
+  }
   const at::NoGradGuard no_grad;
   const double seen = x.numel() == 0 ? 0.0 : x.detach().abs().max().item<double>();
   if (!std::isfinite(seen)) {

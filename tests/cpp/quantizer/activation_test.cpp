@@ -120,6 +120,9 @@ TEST_CASE("calibration refuses what no scale can hold") {
   REQUIRE(rounding.batches().item<int64_t>() == 0);
   REQUIRE_THROWS_AS(make({}, "int7"), qat::ArgumentError);
   REQUIRE_THROWS_AS(make({}, "int8_token").set_scale(1.0), qat::ArgumentError);
+  for (const char* format : {"int8_token", "q8_0"}) {
+    REQUIRE_THROWS_AS(make({}, format).observe(at::tensor({1.0F})), qat::ArgumentError);
+  }
 }
 
 TEST_CASE("a set scale is calibrated, a copy has its own, and a disabled one rounds nothing") {

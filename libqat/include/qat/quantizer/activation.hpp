@@ -39,8 +39,8 @@ class ActivationQuantizer {
 
   /// A call in steps, for who never holds all of x at a time. First: whether a call would calibrate now.
   bool calibrates() const;
-  /// Then: widens the scale to max|x| / 127 and counts a batch. Largest magnitudes of the parts will do for
-  /// x. NumericError as above.
+  /// Then, only when `calibrates()`: widens the scale to max|x| / 127 and counts a batch. Largest magnitudes
+  /// of the parts will do for x. ArgumentError when there is no scale, NumericError as above.
   void observe(const at::Tensor& x);
   /// Then, of whole tokens of x: x_hat by the scale as it is, in x's dtype, also under autocast; x itself
   /// when disabled. Carries no gradient and does not calibrate.
