@@ -90,7 +90,9 @@ def read_finetune(folder: str | os.PathLike) -> dict[str, Any]:
     """finetune.json of a run folder, see FINETUNE. FileError naming what is missing or of another type."""
     path = Path(folder) / FINETUNE
     found = read_json(path)
-    for key, kind in {"libqat": str, "model": str, "text": list, "control": bool}.items():
+    found.setdefault("calibration", {})  # runs of before have none
+    kinds = {"libqat": str, "model": str, "text": list, "control": bool, "calibration": dict}
+    for key, kind in kinds.items():
         if not isinstance(found.get(key), kind):
             raise FileError(f"read_finetune: {path}: {key}: expected {kind.__name__}, got {found.get(key)!r}")
     return found

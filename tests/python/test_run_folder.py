@@ -133,6 +133,12 @@ def test_a_folder_without_what_is_needed(tmp_path):
     (tmp_path / "finetune.json").write_text('{"libqat": "1", "model": 3}')
     with pytest.raises(FileError, match="model: expected str, got 3"):
         run_folder.read_finetune(tmp_path)
+    entry = {"libqat": "1", "model": "m", "text": [], "control": False}
+    (tmp_path / "finetune.json").write_text(json.dumps(entry))
+    assert run_folder.read_finetune(tmp_path)["calibration"] == {}
+    (tmp_path / "finetune.json").write_text(json.dumps(entry | {"calibration": [7]}))
+    with pytest.raises(FileError, match=r"calibration: expected dict, got \[7\]"):
+        run_folder.read_finetune(tmp_path)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(FileError, match="policy"):
         run_folder.read_policy(tmp_path)
