@@ -123,17 +123,27 @@ def encode(tokenizer: Any, pairs: Iterable[tuple[str, str]]) -> list[Continuatio
     ]
 
 
+def _begun(beginning: int, ids: list[int], context: int, max_length: int) -> Continuation:
+    dropped = min(context, max(0, len(ids) - max_length))
+    return [beginning, *ids[dropped:]], context - dropped + 1
+
+
 def encode_questions(
-    tokenizer: Any, questions: Iterable[Question], beginning: int | None = None
+    tokenizer: Any, questions: Iterable[Question], beginning: int | None = None, max_length: int = 2048
 ) -> list[tuple[list[Continuation], list[int], int]]:
     """(choices, bytes, answer) of each question, as `libqat.score_choices` takes them.
 
-    beginning: token to put before each question.
+    beginning: token to put before each question; one that is longer than `max_length` with it loses its own
+    first tokens here, as `score_choices` would take this one away.
     """
     questions = list(questions)
     encoded = encode(tokenizer, [pair for question in questions for pair in question.texts()])
     if beginning is not None:
-        encoded = [([beginning, *ids], context + 1) for ids, context in encoded]
+        dropped = [min(context, max(0, len(ids) - max_length)) for ids, context in encoded]
+        encoded = [
+            ([beginning, *ids[n:]], context - n + 1)
+            for n, (ids, context) in zip(dropped, encoded, strict=True)
+        ]
     flat = iter(encoded)
     return [
         (

@@ -112,6 +112,7 @@ def compare_choices(
         tokenizer,
         [q if isinstance(q, Question) else question_of(q, f"{name}[{i}]") for i, q in enumerate(questions)],
         beginning,
+        max_length,
     )
     total = len(rows) * sum(len(choices) for choices, _, _ in asked)
     scores = []

@@ -181,6 +181,20 @@ def test_long_questions_lose_their_beginning(tokenizer):
     assert ours == pytest.approx(expected, abs=2e-4)
 
 
+def test_long_questions_keep_the_token_that_texts_begin_with(tokenizer):
+    question = libqat.Question("word " * 60 + "and", (" more", " less than that"), 0)
+    plain = encode_questions(tokenizer, [question])[0][0]
+    begun = encode_questions(tokenizer, [question], 1, 20)[0][0]
+    for (ids, context), (kept, border) in zip(plain, begun, strict=True):
+        assert kept == [1, *ids[-20:]]  # the last token is no input
+        assert kept[border:] == ids[context:]
+    whole = encode_questions(tokenizer, [question], 1)[0][0]
+    assert [ids for ids, _ in whole] == [[1, *ids] for ids, _ in plain]
+    scored = encode_questions(tokenizer, [question], 1, 2)[0][0][1]
+    assert scored[1] == 1  # nothing of the choice is dropped: that is for score_choices to refuse
+    assert scored[0][1:] == plain[1][0][plain[1][1] :]
+
+
 # ---- files
 
 
