@@ -64,9 +64,9 @@ def lines(rows: list[Row]) -> Iterable[list[str]]:
             cells.append(_number(goal.figure, value))
         if any(cells):
             named = isinstance(goal.bound, str)
-            bound = f"`{goal.bound}`'s" if named else _number(goal.figure, goal.bound)
-            bound = ("≤ " if goal.figure == NATS else "≥ ") + bound
-            yield [f"`{goal.case}`", goal.figure, bound, *cells, "yes" if met else "**no**"]
+            said = f"`{goal.bound}`'s" if named else _number(goal.figure, goal.bound)
+            said = ("≤ " if goal.figure == NATS else "≥ ") + said
+            yield [f"`{goal.case}`", goal.figure, said, *cells, "yes" if met else "**no**"]
 
 
 def _bound(goal: Goal, rows: list[Row], text: str) -> float | None:

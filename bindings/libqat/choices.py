@@ -139,11 +139,7 @@ def encode_questions(
     questions = list(questions)
     encoded = encode(tokenizer, [pair for question in questions for pair in question.texts()])
     if beginning is not None:
-        dropped = [min(context, max(0, len(ids) - max_length)) for ids, context in encoded]
-        encoded = [
-            ([beginning, *ids[n:]], context - n + 1)
-            for n, (ids, context) in zip(dropped, encoded, strict=True)
-        ]
+        encoded = [_begun(beginning, ids, context, max_length) for ids, context in encoded]
     flat = iter(encoded)
     return [
         (

@@ -81,7 +81,7 @@ class Run:
         text, calibration = self.text, self.calibration
         if begun and (self.folder / run_folder.FINETUNE).exists():
             kept = run_folder.read_finetune(self.folder)
-            text, calibration = text or kept["text"], calibration or kept.get("calibration", {})
+            text, calibration = text or kept["text"], calibration or kept["calibration"]
         control = not json.loads(self.prepared.policy.to_json())["rules"]
         run_folder.write_finetune(self.folder, self.model, text, control, self.start, calibration)
 
@@ -141,16 +141,22 @@ def start(
     teacher, check = None, None
     wanted = _core.needs_teacher(**options)
     if wanted and not teacher_cache:
-        teacher = teachers.live_teacher(loaded, options)
+        teacher = teachers.float_copy(loaded, options["compute_dtype"])
     calibration: dict[str, torch.Tensor] = {}
     if start in STARTS and not resume:
         calibration["text"] = _first_windows(data, options, int(start_tokens * (1 - start_generated)))
         if start_generated:
+            writer = teacher or teachers.float_copy(loaded, options["compute_dtype"])
             calibration["generated"] = generation.of_model(
-                loaded, model, calibration["text"], start_generated,
-                writer=teacher if isinstance(teacher, _core.Decoder) else None,
-                compute_dtype=options["compute_dtype"], seed=options["seed"], progress=on_start,
-            )  # fmt: skip
+                loaded,
+                model,
+                calibration["text"],
+                start_generated,
+                writer,
+                seed=options["seed"],
+                progress=on_start,
+            )
+            del writer
     prepared = _core.prepare_decoder(loaded.decoder, policy)
     if wanted and teacher_cache:
         path = teachers.cache_path(teacher_cache, folder)

@@ -15,7 +15,7 @@ from . import _core
 from ._core import ArgumentError, Decoder, FileError, NumericError, UnsupportedError
 from .tokenizer import beginning_of_text, load_tokenizer
 
-__all__ = ["first_tokens", "generate", "mixed", "of_model", "writer_of"]
+__all__ = ["first_tokens", "generate", "mixed", "of_model"]
 
 _SEQUENCES = 200
 """At most at a time: the weights are read once for all of them, at each token."""
@@ -110,29 +110,21 @@ def mixed(parts: Sequence[torch.Tensor], seed: int = 0) -> torch.Tensor:
     return windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
 
 
-def writer_of(loaded: _core.LoadedModel, compute_dtype: str = "auto") -> Decoder:
-    """A copy of a float model that is not prepared yet, in the dtype in which it will compute."""
-    return loaded.decoder.frozen_copy(getattr(torch, _core.compute_dtype(compute_dtype)))
-
-
 def of_model(
     loaded: _core.LoadedModel,
     source: str | os.PathLike,
     text: torch.Tensor,
     share: float,
+    writer: Decoder,
     *,
-    writer: Decoder | None = None,
-    compute_dtype: str = "auto",
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> torch.Tensor:
-    """Windows by a float model.
+    """Windows by the float model `writer`, a copy of the loaded one: see `libqat.teacher.float_copy`.
 
     text: int64 [n, T] windows that they are meant for: as many are written as make up `share` of both.
-    source: where the model came from, for its tokenizer. writer: see `writer_of`; needed where the model is
-    prepared already.
+    source: where the model came from, for its tokenizer.
     """
     count = max(1, round(len(text) * share / (1 - share)))
     first, beginning = first_tokens(source, json.loads(loaded.config)["vocab_size"])
-    writer = writer_of(loaded, compute_dtype) if writer is None else writer
     return generate(writer, count, text.shape[1], first, beginning=beginning, seed=seed, progress=progress)

@@ -28,9 +28,9 @@ def cache_path(teacher_cache: "str | os.PathLike | bool", folder: "str | os.Path
     return Path(folder) / FILE if teacher_cache is True or teacher_cache == "auto" else Path(teacher_cache)
 
 
-def live_teacher(loaded: LoadedModel, options: Mapping[str, Any]) -> _core.Decoder:
-    """The float model, in the dtype in which it will compute."""
-    return loaded.decoder.frozen_copy(getattr(torch, _core.compute_dtype(options["compute_dtype"])))
+def float_copy(loaded: LoadedModel, compute_dtype: str = "auto") -> _core.Decoder:
+    """A model that is not prepared yet, once more, in the dtype in which it will compute."""
+    return loaded.decoder.frozen_copy(getattr(torch, _core.compute_dtype(compute_dtype)))
 
 
 def share_frozen(teacher: _core.Decoder, student: _core.Decoder) -> list[str]:
@@ -76,7 +76,7 @@ def cached_teacher(
     plan = CachePlan(data, top_k, _core.fingerprint(loaded.decoder, note), **options)
     if TeacherCache.missing(path, plan) == 0:
         return TeacherCache.open(path, plan), None
-    teacher = live_teacher(loaded, options)
+    teacher = float_copy(loaded, options["compute_dtype"])
 
     def report(now: CacheProgress) -> None:
         if progress:

@@ -139,3 +139,20 @@ def smollm2():
     if not path.is_file():
         pytest.skip(f"needs SmolLM2 at {path} (make quickstart fetches it), or LIBQAT_SMOLLM2_GGUF")
     return path
+
+
+@pytest.fixture(scope="session")
+def mixture():
+    """A checkpoint of a Gemma 4 with packed experts."""
+    from mixtures import packed  # transformers takes seconds, which other tests need not wait for
+
+    return packed()
+
+
+@pytest.fixture(scope="session")
+def mixture_folder(mixture, tmp_path_factory):
+    """It as Compressed Tensors."""
+    path = tmp_path_factory.mktemp("experts") / "out"
+    with pytest.warns(UserWarning, match=r"layers\.0\.experts.*transformers.*leaves these 8 stacks"):
+        libqat.export(mixture, path, target="compressed-tensors")
+    return path

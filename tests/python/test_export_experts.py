@@ -20,7 +20,6 @@ from mixtures import (
     STACKS,
     TARGET,
     config_of,
-    packed,
     parts_of,
     prepared,
     targets_of,
@@ -30,27 +29,14 @@ import libqat
 from libqat import _core
 
 
-@pytest.fixture(scope="module")
-def checkpoint():
-    return packed()
-
-
-@pytest.fixture(scope="module")
-def folder(checkpoint, tmp_path_factory):
-    path = tmp_path_factory.mktemp("experts") / "out"
-    with pytest.warns(UserWarning, match=r"layers\.0\.experts.*transformers.*leaves these 8 stacks"):
-        libqat.export(checkpoint, path, target=TARGET)
-    return path
-
-
-def test_the_package_unpacks_the_trained_experts(checkpoint, folder):
+def test_the_package_unpacks_the_trained_experts(mixture, mixture_folder):
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
     from compressed_tensors.utils.match import match_name
 
-    config, stored = QuantizationConfig.model_validate(config_of(folder)), read_folder(folder)
+    config, stored = QuantizationConfig.model_validate(config_of(mixture_folder)), read_folder(mixture_folder)
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")
-    parts = parts_of(_core.dequantize(checkpoint))
+    parts = parts_of(_core.dequantize(mixture))
     assert len(parts) == DEPTH * EXPERTS * 3
     assert {name for name in stored if ".experts." in name} == {
         f"{part}.weight_{what}" for part in parts for what in ("packed", "scale", "shape")
@@ -62,25 +48,25 @@ def test_the_package_unpacks_the_trained_experts(checkpoint, folder):
         assert torch.equal(compressor.decompress(local, scheme)["weight"], weight), part
 
 
-def test_the_folder_is_taken_up_again(checkpoint, folder, tmp_path):
-    assert libqat.verify(folder, checkpoint) == []
-    again = libqat.import_checkpoint(folder)
-    assert again.grids == checkpoint.grids
-    weights, expected = _core.dequantize(again), _core.dequantize(checkpoint)
+def test_the_folder_is_taken_up_again(mixture, mixture_folder, tmp_path):
+    assert libqat.verify(mixture_folder, mixture) == []
+    again = libqat.import_checkpoint(mixture_folder)
+    assert again.grids == mixture.grids
+    weights, expected = _core.dequantize(again), _core.dequantize(mixture)
     assert all(torch.equal(weights[key], weight) for key, weight in expected.items())
     with pytest.warns(UserWarning, match="experts"):
         libqat.export(again, tmp_path / "again", target=TARGET)
     for name in ("model.safetensors", "libqat.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+        assert (tmp_path / "again" / name).read_bytes() == (mixture_folder / name).read_bytes(), name
     rules = [{"match": match, "weight": "int4_g32"} for match in (STACKS, *LAYERS)]
     policy = {"rules": rules, "estimator": {"kind": "ste", "scale": "learned"}}
     model = libqat.prepare(make_family("26b", seed=1), policy)
     libqat.take_up(model, again)
     weights = _core.dequantize(libqat.freeze(model, tokenizer="none"))
-    assert all(torch.equal(weights[key], expected[key]) for key in checkpoint.quantized)
+    assert all(torch.equal(weights[key], expected[key]) for key in mixture.quantized)
 
 
-def test_the_decoder_writes_the_same_bytes(tmp_path, folder):
+def test_the_decoder_writes_the_same_bytes(tmp_path, mixture_folder):
     """Its stacks have other rows, those of single experts, and may have a scale for each."""
     make_family("26b").save_pretrained(tmp_path / "float")
     loaded = libqat.load_model(tmp_path / "float")
@@ -92,7 +78,7 @@ def test_the_decoder_writes_the_same_bytes(tmp_path, folder):
             libqat.export(checkpoint, tmp_path / grid, target=TARGET)
         assert libqat.verify(tmp_path / grid, checkpoint) == []
         assert libqat.import_checkpoint(tmp_path / grid).grids == checkpoint.grids
-    ours, theirs = (read_folder(path) for path in (tmp_path / "int4_g32", folder))
+    ours, theirs = (read_folder(path) for path in (tmp_path / "int4_g32", mixture_folder))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -143,21 +129,21 @@ def assert_same(model, checkpoint, twin):
     assert [key for key, weight in weights.items() if not torch.equal(state[key], weight)] == []
 
 
-def test_transformers_joins_them_by_a_rule(checkpoint, folder, joining_rule):
+def test_transformers_joins_them_by_a_rule(mixture, mixture_folder, joining_rule):
     with joining_rule():
-        model, info = load(folder)
+        model, info = load(mixture_folder)
     assert not any(info.values()), info
-    assert_same(model, checkpoint, make_family("26b", seed=1))
+    assert_same(model, mixture, make_family("26b", seed=1))
 
 
-def test_without_it_the_caution_holds(checkpoint, folder, no_rules):
+def test_without_it_the_caution_holds(mixture, mixture_folder, no_rules):
     """When this fails, transformers has learned the rule."""
-    _, info = load(folder)
+    _, info = load(mixture_folder)
     stacks = {stack.format(layer) for stack in (DOWN, GATE_UP) for layer in range(DEPTH)}
     assert set(info["missing_keys"]) == stacks
-    [caution] = libqat.cautions(checkpoint, TARGET)
+    [caution] = libqat.cautions(mixture, TARGET)
     assert (caution.tensor, caution.grid) == (DOWN.format(0), "int4_g32")
-    assert libqat.cautions(checkpoint, "gguf") == []
+    assert libqat.cautions(mixture, "gguf") == []
 
 
 def make_qwen():
@@ -196,20 +182,22 @@ VLLM_NAMES = ("model.layers.2.experts.0.{}", "model.layers.2.moe.experts.0.{}")
 
 
 @pytest.mark.parametrize("part", ["gate_proj", "up_proj", "down_proj"])
-def test_vllm_finds_the_group(folder, part):
-    targets = [target.removeprefix("re:") for target in targets_of(folder)[4]]
+def test_vllm_finds_the_group(mixture_folder, part):
+    targets = [target.removeprefix("re:") for target in targets_of(mixture_folder)[4]]
     for name in VLLM_NAMES:
         assert [t for t in targets if re.match(t, name.format(part))]
     assert not [t for t in targets if re.match(t, "model.layers.2.router.proj")]
-    assert config_of(folder)["ignore"] == [f"model.layers.{layer}.router.proj" for layer in range(DEPTH)]
+    assert config_of(mixture_folder)["ignore"] == [
+        f"model.layers.{layer}.router.proj" for layer in range(DEPTH)
+    ]
 
 
-def test_vllm_finds_the_text_part_of_a_model_that_sees(checkpoint, tmp_path):
+def test_vllm_finds_the_text_part_of_a_model_that_sees(mixture, tmp_path):
     """It calls `model.language_model` `language_model.model`, but not inside regular expressions."""
-    floats = {key: value for key, value in _core.dequantize(checkpoint).items() if key != "lm_head.weight"}
+    floats = {key: value for key, value in _core.dequantize(mixture).items() if key != "lm_head.weight"}
     renamed = [(key.replace("model.", "model.language_model.", 1), value) for key, value in floats.items()]
     chosen = {key: "int4_g32" for key, value in renamed if value.dim() == 3 or key.endswith("_proj.weight")}
-    config = json.loads(checkpoint.config)
+    config = json.loads(mixture.config)
     outer = {"model_type": "gemma4", "text_config": config, "tie_word_embeddings": True}
     other = _core.freeze_tensors(renamed, chosen, config=json.dumps(outer), tokenizer="none", policy="")
     with pytest.warns(UserWarning, match="experts"):
@@ -225,8 +213,8 @@ def test_vllm_finds_the_text_part_of_a_model_that_sees(checkpoint, tmp_path):
 # ---- Gemma's mobile folders
 
 
-def test_mobile_folders_keep_experts_float(checkpoint):
-    reasons = {row.tensor: row.reason for row in libqat.can_export(checkpoint, "gemma-mobile")}
+def test_mobile_folders_keep_experts_float(mixture):
+    reasons = {row.tensor: row.reason for row in libqat.can_export(mixture, "gemma-mobile")}
     assert "unquantized experts" in reasons[DOWN.format(0)]
     model = libqat.freeze(prepared([(LAYERS[0], "mobile4")]), tokenizer="none")
     assert libqat.can_export(model, "gemma-mobile") == []

@@ -5,23 +5,10 @@ import json
 import pytest
 import torch
 from exporting import broken
-from mixtures import DOWN, GATE_UP, TARGET, config_of, packed, parts_of, prepared
+from mixtures import DOWN, GATE_UP, TARGET, config_of, parts_of, prepared
 
 import libqat
 from libqat import _core
-
-
-@pytest.fixture(scope="module")
-def checkpoint():
-    return packed()
-
-
-@pytest.fixture(scope="module")
-def folder(checkpoint, tmp_path_factory):
-    path = tmp_path_factory.mktemp("experts") / "out"
-    with pytest.warns(UserWarning, match="experts"):
-        libqat.export(checkpoint, path, target=TARGET)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +134,13 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("change", "error", "message"), BROKEN)
-def test_broken_stacks_are_refused_by_name(folder, change, error, message):
+def test_broken_stacks_are_refused_by_name(mixture_folder, change, error, message):
     with pytest.raises(error, match=message):
-        libqat.import_checkpoint(broken(folder, change))
+        libqat.import_checkpoint(broken(mixture_folder, change))
 
 
 @pytest.mark.parametrize("sides", [("input",), ("output",), ("input", "output")])
-def test_scales_of_activations_that_stacks_lack_are_refused_by_name(folder, sides):
+def test_scales_of_activations_that_stacks_lack_are_refused_by_name(mixture_folder, sides):
     def change(tensors, config):
         for group in config["quantization_config"]["config_groups"].values():
             group |= {f"{side}_activations": {"num_bits": 8, "dynamic": False} for side in sides}
@@ -163,15 +150,15 @@ def test_scales_of_activations_that_stacks_lack_are_refused_by_name(folder, side
 
     first = rf"layers\.0\.experts\.0\.down_proj\.{sides[0]}_scale: expected symmetric"
     with pytest.raises(libqat.UnsupportedError, match=first):
-        libqat.import_checkpoint(broken(folder, change))
+        libqat.import_checkpoint(broken(mixture_folder, change))
 
 
-def test_verify_tells_what_differs(folder, checkpoint):
+def test_verify_tells_what_differs(mixture_folder, mixture):
     def change(tensors, config):
         tensors[f"{EXPERT}.up_proj.weight_packed"][1, 0] ^= 1
         tensors[f"{EXPERT}.down_proj.weight_scale"][0, 0] *= 2
 
-    found = {(d.tensor, d.what): d for d in libqat.verify(broken(folder, change), checkpoint)}
+    found = {(d.tensor, d.what): d for d in libqat.verify(broken(mixture_folder, change), mixture)}
     assert found[GATE_UP.format(1), "codes"].count == 1
     # Each of 4 experts has 64 rows of gate before 64 of up.
     assert found[GATE_UP.format(1), "codes"].first.startswith(f"row {2 * 128 + 64 + 1},")

@@ -1,5 +1,7 @@
 """`libqat quantize`: round a model to a policy's grids without training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +10,7 @@ import typer
 from torch import Tensor
 
 import libqat
-from libqat import finetune, generation, ptq
+from libqat import finetune, generation, ptq, teacher
 
 from . import console
 
@@ -89,7 +91,7 @@ def run(
         scale = {Method.RTN: "reference", Method.SEARCH: "search"}.get(method, "learned")
         chosen = chosen.with_scale(scale)
     # Before the model is prepared, which changes what it computes.
-    writer = generation.writer_of(loaded) if generated else None
+    writer = teacher.float_copy(loaded) if generated else None
     prepared = libqat.prepare(loaded.decoder, chosen)
     found: dict[str, Any] = {}
     if method in CALIBRATED:
@@ -111,14 +113,21 @@ def run(
         console.print_json(_outcome(out, rows) | found)
 
 
-def _lattice(prepared: libqat.PreparedDecoder) -> dict[str, Any]:
-    """Takes the scales that the weights lie on; what the JSON says of them."""
+@contextmanager
+def _progress(title: str) -> Iterator[ptq.Progress]:
+    """Of a stage before anything is written; Ctrl-C ends the command and says so."""
     try:
-        with console.progress("lattice") as update:
-            rows = libqat.lattice(prepared, progress=update)
+        with console.progress(title) as update:
+            yield update
     except KeyboardInterrupt:
         console.say("interrupted; nothing was written")
         raise typer.Exit(130) from None
+
+
+def _lattice(prepared: libqat.PreparedDecoder) -> dict[str, Any]:
+    """Takes the scales that the weights lie on; what the JSON says of them."""
+    with _progress("lattice") as update:
+        rows = libqat.lattice(prepared, progress=update)
     there = [row.lattice for row in rows if row.lattice.rule != "none"]
     blocks, exact = sum(one.blocks for one in there), sum(one.exact for one in there)
     console.say(f"{len(there)} of {len(rows)} tensors lie on their grid")
@@ -144,23 +153,15 @@ def _with_generated(
     loaded: libqat.LoadedModel, model: Path, text: Tensor, share: float, writer: libqat.Decoder
 ) -> Tensor:
     """The text's windows with as many by the float model as make up its share."""
-    try:
-        with console.progress("writing text") as update:
-            written = generation.of_model(loaded, model, text, share, writer=writer, progress=update)
-    except KeyboardInterrupt:
-        console.say("interrupted; nothing was written")
-        raise typer.Exit(130) from None
+    with _progress("writing text") as update:
+        written = generation.of_model(loaded, model, text, share, writer, progress=update)
     return generation.mixed([text, written])
 
 
 def _calibrate(method: Method, prepared: libqat.PreparedDecoder, windows: Any) -> dict[str, Any]:
     """Rounds by a method that looks at the inputs; what the JSON says of it."""
-    try:
-        with console.progress(f"{method}: {windows.numel():,} tokens") as update:
-            results = CALIBRATED[method](prepared, windows, progress=update)
-    except KeyboardInterrupt:
-        console.say("interrupted; nothing was written")
-        raise typer.Exit(130) from None
+    with _progress(f"{method}: {windows.numel():,} tokens") as update:
+        results = CALIBRATED[method](prepared, windows, progress=update)
     said: dict[str, Any] = {"method": str(method), "calibration_tokens": windows.numel()}
     if method is Method.AWQ:
         folds = [
