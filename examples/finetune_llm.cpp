@@ -9,9 +9,11 @@
 //     tokens = libqat.data.tokenize(libqat.load_tokenizer(model), texts)
 //     libqat.write_tokens("text.tokens", tokens, vocabulary)
 
+#include <ATen/ops/arange.h>
 #include <c10/core/ScalarType.h>
 
 #include <algorithm>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <exception>
@@ -27,6 +29,7 @@
 #include "qat/checkpoint/checkpoint.hpp"
 #include "qat/core/error.hpp"
 #include "qat/export/export.hpp"
+#include "qat/models/generate.hpp"
 #include "qat/models/load.hpp"
 #include "qat/policy/recipe.hpp"
 #include "qat/prepare/prepare.hpp"
@@ -47,6 +50,9 @@ Writes DIR/model.qat.safetensors, DIR/model.gguf and the run folder DIR/run.
   --sequence-length N   tokens per sequence (256)
   --accumulate N        micro-batches per step (1)
   --start S             guided, gptq or none: where the weights start (what suits the grids)
+  --start-tokens N      that guided and gptq look at, at most (102400)
+  --start-generated X   share of them that the float model writes itself (0.5)
+  --beginning ID        token that its texts begin with, if the model knows one
   --learning-rate X     peak (what suits the grids)
   --kl X, --ce X        weights of KL to the float model (1) and of cross-entropy (0)
   --compute-dtype D     auto, float32 or bfloat16 (auto)
@@ -60,11 +66,28 @@ Writes DIR/model.qat.safetensors, DIR/model.gguf and the run folder DIR/run.
 Ctrl-C saves the run and stops.
 )";
 
-const std::set<std::string> kFlags = {
-    "--model",     "--tokens",        "--policy",          "--out",        "--steps",
-    "--seed",      "--batch-size",    "--sequence-length", "--accumulate", "--kl",
-    "--ce",        "--learning-rate", "--compute-dtype",   "--frozen",     "--eval",
-    "--tokenizer", "--teacher-cache", "--teacher-top-k",   "--start"};
+const std::set<std::string> kFlags = {"--model",
+                                      "--tokens",
+                                      "--policy",
+                                      "--out",
+                                      "--steps",
+                                      "--seed",
+                                      "--batch-size",
+                                      "--sequence-length",
+                                      "--accumulate",
+                                      "--kl",
+                                      "--ce",
+                                      "--learning-rate",
+                                      "--compute-dtype",
+                                      "--frozen",
+                                      "--eval",
+                                      "--tokenizer",
+                                      "--teacher-cache",
+                                      "--teacher-top-k",
+                                      "--start",
+                                      "--start-tokens",
+                                      "--start-generated",
+                                      "--beginning"};
 
 /// What is recommended for the grids; with another start than the recommended one, the library's own rates.
 qat::Recipe read_recipe(const Arguments& arguments) {
@@ -74,8 +97,14 @@ qat::Recipe read_recipe(const Arguments& arguments) {
   if (start != "guided" && start != "gptq" && start != "none") {
     throw qat::ArgumentError("finetune_llm: --start: expected guided, gptq or none, got \"" + start + "\"");
   }
-  if (start == recipe.start) return recipe;
-  return {.policy = start == "none" ? policy : recipe.policy, .start = start};
+  if (start != recipe.start) recipe = {.policy = start == "none" ? policy : recipe.policy, .start = start};
+  arguments.read("--start-tokens", recipe.start_tokens);
+  arguments.read("--start-generated", recipe.start_generated);
+  if (recipe.start_tokens < 1 || !(recipe.start_generated >= 0 && recipe.start_generated < 1)) {
+    throw qat::ArgumentError(
+        "finetune_llm: expected --start-tokens of at least 1, 0 <= --start-generated < 1");
+  }
+  return recipe;
 }
 
 qat::train::Options read_options(const Arguments& arguments, const qat::Recipe& recipe) {
@@ -196,31 +225,34 @@ std::optional<qat::train::TeacherCache> ask_teacher(Session& session, const Argu
   return train::TeacherCache::open(path, plan);
 }
 
-/// What the run reads first, each window once: int64[n, T], some 51,200 tokens.
-at::Tensor first_windows(const qat::train::TokenData& text, const qat::train::Options& options) {
-  const int64_t enough = 51200 / (options.batch_size * options.sequence_length);
-  const int64_t batches = std::min(options.steps * options.accumulate, std::max<int64_t>(1, enough));
-  std::set<int64_t> seen;
-  std::vector<int64_t> windows;
-  for (int64_t i = 0; i < batches; ++i) {
-    for (const int64_t window : text.windows(i, options.batch_size, options.sequence_length, options.seed)) {
-      if (seen.insert(window).second) windows.push_back(window);
-    }
-  }
-  return text.read(windows, options.sequence_length);
+/// What a start looks at, int64[n, T]: what the run reads first, and text that the float model writes.
+at::Tensor start_text(const qat::Recipe& recipe, Session& session, const Arguments& arguments,
+                      const qat::train::TokenData& text, const qat::train::Options& options) {
+  const double written = recipe.start_generated;
+  const int64_t length = options.sequence_length;
+  const auto most = static_cast<int64_t>(static_cast<double>(recipe.start_tokens) * (1 - written)) / length;
+  const at::Tensor read = text.read(text.first_windows(options.steps * options.accumulate, options.batch_size,
+                                                       length, options.seed, std::max<int64_t>(1, most)),
+                                    length);
+  const auto count = std::lround(static_cast<double>(read.size(0)) * written / (1 - written));
+  if (count == 0) return read;
+  std::printf("the float model writes %ld tokens\n", count * static_cast<long>(length));
+  std::fflush(stdout);
+  qat::models::GenerateOptions writing{.seed = options.seed};
+  if (arguments.has("--beginning")) arguments.read("--beginning", writing.beginning.emplace());
+  const at::Tensor first = at::arange(text.vocabulary());
+  const at::Tensor generated = qat::models::generate(*session.teacher, count, length, first, writing);
+  return qat::models::mixed({read, generated}, options.seed);
 }
 
 /// Rounds the model by a PTQ method; training goes on from there, with the scales that were found.
-void begin_at(const std::string& start, Session& session, const qat::train::TokenData& text,
-              const qat::train::Options& options) {
-  if (start == "none") return;
-  const at::Tensor windows = first_windows(text, options);
-  std::printf("starting from %s on %ld tokens\n", start.c_str(), static_cast<long>(windows.numel()));
+void begin_at(const qat::Recipe& recipe, Session& session, const at::Tensor& windows) {
+  std::printf("starting from %s on %ld tokens\n", recipe.start.c_str(), static_cast<long>(windows.numel()));
   std::fflush(stdout);
   const qat::train::ComputeScope compute(session.compute);
   const auto stages = session.loaded.decoder->stages();
   const auto logits = [&](const at::Tensor& tokens) { return session.answer(tokens); };
-  if (start == "gptq") {
+  if (recipe.start == "gptq") {
     qat::ptq::apply_gptq(session.model, stages, windows);
   } else {
     qat::ptq::apply_guided(session.model, stages, logits, windows);
@@ -267,8 +299,11 @@ int finetune(const Arguments& arguments) {
   const qat::train::Options options = read_options(arguments, recipe);
   const auto text = qat::train::TokenData::open(arguments.required("--tokens"));
   Session session(arguments, recipe.policy);
+  const bool starts = !arguments.has("--resume") && recipe.start != "none";
+  // While the float model is there, which ask_teacher may give up.
+  const at::Tensor windows = starts ? start_text(recipe, session, arguments, text, options) : at::Tensor();
   const auto answers = ask_teacher(session, arguments, text, options);
-  if (!arguments.has("--resume")) begin_at(recipe.start, session, text, options);
+  if (starts) begin_at(recipe, session, windows);
   const auto trainer = make_trainer(session, answers, text, options, (out / "run").string());
   std::printf("%s\n", qat::to_string(session.model.report()).c_str());
   if (arguments.has("--resume")) {

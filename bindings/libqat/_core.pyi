@@ -67,6 +67,7 @@ __all__: list[str] = [
     "find_lattice",
     "fingerprint",
     "freeze_tensors",
+    "generate",
     "ggml_pack",
     "ggml_unpack",
     "gptq_tensor",
@@ -97,6 +98,7 @@ __all__: list[str] = [
     "log_likelihoods",
     "loss_rows",
     "mean_interval",
+    "mixed",
     "needs_teacher",
     "objective_loss",
     "outline",
@@ -334,6 +336,18 @@ class Recipe:
     def start(self) -> str:
         """
         'guided', 'gptq': at that PTQ method's solution; 'none': at the model as it is.
+        """
+
+    @property
+    def start_generated(self) -> float:
+        """
+        Share of them that the float model writes itself, see `libqat.generate`.
+        """
+
+    @property
+    def start_tokens(self) -> int:
+        """
+        Tokens that a start looks at, at most.
         """
 
 class QuantizedTensor:
@@ -1020,6 +1034,19 @@ class TokenData:
         The index-th micro-batch of a run, int64[batch_size, length]: windows without replacement within an epoch, in an order that `seed` and the epoch decide.
         """
 
+    def first_windows(
+        self,
+        batches: typing.SupportsIndex,
+        batch_size: typing.SupportsIndex,
+        length: typing.SupportsIndex,
+        seed: typing.SupportsIndex = 0,
+        *,
+        most: typing.SupportsIndex,
+    ) -> list[int]:
+        """
+        The windows that the first `batches` micro-batches read, each once, in their order; at most `most`.
+        """
+
     def read(
         self, windows: collections.abc.Sequence[typing.SupportsIndex], length: typing.SupportsIndex
     ) -> torch.Tensor:
@@ -1611,6 +1638,28 @@ def freeze_tensors(
         config, tokenizer, policy: see QuantizedCheckpoint.
     """
 
+def generate(
+    decoder: Decoder,
+    count: typing.SupportsIndex,
+    window: typing.SupportsIndex,
+    first: torch.Tensor,
+    *,
+    beginning: typing.SupportsIndex | None = None,
+    seed: typing.SupportsIndex = 0,
+    progress: typing.Any = None,
+) -> torch.Tensor:
+    """
+    `count` texts that the decoder writes, each a sample at temperature 1: int64[count, window].
+
+    first: int64[n], ids of which each text's first token is drawn evenly, so that the texts are not all of the
+    likeliest kind. beginning: a token that stands before it, see `libqat.beginning_of_text`. The same seed gives the
+    same text where the logits are the same bits. Computes in autocast's dtype or the decoder's own. progress: called with
+    (tokens, of tokens, "writing text").
+
+    ArgumentError unless count and window are positive and there are ids in `first`; NumericError for logits that are not
+    finite.
+    """
+
 def ggml_pack(
     name: str, codes: numpy.typing.NDArray[numpy.int8], stored: numpy.typing.NDArray[numpy.float32]
 ) -> numpy.typing.NDArray[numpy.uint8]:
@@ -1880,6 +1929,11 @@ def mean_interval(
     (low, high): the 95 % percentile bootstrap interval of a weighted mean; NaN for a single value.
 
     For the difference of two models pass the differences of their values, item by item.
+    """
+
+def mixed(parts: collections.abc.Sequence[torch.Tensor], seed: typing.SupportsIndex = 0) -> torch.Tensor:
+    """
+    Windows of several sources, each int64[n, T], in one order without a pattern, so that each batch has some of all. A single source stays as it is.
     """
 
 def needs_teacher(**kwargs) -> bool:

@@ -38,8 +38,6 @@ LATTICE = "lattice"
 """The start at the codes and scales that a model has already."""
 WINDOW = 256
 """Tokens of a sequence, where nothing else is said."""
-CALIBRATION = 204_800
-"""Tokens that a start looks at, at most."""
 
 
 @dataclass
@@ -99,8 +97,8 @@ def start(
     *,
     resume: bool = False,
     start: str | None = None,
-    start_tokens: int = CALIBRATION,
-    start_generated: float = 0.0,
+    start_tokens: int | None = None,
+    start_generated: float | None = None,
     on_start: ptq.Progress | None = None,
     text: Iterable[str | os.PathLike] = (),
     teacher_cache: str | os.PathLike | bool | None = None,
@@ -117,6 +115,7 @@ def start(
     start: "guided" or "gptq", a PTQ method that first rounds the model by the tokens that the run trains on,
     at most `start_tokens` (but a window of each) with those that the float model writes itself, a share of
     `start_generated` (see `libqat.generate`); training goes on from its solution, with learned scales.
+    By default 102,400 tokens, half of them written.
     "lattice": at the codes and scales that the model has already, see `libqat.lattice` (float checkpoints
     that were trained on a grid) and `libqat.take_up` (folders of codes and scales on the policy's grids).
     "none": from the model as it is. By default, and for the learning rates that `options` leave out, what
@@ -131,11 +130,7 @@ def start(
     by this run or by others.
     """
     policy, start, options = settled(policy, start, options)
-    if start_tokens < 1 or not 0 <= start_generated < 1:
-        got = f"{start_tokens} and {start_generated}"
-        raise ArgumentError(f"start_tokens, start_generated: expected at least 1 and 0 <= x < 1, got {got}")
-    if start_generated and start not in STARTS:
-        raise ArgumentError(f"start_generated: expected a start that looks at text, got start {start!r}")
+    start_tokens, start_generated = _start_text(policy, start, start_tokens, start_generated)
     loaded = _core.load_model(model)
     data = _core.TokenData.from_tensor(tokens, json.loads(loaded.config)["vocab_size"])
     teacher, check = None, None
@@ -196,6 +191,19 @@ def settled(
     )
 
 
+def _start_text(policy: Policy, start: str, tokens: int | None, generated: float | None) -> tuple[int, float]:
+    """Tokens that the start looks at, and the share that the model writes, as recommended if not given."""
+    if generated and start not in STARTS:
+        raise ArgumentError(f"start_generated: expected a start that looks at text, got start {start!r}")
+    recipe = _core.recommended(policy)
+    tokens = recipe.start_tokens if tokens is None else tokens
+    generated = recipe.start_generated if generated is None else generated
+    if tokens < 1 or not 0 <= generated < 1:
+        got = f"{tokens} and {generated}"
+        raise ArgumentError(f"start_tokens, start_generated: expected at least 1 and 0 <= x < 1, got {got}")
+    return tokens, generated
+
+
 def _take_codes(model: Path, prepared: PreparedDecoder, progress: ptq.Progress | None) -> None:
     """What the model is made of: codes and scales, or floats that lie on a lattice."""
     config = read_json(model / "config.json") if model.is_dir() else {}
@@ -207,11 +215,10 @@ def _take_codes(model: Path, prepared: PreparedDecoder, progress: ptq.Progress |
 
 def _first_windows(data: _core.TokenData, options: Mapping[str, Any], tokens: int) -> torch.Tensor:
     """What the run reads first, each window once: int64[n, sequence_length], `tokens` or a window at most."""
-    size, length = options["batch_size"], options["sequence_length"]
-    most = max(1, tokens // length)
-    batches = min(options["steps"] * options["accumulate"], -(-most // size))
-    windows = [w for i in range(batches) for w in data.windows(i, size, length, options["seed"])]
-    return data.read(list(dict.fromkeys(windows))[:most], length)
+    length = options["sequence_length"]
+    batches, most = options["steps"] * options["accumulate"], max(1, tokens // length)
+    windows = data.first_windows(batches, options["batch_size"], length, options["seed"], most=most)
+    return data.read(windows, length)
 
 
 def tokenizer_source(model: str | os.PathLike) -> str:

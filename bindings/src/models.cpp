@@ -5,8 +5,10 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <filesystem>
+#include <optional>
 
 #include "qat/models/activations.hpp"
+#include "qat/models/generate.hpp"
 #include "qat/models/load.hpp"
 #include "qat/models/shapes.hpp"
 
@@ -58,6 +60,38 @@ void set_trainable(Decoder& decoder, bool trainable) {
   for (at::Tensor& parameter : decoder.parameters()) parameter.set_requires_grad(trainable);
 }
 
+/// The library's `generate`; Ctrl-C and what the progress function raises end it.
+at::Tensor generate(Decoder& decoder, int64_t count, int64_t window, const at::Tensor& first,
+                    std::optional<int64_t> beginning, int64_t seed, const py::object& progress) {
+  models::GenerateOptions options{.beginning = beginning, .seed = seed};
+  options.progress = [&progress](int64_t done, int64_t total) {
+    const py::gil_scoped_acquire locked;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (!progress.is_none()) progress(done, total, "writing text");
+  };
+  const py::gil_scoped_release unlocked;
+  return models::generate(decoder, count, window, first, options);
+}
+
+void bind_generate(py::module_& module) {
+  module.def("generate", &generate, py::arg("decoder"), py::arg("count"), py::arg("window"), py::arg("first"),
+             py::kw_only(), py::arg("beginning") = py::none(), py::arg("seed") = 0,
+             py::arg("progress") = py::none(),
+             R"(`count` texts that the decoder writes, each a sample at temperature 1: int64[count, window].
+
+first: int64[n], ids of which each text's first token is drawn evenly, so that the texts are not all of the
+likeliest kind. beginning: a token that stands before it, see `libqat.beginning_of_text`. The same seed gives the
+same text where the logits are the same bits. Computes in autocast's dtype or the decoder's own. progress: called with
+(tokens, of tokens, "writing text").
+
+ArgumentError unless count and window are positive and there are ids in `first`; NumericError for logits that are not
+finite.)");
+  module.def(
+      "mixed", &models::mixed, py::arg("parts"), py::arg("seed") = 0,
+      "Windows of several sources, each int64[n, T], in one order without a pattern, so that each batch has "
+      "some of all. A single source stays as it is.");
+}
+
 void bind_cache(py::module_& module) {
   using models::KvCache;
   py::class_<KvCache>(module, "KvCache", "Keys and values of the tokens that a Decoder has seen.")
@@ -99,6 +133,7 @@ void bind_decoder(py::module_& module) {
 void bind_models(py::module_& module) {
   bind_cache(module);
   bind_decoder(module);
+  bind_generate(module);
   py::class_<LoadedModel>(module, "LoadedModel", "A model as it was found on disk.")
       .def_readonly("decoder", &LoadedModel::decoder, "The Decoder, with float32 latents.")
       .def_readonly("config", &LoadedModel::config, "JSON in Hugging Face's spelling.")

@@ -98,6 +98,9 @@ void bind_recipe(py::module_& module) {
       .def_readonly("policy", &Recipe::policy, "The policy, with the estimator that its rules train with.")
       .def_readonly("start", &Recipe::start,
                     "'guided', 'gptq': at that PTQ method's solution; 'none': at the model as it is.")
+      .def_readonly("start_tokens", &Recipe::start_tokens, "Tokens that a start looks at, at most.")
+      .def_readonly("start_generated", &Recipe::start_generated,
+                    "Share of them that the float model writes itself, see `libqat.generate`.")
       .def_readonly("learning_rate", &Recipe::learning_rate, "Of the latents.")
       .def_readonly("scale_learning_rate", &Recipe::scale_learning_rate,
                     "Of learned scales, relative to their size.")

@@ -84,6 +84,10 @@ void bind_data(py::module_& module) {
       .def_property_readonly("fingerprint", &TokenData::fingerprint, "64-bit hash of vocabulary and ids.")
       .def("windows", &TokenData::windows, py::arg("index"), py::arg("batch_size"), py::arg("length"),
            py::arg("seed") = 0, "The windows of the text that make up `batch` of the same arguments.")
+      .def("first_windows", &TokenData::first_windows, py::arg("batches"), py::arg("batch_size"),
+           py::arg("length"), py::arg("seed") = 0, py::kw_only(), py::arg("most"),
+           "The windows that the first `batches` micro-batches read, each once, in their order; at most "
+           "`most`.")
       .def("read", &TokenData::read, py::arg("windows"), py::arg("length"),
            "Windows of the text, int64[n, length].")
       .def("tokens", &TokenData::tokens, "All tokens, int64[n].")

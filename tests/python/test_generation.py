@@ -25,29 +25,28 @@ def test_texts_follow_the_seed(loaded):
     assert torch.equal(begun[:, 1], texts[:, 0])
 
 
-def test_texts_in_parts(loaded, monkeypatch):
-    """No more texts at a time than memory holds: all are written, and progress counts their tokens."""
-    monkeypatch.setattr(generation, "_SEQUENCES", 4)
+def test_progress_counts_tokens(loaded):
     seen = []
-    texts = libqat.generate(
-        loaded.decoder, 10, 5, FIRST, progress=lambda done, total, note: seen.append((done, total, note))
-    )
-    assert set(texts[:, 0].tolist()) <= set(FIRST.tolist())
-    assert len(texts.unique(dim=0)) == 10
-    assert seen[-1] == (50, 50, "writing text")
-    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
-    monkeypatch.setattr(generation, "_CACHE", 1)
-    assert generation._at_once(loaded.decoder, 5) == 1
+    libqat.generate(loaded.decoder, 10, 5, FIRST, progress=lambda *now: seen.append(now))
+    assert seen == [(10 * at, 50, "writing text") for at in (2, 3, 4, 5)]
+
+    def stop(*now):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        libqat.generate(loaded.decoder, 10, 5, FIRST, progress=stop)
 
 
-def test_tokens_have_their_probabilities():
-    """Counts of 40,000 draws, within five standard deviations of what the probabilities say."""
-    p = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05], dtype=torch.float64)
-    n = 40_000
-    drawn = generation._drawn(p.log().expand(n, -1), torch.Generator().manual_seed(0))
-    counts = torch.bincount(drawn, minlength=5)
-    assert counts[1] == 0
-    assert ((counts - n * p).abs() <= 5 * (n * p * (1 - p)).sqrt()).all()
+def test_a_text_is_what_its_seed_and_the_probabilities_say(loaded):
+    """Drawn once more from whole passes, by the documented order of random numbers."""
+    generator = torch.Generator().manual_seed(3)
+    text = FIRST[torch.randint(len(FIRST), (6,), generator=generator)].unsqueeze(1)
+    for _ in range(11):
+        with torch.no_grad():
+            sums = loaded.decoder(text)[:, -1].double().softmax(-1).cumsum(-1)
+        at = torch.rand(6, 1, dtype=torch.double, generator=generator) * sums[:, -1:]
+        text = torch.cat([text, (sums > at).int().argmax(-1, keepdim=True)], 1)
+    assert torch.equal(text, libqat.generate(loaded.decoder, 6, 12, FIRST, seed=3))
 
 
 def test_each_token_follows_the_ones_before(loaded):
@@ -101,16 +100,18 @@ def test_a_start_on_generated_text(hf_folder, text_file, tmp_path):
         started = finetune.start(hf_folder, tokens, POLICY, tmp_path / folder, **OPTIONS, **options)
         return started, {name: p.detach().clone() for name, p in started.loaded.decoder.parameters().items()}
 
-    plain, alone = weights("alone")
-    assert plain.calibration == {"text": 256}
-    both, mixed = weights("both", start_generated=0.5)
+    both, mixed = weights("both")
     assert both.calibration == {"text": 256, "generated": 256}
+    plain, alone = weights("alone", start_generated=0)
+    assert plain.calibration == {"text": 256}
     name = "model.layers.1.mlp.down_proj.weight"
     assert not torch.equal(alone[name], mixed[name])
-    few, _ = weights("few", start_generated=0.5, start_tokens=100)  # less than a batch of text
+    assert weights("third", start_generated=1 / 3)[0].calibration == {"text": 256, "generated": 128}
+    few, _ = weights("few", start_tokens=100)  # less than a batch of text
     assert few.calibration == {"text": 32, "generated": 32}
-    more, _ = weights("more", start_tokens=100)
+    more, _ = weights("more", start_tokens=100, start_generated=0)
     assert more.calibration == {"text": 96}
+    assert weights("none", start="none")[0].calibration == {}
     with pytest.raises(libqat.ArgumentError, match="start_generated: expected a start that looks at text"):
         weights("none", start="none", start_generated=0.5)
     assert both.train()
@@ -126,12 +127,17 @@ def test_the_command_line(hf_folder, text_file, tmp_path):
     found = json.loads(works("quantize", hf_folder, "--method", "guided", "--generated", 0.25, *options))
     assert found["calibration_tokens"] == 256
     written = out.read_bytes()
-    works("quantize", hf_folder, "--method", "guided", *options)
-    assert out.read_bytes() != written
+    found = json.loads(works("quantize", hf_folder, "--method", "guided", *options))
+    assert found["calibration_tokens"] == 256
+    halves = out.read_bytes()
+    works("quantize", hf_folder, "--method", "guided", "--generated", 0.5, *options)
+    assert out.read_bytes() == halves
+    works("quantize", hf_folder, "--method", "guided", "--generated", 0, *options)
+    assert len({written, halves, out.read_bytes()}) == 3
     code, _, err = run("quantize", hf_folder, "--method", "rtn", "--generated", 0.5, "--out", out)
     assert code == 2
     assert "expected no --generated for method rtn" in err
-    options = ["--text", text_file, "--steps", 2, "--sequence-length", 32, "--start-generated", 0.5]
+    options = ["--text", text_file, "--steps", 2, "--sequence-length", 32]
     code, _, err = run("finetune", hf_folder, *options, "--out", tmp_path / "run")
     assert code == 0
     assert "starting from guided, calibrated on 128 tokens of its own too" in err

@@ -78,17 +78,19 @@ def run(
         ),
     ] = None,
     start_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens that guided and gptq look at, at most.")
-    ] = finetune.CALIBRATION,
+        int | None,
+        typer.Option(min=1, help="Tokens that guided and gptq look at, at most.", show_default="102,400"),
+    ] = None,
     start_generated: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
             max=0.9,
             help="Share of these that the float model writes itself: such a start holds better on texts of "
-            "other kinds (0.5), and takes longer.",
+            "other kinds.",
+            show_default="0.5",
         ),
-    ] = 0.0,
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Peak; a cosine follows the warm-up.", show_default="by the grids"),

@@ -66,11 +66,14 @@ def run(
     ] = ptq.TOKENS,
     window: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = ptq.WINDOW,
     generated: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, max=0.9, help="Share of the tokens that the float model writes itself (docs/ptq.md)."
+            min=0,
+            max=0.9,
+            help="Share of the tokens that the float model writes itself (docs/ptq.md).",
+            show_default="0.5 for guided, 0 for the others",
         ),
-    ] = 0.0,
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Checkpoint to write. Default: METHOD.qat.safetensors.")
     ] = None,
@@ -90,6 +93,8 @@ def run(
     if method is not None:
         scale = {Method.RTN: "reference", Method.SEARCH: "search"}.get(method, "learned")
         chosen = chosen.with_scale(scale)
+    if generated is None:  # the others fit no text closely enough to need a second kind
+        generated = libqat.recommended(chosen).start_generated if method is Method.GUIDED else 0.0
     # Before the model is prepared, which changes what it computes.
     writer = teacher.float_copy(loaded) if generated else None
     prepared = libqat.prepare(loaded.decoder, chosen)

@@ -6,6 +6,7 @@
 #include <limits>
 #include <optional>
 #include <span>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -160,6 +161,21 @@ std::vector<int64_t> TokenData::windows(int64_t index, int64_t batch_size, int64
                 static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(place / count))));
   }
   return windows;
+}
+
+std::vector<int64_t> TokenData::first_windows(int64_t batches, int64_t batch_size, int64_t length,
+                                              int64_t seed, int64_t most) const {
+  std::vector<int64_t> found;
+  std::unordered_set<int64_t> seen;
+  for (int64_t index = 0; index < batches; ++index) {
+    for (const int64_t window : windows(index, batch_size, length, seed)) {
+      if (static_cast<int64_t>(found.size()) >= most) return found;
+      if (seen.insert(window).second) found.push_back(window);
+    }
+    // An epoch reads every window: what follows was there.
+    if (static_cast<int64_t>(seen.size()) == size() / length) break;
+  }
+  return found;
 }
 
 at::Tensor TokenData::read(const std::vector<int64_t>& windows, int64_t length) const {

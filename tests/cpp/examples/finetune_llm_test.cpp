@@ -178,12 +178,32 @@ TEST_CASE("finetune_llm trains, ships a checkpoint and a GGUF that agree, and lo
   INFO(process.text());
   REQUIRE(code == 0);
   REQUIRE_THAT(process.text(), Contains("model.layers.0.mlp.down_proj.weight") && Contains("step 6/6") &&
-                                   Contains("starting from guided on 192 tokens") &&
+                                   Contains("the float model writes 192 tokens") &&
+                                   Contains("starting from guided on 384 tokens") &&
                                    Contains("before: perplexity") && Contains("after: perplexity") &&
                                    Contains("0:00 left"));
   const auto checkpoint = qat::load(inputs.path("out/model.qat.safetensors"));
   REQUIRE(checkpoint.quantized.at("model.layers.0.mlp.down_proj.weight").scheme.weight == "q4_0");
   REQUIRE(qat::verify(inputs.path("out/model.gguf"), checkpoint).empty());
+}
+
+TEST_CASE("what a start looks at can be told") {
+  const Inputs inputs;
+  const auto said = [&](const std::string& out, const Words& further) {
+    Words arguments = inputs.arguments(out);
+    arguments.insert(arguments.end(), further.begin(), further.end());
+    Process process(arguments);
+    process.finish();
+    return process.text();
+  };
+  const std::string some =
+      said("some", {"--start-tokens", "64", "--start-generated", "0.75", "--beginning", "1"});
+  CHECK_THAT(some, Contains("the float model writes 48 tokens") &&
+                       Contains("starting from guided on 64 tokens") && Contains("wrote"));
+  const std::string none = said("none", {"--start-generated", "0", "--start", "gptq"});
+  CHECK_THAT(none, !Contains("the float model writes") && Contains("starting from gptq on 192 tokens"));
+  CHECK_THAT(said("wrong", {"--start-generated", "1"}),
+             Contains("error: finetune_llm: expected --start-tokens"));
 }
 
 TEST_CASE("Ctrl-C saves, and --resume ends in the same files as an uninterrupted run") {

@@ -107,6 +107,15 @@ TEST_CASE("small texts still give a permutation") {
   }
 }
 
+TEST_CASE("what a run reads first, each window once") {
+  const TokenData data = TokenData::from_tensor(at::arange(10), 10);  // 9, 7, 3, ... as above; then again
+  REQUIRE(data.first_windows(2, 2, 1, 0, 100) == std::vector<int64_t>{9, 7, 3, 6});
+  REQUIRE(data.first_windows(2, 2, 1, 0, 3) == std::vector<int64_t>{9, 7, 3});
+  REQUIRE(data.first_windows(1000000000, 4, 1, 0, 100) == std::vector<int64_t>{9, 7, 3, 6, 1, 5, 8, 4, 0, 2});
+  REQUIRE(data.first_windows(2, 2, 1, 0, 0).empty());
+  REQUIRE_THROWS_AS(data.first_windows(1, 1, 11, 0, 1), qat::ArgumentError);
+}
+
 TEST_CASE("bad token arguments are named") {
   const TokenData data = TokenData::from_tensor(at::arange(10), 10);
   REQUIRE_THROWS_WITH(data.batch(0, 1, 11, 0),

@@ -33,6 +33,10 @@ class TokenData {
   at::Tensor batch(int64_t index, int64_t batch_size, int64_t length, int64_t seed) const;
   /// The windows of the text that make up that micro-batch, in its order; arguments as for `batch`.
   std::vector<int64_t> windows(int64_t index, int64_t batch_size, int64_t length, int64_t seed) const;
+  /// The windows that the first `batches` micro-batches read, each once, in their order; at most `most` of
+  /// them. Other arguments and errors as for `batch`.
+  std::vector<int64_t> first_windows(int64_t batches, int64_t batch_size, int64_t length, int64_t seed,
+                                     int64_t most) const;
   /// Windows of the text, int64[n, length]. ArgumentError for one that the text does not have.
   at::Tensor read(const std::vector<int64_t>& windows, int64_t length) const;
   /// All tokens as int64[n].
