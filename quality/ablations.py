@@ -40,6 +40,10 @@ def from_gptq(grid: str) -> Change:
     return Change("gptq", "from GPTQ", {"start": "gptq"} | {rate: getattr(recipe, rate) for rate in rates})
 
 
+STARTS = (
+    Change("text", "start: the text alone", {"start_tokens": 51_200, "start_generated": 0.0}),
+    Change("half", "start: half of the tokens", {"start_tokens": 51_200}),
+)
 CHANGES: dict[str, tuple[Change, ...]] = {
     "q4_0": (
         Change("plain", "from RTN, consumer's scales, 1e-4", {"start": "none", "learning_rate": 1e-4}, STE),
@@ -50,6 +54,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
             STE | {"scale": "search"},
         ),
         from_gptq("q4_0"),
+        *STARTS,
         Change("held", "scales held", {"scale_learning_rate": 0.0}),
         Change("slow", "half the learning rate", {"learning_rate": 1e-4}),
         Change("fast", "twice the learning rate", {"learning_rate": 4e-4}),
@@ -63,6 +68,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "q2_0": (
         Change("plain", "from RTN, consumer's scales, 3e-4", {"start": "none", "learning_rate": 3e-4}, STE),
         from_gptq("q2_0"),
+        *STARTS,
         Change("slow", "half the learning rate", {"learning_rate": 2e-4}),
         Change("fast", "twice the learning rate", {"learning_rate": 8e-4}),
         Change("held", "scales held", {"scale_learning_rate": 0.0}),
@@ -76,25 +82,30 @@ CHANGES: dict[str, tuple[Change, ...]] = {
 def case_of(case: Case, change: Change) -> Case:
     """The case with that change."""
     policy = case.policy if change.estimator is None else case.policy | {"estimator": change.estimator}
-    return replace(case, name=f"{case.name}-{change.name}", policy=policy, options=change.options, ptq=())
+    alike = not {"start", "start_tokens", "start_generated"} & change.options.keys()
+    return replace(
+        case,
+        name=f"{case.name}-{change.name}",
+        policy=policy,
+        options=change.options,
+        ptq=(),
+        start_of=case.start_of if alike else "",
+    )
 
 
-def rows(maker: Maker, scores: Scores) -> list[dict]:
-    """{"case", "change", "title", "text", "kl", "nats", "top1"}; the change "" is the recommended run."""
+def rows(maker: Maker, scores: Scores, name: str) -> list[dict]:
+    """{"case", "change", "title", "text", "kl", "nats", "top1"} of a case; "" is the recommended run."""
+    base = next(case for case in CASES if case.name == name)
+    every = [Change("", "recommended", {}), *CHANGES[name]]
+    runs = {change.name: maker.trained(case_of(base, change) if change.name else base, 0) for change in every}
+    scored = scores.of({change: run.checkpoint for change, run in runs.items()})
     found = []
-    for name, changes in CHANGES.items():
-        base = next(case for case in CASES if case.name == name)
-        every = [Change("", "recommended", {}), *changes]
-        runs = {
-            change.name: maker.trained(case_of(base, change) if change.name else base, 0) for change in every
-        }
-        scored = scores.of({name: run.checkpoint for name, run in runs.items()})
-        for change in every:
-            for text, score in scored[change.name].items():
-                model, reference = score["model"], score["float"]
-                entry = {"case": name, "change": change.name, "title": change.title, "text": text}
-                entry |= {"eval_tokens": score["tokens"], "kl": model["kl"], "top1": model["top1"]}
-                found.append(entry | {"nats": model["nll"] - reference["nll"]} | runs[change.name].entry())
+    for change in every:
+        for text, score in scored[change.name].items():
+            model, reference = score["model"], score["float"]
+            entry = {"case": name, "change": change.name, "title": change.title, "text": text}
+            entry |= {"eval_tokens": score["tokens"], "kl": model["kl"], "top1": model["top1"]}
+            found.append(entry | {"nats": model["nll"] - reference["nll"]} | runs[change.name].entry())
     return found
 
 

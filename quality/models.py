@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from cases import Case
@@ -12,7 +13,7 @@ from libqat.cli import console
 from texts import BATCH, STEP, WINDOW
 
 import libqat
-from libqat import finetune, html_report, ptq, run_folder
+from libqat import finetune, html_report, run_folder
 
 CALIBRATION = 51_200
 """Tokens that GPTQ and AWQ see: as many as the short runs train on."""
@@ -49,10 +50,13 @@ class Run(NamedTuple):
 
 
 class Maker:
-    """Makes what is missing below a folder."""
+    """Makes what is missing below a folder.
 
-    def __init__(self, source: Path, training: torch.Tensor, out: Path):
-        self.source, self.training, self.out = source, training, out
+    start_tokens: that the starts look at, at most; None: as recommended.
+    """
+
+    def __init__(self, source: Path, training: torch.Tensor, out: Path, start_tokens: int | None = None):
+        self.source, self.training, self.out, self.start_tokens = source, training, out, start_tokens
 
     def rounded_path(self, case: Case, method: str) -> Path:
         """Where the checkpoint of a PTQ method lies."""
@@ -84,14 +88,23 @@ class Maker:
         """The run of a case, continued when it was interrupted."""
         folder = self.out / "runs" / f"{case.name}-seed{seed}"
         if not (folder / finetune.CHECKPOINT).exists():
+            begin = self._kept_start(case) if case.start_of and seed == 0 else {}
             with console.progress(f"{case.title}: starting, seed {seed}") as update:
-                run = self._start(case, seed, folder, update)
-            self._keep_start(case, seed, run)
+                run = self._start(case, seed, folder, on_start=update, **begin)
+            self._keep_rounded(case, seed, run)
             with console.progress(f"{case.title}: training, seed {seed}") as update:
                 run.train(lambda report: update(report.step, report.steps, console.describe(report)))
         return Run(folder)
 
-    def _keep_start(self, case: Case, seed: int, run: finetune.Run) -> None:
+    def _kept_start(self, case: Case) -> dict[str, Path]:
+        """What takes up the start that runs with seed 0 share, which is made if it is not there yet."""
+        path = self.out / "starts" / f"{case.start_of}.safetensors"
+        if not path.exists():
+            with console.progress(f"{case.start_of}: the start that runs share") as update:
+                self._start(replace(case, options={}), 0, None, on_start=update, save_start=path)
+        return {"start": path}
+
+    def _keep_rounded(self, case: Case, seed: int, run: finetune.Run) -> None:
         """A short run with seed 0 starts from what its method is judged by, from the same windows."""
         path = self.rounded_path(case, run.start)
         same = seed == 0 and case.steps * STEP == CALIBRATION and run.trainer.step == 0
@@ -99,20 +112,20 @@ class Maker:
             path.parent.mkdir(parents=True, exist_ok=True)
             libqat.save(run.prepared.freeze(run.loaded.config, run.loaded.tokenizer), path)
 
-    def _start(self, case: Case, seed: int, folder: Path, update: ptq.Progress) -> finetune.Run:
+    def _start(self, case: Case, seed: int, folder: Path | None, **options: Any) -> finetune.Run:
         return finetune.start(
             self.source,
             self.training,
             case.policy,
-            folder,
-            resume=(folder / "state.safetensors").exists(),
+            folder or "",
+            resume=folder is not None and (folder / "state.safetensors").exists(),
             steps=case.steps,
             batch_size=BATCH,
             sequence_length=WINDOW,
             frozen=list(finetune.FROZEN),
             seed=seed,
-            on_start=update,
-            **case.options,
+            start_tokens=self.start_tokens,
+            **options | case.options,
         )
 
     def _calibration(self) -> torch.Tensor:

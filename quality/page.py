@@ -16,12 +16,13 @@ held-out articles and on the Python language reference, in windows of 256, in fl
 ship. **KL** is the divergence of the rounded model from the float one in nats
 per token, **KL removed** is 1 - KL/KL(RTN), and beside it the same against the best of RTN, search, AWQ and
 GPTQ; top-1 is how often both models choose the same next token; nats is the loss above the float model's.
-RTN rounds by the consumer's own rule. AWQ, GPTQ and guided have seen the tokens that the training run with
-seed 0 saw; guided is libqat's own method, and where training starts. All rows of a grid
-are files of the same size. Where there are several seeds, the mean stands before the least and the largest.
+RTN rounds by the consumer's own rule. AWQ, GPTQ and guided have seen the first 51,200 tokens that the run
+with seed 0 trains on; guided, which is libqat's own method and where training starts, also as many that the
+float model wrote. All rows of a grid are files of the same size. Where there are several seeds, the mean
+stands before the least and the largest.
 
     make quality          # everything below, resumable; hours on 2 cores
-    make quality-quick    # the Q4_0 and q2_0 rows with one seed and fewer judged tokens
+    make quality-quick    # the Q4_0 and q2_0 rows: one seed, starts on 40,960 tokens, fewer judged ones
 
 """
 

@@ -32,6 +32,8 @@ from texts import STEP, WINDOW, Texts, read
 import libqat
 from libqat import data
 
+QUICK_START = 40_960
+"""Tokens that a start looks at with --quick: it takes the most time."""
 ABLATION_TOKENS = 8192
 """Of each text: enough to rank settings, not to publish one."""
 SECTIONS = ("ablations", "peers")
@@ -44,14 +46,14 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("out/quality"))
-    parser.add_argument("--quick", action="store_true", help="the quick cases, one seed, 8,192 judged tokens")
+    parser.add_argument("--quick", action="store_true", help="the quick cases: one seed, shorter starts")
     names = [case.name for case in CASES]
     parser.add_argument("--only", nargs="+", choices=[*names, *SECTIONS], default=[*names, *SECTIONS])
     parser.add_argument("--seeds", type=int, help="at most this many of each case")
-    parser.add_argument("--eval-tokens", type=int, help="of each text; 16,384, or 8,192 with --quick")
+    parser.add_argument("--eval-tokens", type=int, help="of each text; 16,384, or 4,096 with --quick")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    options.eval_tokens = options.eval_tokens or (8192 if options.quick else 16384)
+    options.eval_tokens = options.eval_tokens or (4096 if options.quick else 16384)
     return options
 
 
@@ -119,9 +121,11 @@ def further(options: argparse.Namespace, maker: Maker, texts: Texts) -> str:
         tables.write_json(served, peers.rows(maker, texts.judged))
     if "ablations" in options.only:
         fewer = read(maker.source, ABLATION_TOKENS).judged
-        tables.write_json(
-            changed, ablations.rows(maker, Scores(options.out / "scores", maker.source, fewer, WINDOW))
-        )
+        scores = Scores(options.out / "scores", maker.source, fewer, WINDOW)
+        kept = json.loads(changed.read_text()) if changed.exists() else []
+        for name in ablations.CHANGES:
+            kept = [row for row in kept if row["case"] != name] + ablations.rows(maker, scores, name)
+            tables.write_json(changed, kept)
     if served.exists():
         text += peers.section(json.loads(served.read_text())) + "\n"
     if changed.exists():
@@ -137,7 +141,8 @@ def main() -> None:
     source = data.smollm2_gguf()
     console.say("reading Wikipedia and the Python reference")
     texts = read(source, options.eval_tokens)
-    maker = Maker(source, texts.training, options.out)
+    made = options.out / "quick" if options.quick else options.out
+    maker = Maker(source, texts.training, made, QUICK_START if options.quick else None)
     scores = Scores(options.out / "scores", source, texts.judged, WINDOW)
     summary = options.out / "summary.json"
     kept = json.loads(summary.read_text()) if summary.exists() and not options.quick else []

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import _core, generation, ptq, run_folder
+from . import _core, generation, ptq, run_folder, starts
 from . import teacher as teachers
 from ._core import (
     ArgumentError,
@@ -76,12 +76,12 @@ class Run:
         begun = (self.folder / run_folder.STATE).exists()
         if begun and self.trainer.step == 0:
             return
-        text, calibration = self.text, self.calibration
+        text, start, calibration = self.text, self.start, self.calibration
         if begun and (self.folder / run_folder.FINETUNE).exists():
             kept = run_folder.read_finetune(self.folder)
-            text, calibration = text or kept["text"], calibration or kept["calibration"]
+            text, start, calibration = text or kept["text"], kept["start"], kept["calibration"]
         control = not json.loads(self.prepared.policy.to_json())["rules"]
-        run_folder.write_finetune(self.folder, self.model, text, control, self.start, calibration)
+        run_folder.write_finetune(self.folder, self.model, text, control, start, calibration)
 
     @property
     def checkpoint(self) -> Path:
@@ -96,9 +96,10 @@ def start(
     folder: str | os.PathLike,
     *,
     resume: bool = False,
-    start: str | None = None,
+    start: str | os.PathLike | None = None,
     start_tokens: int | None = None,
     start_generated: float | None = None,
+    save_start: str | os.PathLike | None = None,
     on_start: ptq.Progress | None = None,
     text: Iterable[str | os.PathLike] = (),
     teacher_cache: str | os.PathLike | bool | None = None,
@@ -118,6 +119,7 @@ def start(
     By default 102,400 tokens, half of them written.
     "lattice": at the codes and scales that the model has already, see `libqat.lattice` (float checkpoints
     that were trained on a grid) and `libqat.take_up` (folders of codes and scales on the policy's grids).
+    A *.safetensors file: where another run started, which that one wrote as `save_start`.
     "none": from the model as it is. By default, and for the learning rates that `options` leave out, what
     `libqat.recommended` says for the policy, whose estimator goes with a start. on_start follows it.
 
@@ -130,6 +132,9 @@ def start(
     by this run or by others.
     """
     policy, start, options = settled(policy, start, options)
+    kept = starts.path_of(start)
+    if save_start is not None:
+        starts.check_writable(save_start, start)
     start_tokens, start_generated = _start_text(policy, start, start_tokens, start_generated)
     loaded = _core.load_model(model)
     data = _core.TokenData.from_tensor(tokens, json.loads(loaded.config)["vocab_size"])
@@ -163,27 +168,35 @@ def start(
     elif calibration:
         windows = generation.mixed(list(calibration.values()), options["seed"])
         STARTS[start](prepared, windows, compute_dtype=options["compute_dtype"], progress=on_start)
+    seen = {source: windows.numel() for source, windows in calibration.items()}
+    if kept is not None and not resume:
+        start, seen = starts.load_start(prepared, kept)
+    if save_start is not None and not resume:
+        starts.save_start(prepared, starts.Start(start, seen), save_start)
     trainer = Trainer(prepared, teacher, data, folder, **options)
     if resume:
         trainer.resume()
     if isinstance(teacher, _core.Decoder):
         teachers.share_frozen(teacher, loaded.decoder)
     files = tuple(Path(path) for path in text)
-    seen = {source: windows.numel() for source, windows in calibration.items()}
     return Run(Path(folder), loaded, prepared, trainer, Path(model), files, start, seen, check)
 
 
 def settled(
-    policy: "str | os.PathLike | Mapping | Policy", start: str | None, options: Mapping[str, Any]
+    policy: "str | os.PathLike | Mapping | Policy",
+    start: str | os.PathLike | None,
+    options: Mapping[str, Any],
 ) -> tuple[Policy, str, dict[str, Any]]:
     """Policy, start and all options of a run, with what is recommended where they do not say."""
     policy = as_policy(policy)
     recipe = _core.recommended(policy)
-    start = recipe.start if start is None else start
-    if start not in (*STARTS, LATTICE, "none"):
-        raise ArgumentError(f"start: expected one of {', '.join(STARTS)}, {LATTICE}, none, got {start!r}")
+    start = recipe.start if start is None else os.fspath(start)
+    if start not in (*STARTS, LATTICE, "none") and starts.path_of(start) is None:
+        names = f"{', '.join(STARTS)}, {LATTICE}, none or a *.safetensors file"
+        raise ArgumentError(f"start: expected one of {names}, got {start!r}")
     rates = ("learning_rate", "scale_learning_rate", "final_learning_rate")
-    known = {rate: getattr(recipe, rate) for rate in rates} if start == recipe.start else {}
+    recommended = start == recipe.start or starts.path_of(start) is not None
+    known = {rate: getattr(recipe, rate) for rate in rates} if recommended else {}
     return (
         policy if start == "none" else recipe.policy,
         start,

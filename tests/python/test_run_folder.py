@@ -42,7 +42,7 @@ def test_training_records_where_the_run_came_from(run, hf_folder, tmp_path, monk
             "text": [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")],
             "control": False,
             "start": "guided",
-            "calibration": {"text": 64},
+            "calibration": {"text": 64, "generated": 64},
         }
     ]
     assert run_folder.is_run_folder(tmp_path / "run")

@@ -48,13 +48,7 @@ WEIGHTS = {
 }
 
 
-class Start(str, Enum):
-    """Where the weights start."""
-
-    guided = "guided"
-    gptq = "gptq"
-    lattice = "lattice"
-    none = "none"
+STARTS = (*finetune.STARTS, finetune.LATTICE, "none")
 
 
 def run(
@@ -70,11 +64,13 @@ def run(
     sequence_length: Annotated[int, typer.Option(help="Tokens per sequence.")] = finetune.WINDOW,
     accumulate: Annotated[int, typer.Option(help="Batches per optimizer step.")] = 1,
     start: Annotated[
-        Start | None,
+        str | None,
         typer.Option(
+            metavar=f"{'|'.join(STARTS)}|FILE",
             help="Where the weights start: at a PTQ method's solution on the run's own tokens, at the codes "
-            "and scales that the model has already (lattice), or as they are. Default: what came out best "
-            "for the policy's grids."
+            "and scales that the model has already (lattice), where another run started (its --save-start), "
+            "or as they are (none). Default: what came out best for the policy's grids.",
+            autocompletion=lambda: list(STARTS),
         ),
     ] = None,
     start_tokens: Annotated[
@@ -89,6 +85,12 @@ def run(
             help="Share of these that the float model writes itself: such a start holds better on texts of "
             "other kinds.",
             show_default="0.5",
+        ),
+    ] = None,
+    save_start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep the start in this *.safetensors, for --start of further runs: it takes long."
         ),
     ] = None,
     learning_rate: Annotated[
@@ -159,12 +161,11 @@ def run(
         seed=seed,
     )
     tokens = finetune.tokenize_files(model, text, settings["sequence_length"])
-    begin = None if start is None else start.value
     if dry_run:
-        _plan(model, tokens, policy, settings, begin, json)
+        _plan(model, tokens, policy, settings, start, json)
         return
-    started = _start(model, tokens, policy, out, teacher_cache, resume=resume, text=text, start=begin,
-                     start_tokens=start_tokens, start_generated=start_generated,
+    started = _start(model, tokens, policy, out, teacher_cache, resume=resume, text=text, start=start,
+                     start_tokens=start_tokens, start_generated=start_generated, save_start=save_start,
                      teacher_top_k=teacher_top_k, **settings)  # fmt: skip
     last = _train(started, settings["steps"])
     for warning in started.trainer.warnings:
