@@ -194,7 +194,8 @@ def test_a_run_from_a_start_resumes_bit_for_bit(hf_folder, tokens, tmp_path):
 
 def test_unknown_starts_are_refused(hf_folder, tokens, tmp_path):
     with pytest.raises(
-        libqat.ArgumentError, match="start: expected one of guided, gptq, lattice, none, got 'awq'"
+        libqat.ArgumentError,
+        match=r"start: expected one of guided, gptq, lattice, none or a \*\.safetensors file, got 'awq'",
     ):
         run(hf_folder, tokens, tmp_path / "run", start="awq")
     policy = {"rules": [{"match": ".*", "weight": "q4_0"}], "estimator": {"kind": "clipped_ste"}}
