@@ -23,9 +23,10 @@ from ._core import (
 from .activations import ActivationRounding, activation_names, add_rounding, roundings_of
 from .experts import ExpertMatrix
 from .kv_cache import attach_kv_cache, detach_kv_cache, shared_scales
-from .nn import FLOAT, WeightQuantizer, attach, detach, is_quantized
+from .nn import FLOAT, attach, detach, is_quantized
 from .report import Report, report_of
 from .slots import Slot, check_model, check_prepared, check_slots, check_whole, find_slots, scale_names
+from .weight_quantizer import WeightQuantizer
 
 _MARK = "_libqat_policy"
 """Attribute of a prepared root module: the policy as canonical JSON."""

@@ -24,11 +24,11 @@ from .layer_rounding import (
     call,
     linear_layers,
     round_layers,
-    sensitivity_of,
     tied_heads,
 )
-from .nn import WeightQuantizer
+from .layer_sensitivity import sensitivity_of
 from .prepare import PreparedModel
+from .weight_quantizer import WeightQuantizer
 
 TOKENS = 51_200
 """Calibration tokens of the command line: 100 windows."""

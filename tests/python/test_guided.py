@@ -8,7 +8,7 @@ import torch
 from conftest import make_llama
 
 import libqat
-from libqat import _core, data, finetune, layer_rounding, ptq, run_folder
+from libqat import _core, data, finetune, layer_rounding, layer_sensitivity, ptq, run_folder
 
 POLICY = libqat.Policy.preset("gguf-q4_0").with_scale("learned")
 LAYER = "model.layers.1.mlp.down_proj"
@@ -206,7 +206,7 @@ def test_unknown_starts_are_refused(hf_folder, tokens, tmp_path):
 def test_a_torch_module_has_the_same_curvatures(hf_folder, windows):
     prepared = libqat.prepare(make_llama(), POLICY)
     layers = layer_rounding.linear_layers("guided", prepared)
-    found = layer_rounding.sensitivity_of(prepared, windows.split(2), layers, layer_rounding.call, None, 3)
+    found = layer_sensitivity.sensitivity_of(prepared, windows.split(2), layers, layer_rounding.call, None, 3)
     layer = prepared.model.get_submodule(LAYER)
     expected = output_curvature_by_autograd(make_llama(), windows, seed=3)
     # float32 against float64

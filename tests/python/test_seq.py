@@ -8,7 +8,7 @@ import pytest
 import torch
 from learned_scales import normal, weight_of
 from libqat.grids import grid as info_of
-from libqat.nn import WeightQuantizer
+from libqat.weight_quantizer import WeightQuantizer
 from seq_policies import PROJECTIONS, SEQ
 from torch import nn
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._core import ArgumentError, FileError
-from ..nn import WeightQuantizer
+from ..weight_quantizer import WeightQuantizer
 from .evaluation import Evaluation, parse_evaluation
 from .inputs import RunFolder, read_run, stored_bytes, weights_of
 from .levels import OnGrid, on_grid
