@@ -5,8 +5,9 @@
 
 Model and text come out of published Python packages (libqat.data). The C++ decoder and the C++ trainer do the
 work; the teacher is the float model. Training starts from the solution of the PTQ method that libqat
-recommends for the grid. An interrupted run continues where it was. Results: a table on standard output, and
-in the folder `--out` the checkpoint, the GGUF, report.html, training.png and summary.json.
+recommends for the grid, on the text and on as much that the model writes. An interrupted run continues where
+it was. Results: a table on standard output, and in the folder `--out` the checkpoint, the GGUF, report.html,
+training.png and summary.json.
 """
 
 import argparse
@@ -29,6 +30,8 @@ WINDOW = 256
 BATCH = 2
 MARKUP = 0.3
 """Share of the training windows that show raw wikitext instead of prose: it helps on other kinds of text."""
+START_TOKENS = 51_200
+"""That the start looks at: half of the default, which takes twice the time for a few per cent of the KL."""
 START = "start.qat.safetensors"
 """In the run folder: what training started from."""
 PROMPT = "The sun rises in the east because"
@@ -118,6 +121,7 @@ def train(
             sequence_length=WINDOW,
             frozen=list(finetune.FROZEN),
             seed=options.seed,
+            start_tokens=START_TOKENS,
             **rates(options),
         )
     if run.start != "none" and not resume:
