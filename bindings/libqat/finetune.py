@@ -15,6 +15,7 @@ from ._core import (
     ArgumentError,
     CacheCheck,
     CacheProgress,
+    Decoder,
     LoadedModel,
     Policy,
     PreparedDecoder,
@@ -115,8 +116,8 @@ def start(
 
     start: "guided" or "gptq", a PTQ method that first rounds the model by the tokens that the run trains on,
     at most `start_tokens` (but a window of each) with those that the float model writes itself, a share of
-    `start_generated` (see `libqat.generate`); training goes on from its solution, with learned scales.
-    By default 102,400 tokens, half of them written.
+    `start_generated` (see `libqat.generate`; by default 102,400, and half of them); training goes on from its
+    solution, with learned scales.
     "lattice": at the codes and scales that the model has already, see `libqat.lattice` (float checkpoints
     that were trained on a grid) and `libqat.take_up` (folders of codes and scales on the policy's grids).
     A *.safetensors file: where another run started, which that one wrote as `save_start`.
@@ -132,51 +133,32 @@ def start(
     by this run or by others.
     """
     policy, start, options = settled(policy, start, options)
-    kept = starts.path_of(start)
     if save_start is not None:
         starts.check_writable(save_start, start)
-    start_tokens, start_generated = _start_text(policy, start, start_tokens, start_generated)
+    share = _start_text(policy, start, start_tokens, start_generated)
     loaded = _core.load_model(model)
     data = _core.TokenData.from_tensor(tokens, json.loads(loaded.config)["vocab_size"])
-    teacher, check = None, None
+    teacher, check, calibration = None, None, {}
     wanted = _core.needs_teacher(**options)
     if wanted and not teacher_cache:
         teacher = teachers.float_copy(loaded, options["compute_dtype"])
-    calibration: dict[str, torch.Tensor] = {}
-    if start in STARTS and not resume:
-        calibration["text"] = _first_windows(data, options, int(start_tokens * (1 - start_generated)))
-        if start_generated:
-            writer = teacher or teachers.float_copy(loaded, options["compute_dtype"])
-            calibration["generated"] = generation.of_model(
-                loaded,
-                model,
-                calibration["text"],
-                start_generated,
-                writer,
-                seed=options["seed"],
-                progress=on_start,
-            )
-            del writer
+    if start in STARTS and not resume:  # while the model is float
+        calibration = _calibration(loaded, model, data, options, *share, teacher, on_start)
     prepared = _core.prepare_decoder(loaded.decoder, policy)
     if wanted and teacher_cache:
         path = teachers.cache_path(teacher_cache, folder)
         teacher, check = teachers.cached_teacher(
             path, loaded, prepared, data, teacher_top_k, options, on_cache
         )
-    if start == LATTICE and not resume:
-        _take_codes(Path(model), prepared, on_start)
-    elif calibration:
-        windows = generation.mixed(list(calibration.values()), options["seed"])
-        STARTS[start](prepared, windows, compute_dtype=options["compute_dtype"], progress=on_start)
     seen = {source: windows.numel() for source, windows in calibration.items()}
-    if kept is not None and not resume:
-        start, seen = starts.load_start(prepared, kept)
-    if save_start is not None and not resume:
-        starts.save_start(prepared, starts.Start(start, seen), save_start)
+    if not resume:
+        start, seen = _begin(starts.Start(start, seen), Path(model), prepared, calibration, options, on_start)
+        if save_start is not None:
+            starts.save_start(prepared, starts.Start(start, seen), save_start)
     trainer = Trainer(prepared, teacher, data, folder, **options)
     if resume:
         trainer.resume()
-    if isinstance(teacher, _core.Decoder):
+    if isinstance(teacher, Decoder):
         teachers.share_frozen(teacher, loaded.decoder)
     files = tuple(Path(path) for path in text)
     return Run(Path(folder), loaded, prepared, trainer, Path(model), files, start, seen, check)
@@ -215,6 +197,44 @@ def _start_text(policy: Policy, start: str, tokens: int | None, generated: float
         got = f"{tokens} and {generated}"
         raise ArgumentError(f"start_tokens, start_generated: expected at least 1 and 0 <= x < 1, got {got}")
     return tokens, generated
+
+
+def _calibration(
+    loaded: LoadedModel,
+    model: str | os.PathLike,
+    data: _core.TokenData,
+    options: Mapping[str, Any],
+    tokens: int,
+    share: float,
+    teacher: Decoder | None,
+    progress: ptq.Progress | None,
+) -> dict[str, torch.Tensor]:
+    """What a start looks at, int64[n, sequence_length] each: `share` of `tokens` by the float model."""
+    text = _first_windows(data, options, int(tokens * (1 - share)))
+    if not share:
+        return {"text": text}
+    writer = teacher or teachers.float_copy(loaded, options["compute_dtype"])
+    written = generation.of_model(loaded, model, text, share, writer, seed=options["seed"], progress=progress)
+    return {"text": text, "generated": written}
+
+
+def _begin(
+    start: starts.Start,
+    model: Path,
+    prepared: PreparedDecoder,
+    calibration: Mapping[str, torch.Tensor],
+    options: Mapping[str, Any],
+    progress: ptq.Progress | None,
+) -> starts.Start:
+    """Takes the model to where the run starts; how that was made."""
+    if (kept := starts.path_of(start.method)) is not None:
+        return starts.load_start(prepared, kept)
+    if start.method == LATTICE:
+        _take_codes(model, prepared, progress)
+    elif calibration:
+        windows = generation.mixed(list(calibration.values()), options["seed"])
+        STARTS[start.method](prepared, windows, compute_dtype=options["compute_dtype"], progress=progress)
+    return start
 
 
 def _take_codes(model: Path, prepared: PreparedDecoder, progress: ptq.Progress | None) -> None:

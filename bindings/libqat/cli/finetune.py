@@ -290,7 +290,7 @@ def _plan_text(plan: dict[str, Any], steps: int) -> str:
     time, text = plan["time"], plan["tokens"]
     gigabytes = {name: f"{size / 1e9:.2f}" for name, size in plan["memory"].items()}
     lines = [
-        f"start: {plan['start']}",
+        f"start: {plan['start']}{'' if plan['start'] == 'none' else ', which takes time of its own'}",
         f"trained: {plan['trained_weights']:,} of {plan['weights']:,} weights",
         f"ships: {plan['bytes'] / 1e6:,.1f} MB, {plan['bits_per_weight']:.2f} bits per weight",
         "memory: {peak} GB at most: latents {latents}, gradients {gradients}, moments {moments}, and the "
