@@ -94,6 +94,7 @@ class Maker:
             self._keep_rounded(case, seed, run)
             with console.progress(f"{case.title}: training, seed {seed}") as update:
                 run.train(lambda report: update(report.step, report.steps, console.describe(report)))
+            (folder / run_folder.STATE).unlink()  # 1.6 GB, of which nothing resumes any more
         return Run(folder)
 
     def _kept_start(self, case: Case) -> dict[str, Path]:
@@ -118,7 +119,7 @@ class Maker:
             self.training,
             case.policy,
             folder or "",
-            resume=folder is not None and (folder / "state.safetensors").exists(),
+            resume=folder is not None and (folder / run_folder.STATE).exists(),
             steps=case.steps,
             batch_size=BATCH,
             sequence_length=WINDOW,
