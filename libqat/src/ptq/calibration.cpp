@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -16,30 +15,40 @@ namespace {
 
 /// Columns of x^T x that are formed together; those left of them follow by symmetry.
 constexpr int64_t kPanel = 192;
+/// Vectors whose products are summed in float32.
+constexpr int64_t kTogether = 16384;
 
 }  // namespace
 
 InputMoments::InputMoments(int64_t width)
-    : second_(at::zeros({width, width}, at::kDouble)), magnitude_(at::zeros({width}, at::kDouble)) {}
+    : recent_(at::zeros({width, width}, at::kFloat)),
+      second_(at::zeros({width, width}, at::kDouble)),
+      magnitude_(at::zeros({width}, at::kDouble)) {}
 
 void InputMoments::add(const at::Tensor& input, const at::Tensor& weights) {
   const int64_t n = magnitude_.size(0);
   check_input("InputMoments", input, n);
   const at::NoGradGuard no_grad;
   const NoAutocast full_precision;
-  magnitude_.add_(input_rows(input, {}).abs().sum(0, /*keepdim=*/false, at::kDouble));
-  const at::Tensor x = input_rows(input, weights);
+  const at::Tensor rows = input_rows(input);
+  magnitude_.add_(rows.abs().sum(0));
+  const at::Tensor x = weights.defined() ? rows * input_factors(weights).sqrt() : rows;
   for (int64_t first = 0; first < n; first += kPanel) {
     const int64_t count = std::min(kPanel, n - first);
-    second_.narrow(0, first, count)
+    recent_.narrow(0, first, count)
         .narrow(1, first, n - first)
-        .add_(at::mm(x.narrow(1, first, count).t(), x.narrow(1, first, n - first)));
+        .addmm_(x.narrow(1, first, count).t(), x.narrow(1, first, n - first));
   }
   count_ += x.size(0);
+  recent_count_ += x.size(0);
+  if (recent_count_ < kTogether) return;
+  second_.add_(recent_);
+  recent_.zero_();
+  recent_count_ = 0;
 }
 
 at::Tensor InputMoments::second() const {
-  const at::Tensor upper = second_.triu();
+  const at::Tensor upper = (second_ + recent_).triu();
   return (upper + upper.triu(1).t()) / static_cast<double>(std::max<int64_t>(1, count_));
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "ptq/row_ops.hpp"
 #include "ptq/row_refiner.hpp"
 
 namespace qat::ptq {
@@ -71,15 +72,11 @@ class Sweep {
                                   rows_.scales.mutable_data_ptr<float>() + r * row_scales);
     if (status != Status::kOk) return status;
     for (int64_t k = 0; k < n; ++k) before_[k] = sum[k] - before_[k];  // what became of H e_r
-    add(before_, 1.0F, h_errors_.mutable_data_ptr<float>() + r * n);
+    add_scaled(before_.data(), n, 1.0F, h_errors_.mutable_data_ptr<float>() + r * n);
     for (int64_t later = i + 1; later < rows; ++later) {
-      add(before_, curvature[first + later], sums_.mutable_data_ptr<float>() + later * n);
+      add_scaled(before_.data(), n, curvature[first + later], sums_.mutable_data_ptr<float>() + later * n);
     }
     return Status::kOk;
-  }
-
-  static void add(const std::vector<float>& change, float factor, float* to) {
-    for (size_t k = 0; k < change.size(); ++k) to[k] += factor * change[k];
   }
 
   const CoupledRows& rows_;

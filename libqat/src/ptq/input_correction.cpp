@@ -18,7 +18,7 @@
 
 namespace qat::ptq {
 
-InputDrift::InputDrift(int64_t width) : sum_(at::zeros({width, width}, at::kDouble)) {}
+InputDrift::InputDrift(int64_t width) : sum_(at::zeros({width, width}, at::kFloat)) {}
 
 void InputDrift::add(const at::Tensor& reference, const at::Tensor& input, const at::Tensor& weights) {
   check_input("InputDrift", input, sum_.size(0));
@@ -27,13 +27,16 @@ void InputDrift::add(const at::Tensor& reference, const at::Tensor& input, const
   }
   const at::NoGradGuard no_grad;
   const NoAutocast full_precision;
-  const at::Tensor x = input_rows(input, weights);
-  sum_.add_(at::mm((input_rows(reference, weights) - x).t(), x));
+  const at::ScalarType dtype = input.scalar_type();
+  const at::Tensor x = input_rows(input, dtype);
+  at::Tensor drift = input_rows(reference, dtype) - x;
+  if (weights.defined()) drift.mul_(input_factors(weights).to(dtype));
+  sum_.add_(at::mm(drift.t(), x));
   count_ += x.size(0);
 }
 
 at::Tensor InputDrift::mean() const {
-  return sum_ / static_cast<double>(std::max<int64_t>(1, count_));
+  return sum_.to(at::kDouble) / static_cast<double>(std::max<int64_t>(1, count_));
 }
 
 at::Tensor input_correction(const at::Tensor& hessian, const at::Tensor& drift, double share, double damping,

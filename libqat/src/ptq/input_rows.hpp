@@ -16,10 +16,14 @@ inline void check_input(const char* function, const at::Tensor& input, int64_t w
   fail({function, "input"}, "floats [..., " + std::to_string(width) + "]", describe(input));
 }
 
-/// float32[n, N] on the CPU, times the roots of the weights where there are any.
-inline at::Tensor input_rows(const at::Tensor& input, const at::Tensor& weights) {
-  const at::Tensor x = input.detach().reshape({-1, input.size(-1)}).to(at::kCPU, at::kFloat);
-  return weights.defined() ? x * weights.reshape({-1, 1}).to(at::kFloat).sqrt() : x;
+/// [n, N] on the CPU, in float32 or the dtype named.
+inline at::Tensor input_rows(const at::Tensor& input, at::ScalarType dtype = at::kFloat) {
+  return input.detach().reshape({-1, input.size(-1)}).to(at::kCPU, dtype);
+}
+
+/// float32[n, 1] on the CPU: how often each row counts.
+inline at::Tensor input_factors(const at::Tensor& weights) {
+  return weights.reshape({-1, 1}).to(at::kCPU, at::kFloat);
 }
 
 }  // namespace qat::ptq

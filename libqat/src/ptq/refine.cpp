@@ -12,6 +12,7 @@
 #include "ptq/coupled_rows.hpp"
 #include "ptq/no_autocast.hpp"
 #include "ptq/one_thread.hpp"
+#include "ptq/row_ops.hpp"
 #include "ptq/row_refiner.hpp"
 
 namespace qat::ptq {
@@ -60,11 +61,7 @@ grid::Status weigh_errors(const Problem& problem, int64_t count, const float* w,
   std::fill(to.begin(), to.end(), 0.0F);
   for (int64_t k = 0; k < n; ++k) {
     const float* h = problem.hessian + k * n;
-    for (int64_t r = 0; r < count; ++r) {
-      const float error = errors[r * n + k];
-      float* sum = to.data() + r * n;
-      for (int64_t i = 0; i < n; ++i) sum[i] += error * h[i];
-    }
+    for (int64_t r = 0; r < count; ++r) add_scaled(h, n, errors[r * n + k], to.data() + r * n);
   }
   return grid::Status::kOk;
 }

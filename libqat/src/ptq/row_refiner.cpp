@@ -4,6 +4,8 @@
 #include <array>
 #include <cmath>
 
+#include "ptq/row_ops.hpp"
+
 namespace qat::ptq {
 namespace {
 
@@ -14,10 +16,6 @@ bool is_linear(const grid::Grid& grid) {
   return grid.params() <= 2 && std::all_of(fields.begin(), fields.end(), [](const grid::Field& field) {
            return field.dtype != grid::DType::kU8 && field.dtype != grid::DType::kI8;
          });
-}
-
-void add_scaled(const float* from, int64_t n, float factor, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
 }
 
 }  // namespace
@@ -55,39 +53,29 @@ Status RowRefiner::load(const float* h_error, const float* latent, const float* 
 }
 
 void RowRefiner::shift(int64_t first, const float* change) {
-  for (int64_t i = 0; i < block_; ++i) {
-    if (change[i] == 0.0F) continue;
-    w_hat_[first + i] += change[i];
-    add_scaled(hessian_ + (first + i) * n_, n_, -change[i], h_error_.data());
-  }
+  for (int64_t i = 0; i < block_; ++i) w_hat_[first + i] += change[i];
+  subtract_rows(hessian_ + first * n_, n_, change, block_, n_, h_error_.data());
 }
 
-void RowRefiner::products(int64_t first, const float* a, const float* b, double* with_hessian,
-                          double* with_error) const {
-  *with_hessian = 0.0;
-  *with_error = 0.0;
-  for (int64_t i = 0; i < block_; ++i) {
-    const float* h = hessian_ + (first + i) * n_ + first;
-    float row = 0.0F;
-    for (int64_t k = 0; k < block_; ++k) row += h[k] * b[k];
-    *with_hessian += static_cast<double>(a[i]) * row;
-    *with_error += static_cast<double>(a[i]) * h_error_[first + i];
-  }
+double RowRefiner::with_hessian(int64_t first, const float* a, const float* b) const {
+  return bilinear(a, hessian_ + first * n_ + first, n_, b, block_);
+}
+
+double RowRefiner::with_error(int64_t first, const float* a) const {
+  return dot(a, h_error_.data() + first, block_);
 }
 
 /// The change of the block's parameters that least squares asks for; false where they do not determine it.
 bool RowRefiner::solve_scales(const float* unit, int64_t first, float* change) {
-  double h00 = 0.0, g0 = 0.0;
-  products(first, unit, unit, &h00, &g0);
+  const double h00 = with_hessian(first, unit, unit), g0 = with_error(first, unit);
   if (!(h00 > 0.0)) return false;
   if (params_ == 1) {
     change[0] = static_cast<float>(g0 / h00);
     return true;
   }
   const float* second = unit + block_;
-  double h11 = 0.0, g1 = 0.0, h01 = 0.0, ignored = 0.0;
-  products(first, second, second, &h11, &g1);
-  products(first, unit, second, &h01, &ignored);
+  const double h11 = with_hessian(first, second, second), g1 = with_error(first, second);
+  const double h01 = with_hessian(first, unit, second);
   const double determinant = h00 * h11 - h01 * h01;
   if (!(determinant > 1e-9 * h00 * h11)) return false;
   change[0] = static_cast<float>((g0 * h11 - g1 * h01) / determinant);
@@ -113,10 +101,9 @@ void RowRefiner::move_scales(int64_t block) {
   if (std::equal(moved.begin(), moved.begin() + params_, stored)) return;
   grid_.decode(codes, block_, moved.data(), trial_.data());
   for (int64_t i = 0; i < block_; ++i) trial_[i] -= w_hat_[first + i];
-  double with_hessian = 0.0, with_error = 0.0;
-  products(first, trial_.data(), trial_.data(), &with_hessian, &with_error);
-  if (!(with_hessian < 2.0 * with_error)) return;
-  shift(first, trial_.data());
+  const float* change = trial_.data();
+  if (!(with_hessian(first, change, change) < 2.0 * with_error(first, change))) return;
+  shift(first, change);
   grid_.decode(codes, block_, moved.data(), w_hat_.data() + first);
   std::copy_n(moved.data(), params_, stored);
   std::copy_n(moved.data(), params_, scales_.data() + block * params_);

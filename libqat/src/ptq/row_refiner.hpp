@@ -29,9 +29,10 @@ class RowRefiner {
   void make_levels(int64_t block);
   /// w_hat[first + i] += change[i] for a whole block, and h_error with it.
   void shift(int64_t first, const float* change);
-  /// change^T H change and change^T h_error of a block.
-  void products(int64_t first, const float* a, const float* b, double* with_hessian,
-                double* with_error) const;
+  /// a^T H b of a block.
+  double with_hessian(int64_t first, const float* a, const float* b) const;
+  /// a^T h_error of a block.
+  double with_error(int64_t first, const float* a) const;
   void finish(float* h_error, float* latent, float* scales);
 
   const grid::Grid& grid_;

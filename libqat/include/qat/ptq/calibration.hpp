@@ -24,15 +24,15 @@ using LookupCurvatures = std::map<std::string, at::Tensor>;
 /// count all outputs alike and apart.
 using OutputCurvatures = std::map<std::string, at::Tensor>;
 
-/// Moments of one layer's inputs. Memory: N^2 float64.
+/// Moments of one layer's inputs. Memory: N^2 float64 and as many float32.
 class InputMoments {
  public:
   /// width: N, the layer's in_features.
   explicit InputMoments(int64_t width);
 
   /// input: [..., N] of any float type; each of its vectors x counts once, or weights[...] times where there
-  /// are any: E[weight x x^T]. Products are summed in float32 within a call and in float64 between calls.
-  /// ArgumentError for another width.
+  /// are any: E[weight x x^T]. Products are summed in float32 over some 16,384 vectors (or those of a call,
+  /// if they are more), and in float64 beyond. ArgumentError for another width.
   void add(const at::Tensor& input, const at::Tensor& weights = {});
 
   /// Vectors added so far.
@@ -43,7 +43,8 @@ class InputMoments {
   at::Tensor magnitude() const;
 
  private:
-  int64_t count_ = 0;
+  int64_t count_ = 0, recent_count_ = 0;
+  at::Tensor recent_;     ///< float32[N, N]: sums that second_ lacks
   at::Tensor second_;     ///< float64[N, N]: sums; only panels on and right of the diagonal
   at::Tensor magnitude_;  ///< float64[N]: sums
 };
