@@ -109,26 +109,31 @@ def rows(maker: Maker, scores: Scores, name: str) -> list[dict]:
     return found
 
 
+def title(name: str) -> str:
+    """Of a case's section."""
+    return f"What the defaults rest on: `{name}`"
+
+
 def section(found: list[dict], folder: Path) -> str:
-    """The Markdown of the rows; figures go to `folder`."""
-    text = "## What the defaults rest on\n\nOne setting changed at a time, seed 0, "
-    text += f"{max(row['eval_tokens'] for row in found):,} judged tokens of each text; KL (and nats).\n\n"
-    for name in CHANGES:
-        here = [row for row in found if row["case"] == name]
-        lines = []
-        for title in dict.fromkeys(row["title"] for row in here):
-            cells = {
-                row["text"]: f"{row['kl']:.4f} ({row['nats']:.3f})" for row in here if row["title"] == title
-            }
-            lines.append([title, *(cells[text] for text in TITLES)])
-        if lines:
-            columns = ["setting", *(f">{title}" for title in TITLES.values())]
-            text += f"`{name}`:\n\n{tables.table(columns, lines)}\n"
-            points = {row["title"]: {} for row in here}
-            for row in here:
-                points[row["title"]][row["text"]] = [row["kl"]]
-            text += plots.dots(points, folder / f"settings-{name}.svg", "recommended") + "\n"
-    return text
+    """The Markdown of a case's rows; its figure goes to `folder`."""
+    name = found[0]["case"]
+    settings: dict[str, dict[str, dict]] = {}
+    for row in found:
+        settings.setdefault(row["title"], {})[row["text"]] = row
+    lines = [
+        [setting, *(f"{texts[text]['kl']:.4f} ({texts[text]['nats']:.3f})" for text in TITLES)]
+        for setting, texts in settings.items()
+    ]
+    judged = max(row["eval_tokens"] for row in found)
+    text = (
+        f"## {title(name)}\n\nOne setting changed at a time, seed 0, {judged:,} judged tokens of each text; "
+    )
+    text += "KL (and nats above the float model).\n\n"
+    text += tables.table(["setting", *(f">{text}" for text in TITLES.values())], lines) + "\n"
+    points = {
+        setting: {text: [row["kl"]] for text, row in texts.items()} for setting, texts in settings.items()
+    }
+    return text + plots.dots(points, folder / f"settings-{name}.svg", "recommended")
 
 
-__all__ = ["CHANGES", "case_of", "rows", "section"]
+__all__ = ["CHANGES", "case_of", "rows", "section", "title"]

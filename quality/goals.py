@@ -12,6 +12,9 @@ from texts import TITLES
 Row = Mapping[str, Any]
 
 
+TITLE = "Goals"
+
+
 class Goal(NamedTuple):
     """A bound on a figure of the trained model, averaged over seeds."""
 
@@ -81,8 +84,12 @@ def _number(figure: str, value: float) -> str:
     return f"{value:.3f}" if figure == NATS else f"{100 * value:.1f} %"
 
 
-def section(rows: list[Row]) -> str:
-    """The Markdown."""
+def section(rows: list[Row], kept: str = "") -> str:
+    """The Markdown. kept: the section so far, of which the lines stay whose case is not among the rows."""
     columns = ["case", "figure", ">goal", *(f">{title}" for title in TITLES.values()), "met"]
-    text = "## Goals\n\nSet before the work began, from a prototype's figures; means over the seeds.\n\n"
-    return text + tables.table(columns, lines(rows)) + "\n"
+    text = f"## {TITLE}\n\nSet before the work began, from a prototype's figures; means over the seeds.\n\n"
+    known = {tuple(line[:2]): line for line in tables.read(kept)} | {
+        tuple(line[:2]): line for line in lines(rows)
+    }
+    order = [(f"`{goal.case}`", goal.figure) for goal in GOALS]
+    return text + tables.table(columns, (known[key] for key in order if key in known))

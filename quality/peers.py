@@ -19,7 +19,10 @@ LEARNING_RATES = (5e-5, 1e-4, 2e-4)
 """Tried for torchao; its best counts."""
 WINDOWS = 16
 """Of each text, judged by llama.cpp: every token costs it a step."""
-SECTION = """## Judged by llama.cpp, beside torchao
+TITLE = "Judged by llama.cpp, beside torchao"
+SECTION = (
+    f"## {TITLE}\n"
+    + """
 
 Q4_0 files, {eval_tokens:,} tokens of each text, every figure computed by llama.cpp ({llama_cpp}). torchao
 trains int4 groups of 32 with the same tokens, loss, optimizer and schedule; then, as its users do, weights
@@ -27,6 +30,7 @@ are converted, dequantized and made Q4_0 by llama.cpp's own rule. Several learni
 above the float model, with 95 % intervals over windows.
 
 """
+)
 
 
 def case_of(name: str) -> Case:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from libqat.html_report.svg import COLOURS, figure
@@ -41,6 +41,24 @@ def dots(points: Points, path: Path, emphasized: str) -> str:
         drawing.legend(loc="outside upper right", ncols=len(TITLES), frameon=False)
         _save(drawing, path)
     return f"![KL of every setting]({path.parent.name}/{path.name})\n"
+
+
+def curve(mixtures: Sequence[tuple[float, float]], uniform: tuple[float, float], path: Path) -> str:
+    """Draws (bits per weight, KL) of mixtures as a line, and that of a uniform width as a dot beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with figure(7.2, 3.2) as (drawing, axes):
+        drawing.set_facecolor(COLOURS["paper"])
+        axes.plot(*zip(*mixtures, strict=True), color=COLOURS["ptq"], label="best mixture of 2 and 4 bits")
+        axes.plot(*uniform, "o", color=COLOURS["qat"], markersize=6, label="3 bits everywhere")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("bits per weight")
+        axes.set_ylabel("sum of the parts' KL, nats per token")
+        drawing.legend(loc="outside upper right", ncols=2, frameon=False)
+        _save(drawing, path)
+    return f"![KL of mixtures by size]({path.parent.name}/{path.name})\n"
 
 
 def _save(drawing, path: Path) -> None:

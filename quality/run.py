@@ -19,8 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import ablations
-import page
+import mixture
 import peers
+import published
 import tables
 import torch
 from cases import BASELINES, CASES, Case
@@ -32,11 +33,11 @@ from texts import STEP, WINDOW, Texts, read
 import libqat
 from libqat import data
 
-QUICK_START = 40_960
+QUICK_START = 30_720
 """Tokens that a start looks at with --quick: it takes the most time."""
 ABLATION_TOKENS = 8192
 """Of each text: enough to rank settings, not to publish one."""
-SECTIONS = ("ablations", "peers")
+SECTIONS = ("peers", "mixture", "ablations")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "quality.md"
 
 
@@ -113,24 +114,24 @@ def measure(options: argparse.Namespace, maker: Maker, scores: Scores, kept: lis
     return kept
 
 
-def further(options: argparse.Namespace, maker: Maker, texts: Texts) -> str:
-    """The sections behind the cases: the peers in llama.cpp, and the experiments."""
-    text = ""
-    changed, served = options.out / "ablations.json", options.out / "llama_cpp.json"
+def further(options: argparse.Namespace, maker: Maker, texts: Texts) -> dict[str, str]:
+    """Title -> section of what stands behind the cases: peers in llama.cpp, and the experiments."""
+    folder = PAGE.with_suffix("")
+    found = {}
     if "peers" in options.only:
-        tables.write_json(served, peers.rows(maker, texts.judged))
+        served = peers.rows(maker, texts.judged)
+        tables.write_json(options.out / "llama_cpp.json", served)
+        found[peers.TITLE] = peers.section(served)
+    if "mixture" in options.only:
+        found[mixture.TITLE] = mixture.section(mixture.rows(maker, options.out / "mixture.json"), folder)
     if "ablations" in options.only:
         fewer = read(maker.source, ABLATION_TOKENS).judged
         scores = Scores(options.out / "scores", maker.source, fewer, WINDOW)
-        kept = json.loads(changed.read_text()) if changed.exists() else []
         for name in ablations.CHANGES:
-            kept = [row for row in kept if row["case"] != name] + ablations.rows(maker, scores, name)
-            tables.write_json(changed, kept)
-    if served.exists():
-        text += peers.section(json.loads(served.read_text())) + "\n"
-    if changed.exists():
-        text += ablations.section(json.loads(changed.read_text()), PAGE.with_suffix(""))
-    return text
+            changed = ablations.rows(maker, scores, name)
+            tables.write_json(options.out / f"ablations-{name}.json", changed)
+            found[ablations.title(name)] = ablations.section(changed, folder)
+    return found
 
 
 def main() -> None:
@@ -148,7 +149,7 @@ def main() -> None:
     kept = json.loads(summary.read_text()) if summary.exists() and not options.quick else []
     rows = measure(options, maker, scores, kept)
     if not options.quick:
-        page.write(rows, PAGE, further(options, maker, texts))
+        published.write(rows, PAGE, further(options, maker, texts))
     console.say(f"done in {console.clock(time.monotonic() - begin)}; figures in {options.out}")
 
 

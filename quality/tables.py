@@ -47,6 +47,12 @@ def table(columns: list[str], lines: Iterable[list[str]]) -> str:
     return "\n".join([head, rule, *("| " + " | ".join(line) + " |" for line in lines)]) + "\n"
 
 
+def read(text: str) -> list[list[str]]:
+    """The cells of the tables in a Markdown text, line by line; heads are lines, too."""
+    lines = [line.strip().strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
 COLUMNS = [
     "text",
     "method",
