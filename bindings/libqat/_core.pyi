@@ -112,6 +112,7 @@ __all__: list[str] = [
     "report_tensor",
     "requantization_report",
     "resampled_means",
+    "sample",
     "save",
     "score_choices",
     "score_intervals",
@@ -2107,6 +2108,14 @@ def resampled_means(
         seed: the same seed gives the same draws on each machine.
 
     Returns float64 [S, resamples].
+    """
+
+def sample(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """
+    An id for each row of logits[n, V] with its probability, int64[n].
+
+    uniform: float64[n], evenly drawn from [0, 1): one number a row, where multinomial draws one for each id. ArgumentError
+    for other shapes and dtypes; NumericError for logits that are not finite.
     """
 
 def save(checkpoint: QuantizedCheckpoint, path: os.PathLike | str | bytes) -> None:

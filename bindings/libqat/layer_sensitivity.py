@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._core import InputMoments
+from ._core import InputMoments, sample
 from .nn import QuantizedEmbedding, QuantizedLinear
 from .prepare import PreparedModel
 
@@ -157,8 +157,8 @@ def _own_loss(output: Any, generator: torch.Generator) -> Tensor:
     logits = getattr(output, "logits", None)
     if logits is not None:
         rows = logits.float().flatten(0, -2)
-        labels = torch.multinomial(rows.detach().softmax(-1).cpu(), 1, generator=generator)
-        return -rows.log_softmax(-1).gather(1, labels.to(rows.device)).sum()
+        labels = sample(rows, torch.rand(len(rows), dtype=torch.float64, generator=generator))
+        return -rows.log_softmax(-1).gather(1, labels[:, None]).sum()
     value = getattr(output, "last_hidden_state", output)
     return (value * torch.randn(value.shape, generator=generator).to(value)).sum()
 

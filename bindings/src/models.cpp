@@ -11,6 +11,7 @@
 #include "qat/models/generate.hpp"
 #include "qat/models/load.hpp"
 #include "qat/models/shapes.hpp"
+#include "qat/ops/sample.hpp"
 
 namespace py = pybind11;
 
@@ -86,6 +87,12 @@ same text where the logits are the same bits. Computes in autocast's dtype or th
 
 ArgumentError unless count and window are positive and there are ids in `first`; NumericError for logits that are not
 finite.)");
+  module.def("sample", &qat::sample, py::arg("logits"), py::arg("uniform"),
+             py::call_guard<py::gil_scoped_release>(),
+             R"(An id for each row of logits[n, V] with its probability, int64[n].
+
+uniform: float64[n], evenly drawn from [0, 1): one number a row, where multinomial draws one for each id. ArgumentError
+for other shapes and dtypes; NumericError for logits that are not finite.)");
   module.def(
       "mixed", &models::mixed, py::arg("parts"), py::arg("seed") = 0,
       "Windows of several sources, each int64[n, T], in one order without a pattern, so that each batch has "

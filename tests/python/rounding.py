@@ -52,3 +52,10 @@ def on_lattice(codes, scales, dtype):
     """codes int8 [R, N], scales [R, G] -> the weights as a file of that dtype holds them, float32."""
     scales = scales.repeat_interleave(codes.shape[1] // scales.shape[1], 1)
     return (codes.float() * scales.float()).to(dtype).float()
+
+
+def drawn(logits, generator):
+    """Ids by their probabilities: how many cumulated ones each row's random number has passed."""
+    sums = logits.double().softmax(-1).cumsum(-1)
+    numbers = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator)
+    return (sums <= numbers * sums[:, -1:]).sum(-1)

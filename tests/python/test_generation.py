@@ -64,7 +64,7 @@ def test_refusals(loaded):
             libqat.generate(loaded.decoder, count, window, first)
     with torch.no_grad():
         loaded.decoder.parameters()["model.norm.weight"].fill_(float("nan"))
-    with pytest.raises(libqat.NumericError, match="generate: logits: expected finite ones"):
+    with pytest.raises(libqat.NumericError, match="sample: logits: expected finite ones"):
         libqat.generate(loaded.decoder, 1, 4, FIRST)
 
 

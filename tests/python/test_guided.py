@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from conftest import make_llama
+from rounding import drawn
 
 import libqat
 from libqat import _core, data, finetune, layer_rounding, layer_sensitivity, ptq, run_folder
@@ -43,7 +44,7 @@ def gradients_by_autograd(model, windows, seed):
         hook = model.get_submodule(LAYER).register_forward_hook(lambda *a, o=outputs: o.append(a[2]))
         logits = model(part).logits.flatten(0, 1)
         hook.remove()
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        labels = drawn(logits.detach(), generator)
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         yield torch.autograd.grad(loss, outputs[0])[0]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_llama
+from rounding import drawn
 
 import libqat
 from libqat import _core, data, finetune, layer_rounding, ptq
@@ -63,7 +64,7 @@ def hessians_by_autograd(model, windows, seed):
         rows = model.model.embed_tokens(part).detach().requires_grad_()
         hidden = model.model(inputs_embeds=rows).last_hidden_state
         logits = model.lm_head(hidden).flatten(0, 1)
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        labels = drawn(logits.detach(), generator)
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         by_logits, by_rows = torch.autograd.grad(loss, (logits, rows))
         inputs.append(hidden.detach().flatten(0, 1).double())

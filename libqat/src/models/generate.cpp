@@ -8,13 +8,13 @@
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randperm.h>
-#include <ATen/ops/searchsorted.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <string>
 
 #include "qat/core/error.hpp"
+#include "qat/ops/sample.hpp"
 
 namespace qat::models {
 namespace {
@@ -55,18 +55,6 @@ int64_t begin(const at::Tensor& texts, const at::Tensor& first, const std::optio
 
 }  // namespace
 
-at::Tensor sample(const at::Tensor& logits, const at::Generator& generator) {
-  const at::Tensor sums = logits.to(at::kDouble).softmax(-1).cumsum(-1);
-  const at::Tensor total = sums.narrow(-1, sums.size(-1) - 1, 1);
-  if (!total.isfinite().all().item<bool>()) {
-    throw NumericError("generate: logits: expected finite ones, got others");
-  }
-  const at::Tensor at =
-      at::rand({sums.size(0), 1}, generator, at::TensorOptions(at::kDouble)).to(total.device()) * total;
-  const at::Tensor found = at::searchsorted(sums, at, /*out_int32=*/false, /*right=*/true);
-  return found.squeeze(1).clamp_max(logits.size(-1) - 1);
-}
-
 at::Tensor generate(Decoder& decoder, int64_t count, int64_t window, const at::Tensor& first,
                     const GenerateOptions& options) {
   check(count, window, first, options);
@@ -79,7 +67,8 @@ at::Tensor generate(Decoder& decoder, int64_t count, int64_t window, const at::T
     KvCache cache(decoder.config());
     at::Tensor prompt = part.narrow(1, 0, given);
     for (int64_t at = given; at < window; ++at) {
-      part.select(1, at).copy_(sample(decoder.forward(prompt, cache).select(1, -1), generator));
+      const at::Tensor uniform = at::rand({part.size(0)}, generator, at::TensorOptions(at::kDouble));
+      part.select(1, at).copy_(sample(decoder.forward(prompt, cache).select(1, -1), uniform));
       prompt = part.narrow(1, at, 1);
       if (options.progress) options.progress(done + part.size(0) * (at + 1), texts.numel());
     }

@@ -9,12 +9,11 @@
 #include "ptq/check.hpp"
 #include "ptq/input_rows.hpp"
 #include "ptq/no_autocast.hpp"
+#include "ptq/symmetric_sums.hpp"
 
 namespace qat::ptq {
 namespace {
 
-/// Columns of x^T x that are formed together; those left of them follow by symmetry.
-constexpr int64_t kPanel = 192;
 /// Vectors whose products are summed in float32.
 constexpr int64_t kTogether = 16384;
 
@@ -33,12 +32,7 @@ void InputMoments::add(const at::Tensor& input, const at::Tensor& weights) {
   const at::Tensor rows = input_rows(input);
   magnitude_.add_(rows.abs().sum(0));
   const at::Tensor x = weights.defined() ? rows * input_factors(weights).sqrt() : rows;
-  for (int64_t first = 0; first < n; first += kPanel) {
-    const int64_t count = std::min(kPanel, n - first);
-    recent_.narrow(0, first, count)
-        .narrow(1, first, n - first)
-        .addmm_(x.narrow(1, first, count).t(), x.narrow(1, first, n - first));
-  }
+  add_products(recent_, x);
   count_ += x.size(0);
   recent_count_ += x.size(0);
   if (recent_count_ < kTogether) return;
@@ -48,8 +42,7 @@ void InputMoments::add(const at::Tensor& input, const at::Tensor& weights) {
 }
 
 at::Tensor InputMoments::second() const {
-  const at::Tensor upper = (second_ + recent_).triu();
-  return (upper + upper.triu(1).t()) / static_cast<double>(std::max<int64_t>(1, count_));
+  return from_upper(second_ + recent_) / static_cast<double>(std::max<int64_t>(1, count_));
 }
 
 at::Tensor InputMoments::magnitude() const {

@@ -5,10 +5,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/log_softmax.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/multinomial.h>
-#include <ATen/ops/ones_like.h>
-#include <ATen/ops/softmax.h>
+#include <ATen/ops/rand.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 
@@ -21,7 +18,9 @@
 #include "ptq/check.hpp"
 #include "ptq/no_autocast.hpp"
 #include "ptq/stage_walk.hpp"
+#include "ptq/symmetric_sums.hpp"
 #include "qat/core/error.hpp"
+#include "qat/ops/sample.hpp"
 
 namespace qat::ptq {
 namespace {
@@ -118,7 +117,7 @@ class Recorder {
       result.tokens[name] = clipped(record.squares, mean);
       if (record.lookups.empty()) {
         if (record.curvature.defined()) {
-          result.outputs[name] = record.curvature / static_cast<double>(record.tokens);
+          result.outputs[name] = from_upper(record.curvature) / static_cast<double>(record.tokens);
         }
         continue;
       }
@@ -142,7 +141,7 @@ class Recorder {
     int64_t outputs = 0;              ///< O
     double sum = 0.0;                 ///< of `squares`, so far
     int64_t tokens = 0;               ///< in it
-    at::Tensor curvature;             ///< float32[K, S, S]: sums of g g^T; undefined for heads
+    at::Tensor curvature;             ///< float32[K, S, S]: symmetric sums of g g^T; undefined for heads
     at::Tensor batch_lookups;         ///< gradients of looked-up rows, float32[count, T, N]
     std::vector<at::Tensor> lookups;  ///< of all batches; empty where there are none
   };
@@ -163,7 +162,7 @@ class Recorder {
     for (int64_t k = 0; k < groups; ++k) {
       const int64_t count = std::min(size, outputs - k * size);
       const at::Tensor part = g.narrow(1, k * size, count).to(gradient.scalar_type());
-      record.curvature[k].narrow(0, 0, count).narrow(1, 0, count).add_(at::mm(part.t(), part).cpu(), most);
+      add_products(record.curvature[k].narrow(0, 0, count).narrow(1, 0, count), part, most);
     }
   }
 
@@ -200,11 +199,10 @@ class Recorder {
 };
 
 /// The summed cross-entropy with labels drawn from the model's own distribution.
-at::Tensor own_loss(const at::Tensor& logits, at::Generator generator) {
+at::Tensor own_loss(const at::Tensor& logits, const at::Generator& generator) {
   const at::Tensor rows = logits.reshape({-1, logits.size(-1)}).to(at::kFloat);
-  const at::Tensor p = at::softmax(rows.detach(), -1).cpu();
-  const at::Tensor labels = at::multinomial(p, 1, /*replacement=*/true, std::move(generator));
-  return -at::log_softmax(rows, -1).gather(1, labels.to(rows.device())).sum();
+  const at::Tensor uniform = at::rand({rows.size(0)}, generator, at::TensorOptions(at::kDouble));
+  return -at::log_softmax(rows, -1).gather(1, sample(rows, uniform).unsqueeze(1)).sum();
 }
 
 }  // namespace

@@ -37,10 +37,6 @@ struct GenerateOptions {
 at::Tensor generate(Decoder& decoder, int64_t count, int64_t window, const at::Tensor& first,
                     const GenerateOptions& options = {});
 
-/// An id for each row of logits[n, V] with its probability, int64[n]. One random number a row, where
-/// multinomial draws one for each id. NumericError for logits that are not finite.
-at::Tensor sample(const at::Tensor& logits, const at::Generator& generator);
-
 /// Windows of several sources, each int64[n, T], in one order without a pattern, so that each batch has some
 /// of all. A single source stays as it is.
 at::Tensor mixed(const std::vector<at::Tensor>& parts, int64_t seed);

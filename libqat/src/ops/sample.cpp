@@ -1,0 +1,62 @@
+#include "qat/ops/sample.hpp"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/cumsum.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/softmax.h>
+
+#include <algorithm>
+#include <sstream>
+#include <vector>
+
+#include "qat/core/error.hpp"
+
+namespace qat {
+namespace {
+
+/// Probabilities that exist at a time: 32 MB of sums, not a vocabulary for each token of a long text.
+constexpr int64_t kTogether = int64_t{1} << 22;
+
+std::string described(const at::Tensor& tensor) {
+  std::ostringstream text;
+  text << tensor.dtype().name() << tensor.sizes();
+  return text.str();
+}
+
+void check(const at::Tensor& logits, const at::Tensor& uniform) {
+  const bool rows = logits.dim() == 2 && logits.is_floating_point() && logits.size(-1) > 0;
+  if (rows && uniform.dim() == 1 && uniform.scalar_type() == at::kDouble &&
+      uniform.size(0) == logits.size(0)) {
+    return;
+  }
+  throw ArgumentError("sample: logits, uniform: expected floats [n, V] and float64[n], got " +
+                      described(logits) + " and " + described(uniform));
+}
+
+at::Tensor drawn(const at::Tensor& logits, const at::Tensor& uniform) {
+  const at::ScalarType dtype = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor sums = at::softmax(logits, -1, dtype).cumsum(-1, at::kDouble);
+  const at::Tensor total = sums.narrow(-1, sums.size(-1) - 1, 1);
+  if (!total.isfinite().all().item<bool>()) {
+    throw NumericError("sample: logits: expected finite ones, got others");
+  }
+  const at::Tensor at = uniform.to(total.device()).unsqueeze(1) * total;
+  const at::Tensor found = at::searchsorted(sums, at, /*out_int32=*/false, /*right=*/true);
+  return found.squeeze(1).clamp_max(logits.size(-1) - 1);
+}
+
+}  // namespace
+
+at::Tensor sample(const at::Tensor& logits, const at::Tensor& uniform) {
+  check(logits, uniform);
+  const at::NoGradGuard no_grad;
+  const int64_t rows = std::max<int64_t>(1, kTogether / logits.size(1));
+  const std::vector<at::Tensor> parts = logits.detach().split(rows), numbers = uniform.split(rows);
+  std::vector<at::Tensor> found;
+  for (size_t i = 0; i < parts.size(); ++i) found.push_back(drawn(parts[i], numbers[i]));
+  return at::cat(found);
+}
+
+}  // namespace qat
