@@ -1,99 +1,66 @@
-"""Why 2 and 4 bits together stay behind 3: what each part of the model costs at each width, by itself.
+"""Why 2 and 4 bits together stay behind 3: what each matrix costs at each width, and the best mixtures.
 
-A part is the matrices of one kind in five layers. One part at a time takes the weights that GPTQ left it
-with, all else stays float; KL is measured on windows of the training text. Where rounding is mild these costs
-add up, so the best mixture of any size can be found without making it.
+Guided rounding expects of each matrix what its error adds to KL. Where rounding is mild these costs add up,
+so the best mixture of any size can be found without making it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import plots
 import tables
-import torch
 from cases import CASES
 from libqat.cli import console
 from models import Maker
-from scoring import GROUP
 from texts import WINDOW
 
 import libqat
 
 TITLE = "2 and 4 bits against 3"
-TOKENS = 2048
+TOKENS = 12_800
+"""Of the training text, that each width is rounded by."""
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LAYERS = 5
-"""Of a part."""
+"""In a column of the table."""
 WIDTHS = {"q2_0": "q2_0", "int3_g64": "mlx3_g64", "q4_0": "q4_0"}
 """Case -> its grid: 2, 3 and 4 bits."""
 LOW, UNIFORM, HIGH = WIDTHS.values()
 Row = Mapping[str, Any]
 
 
-class Part(NamedTuple):
-    """The matrices of one kind in some layers."""
-
-    kind: str
-    first: int
-    names: tuple[str, ...]
-
-
-def parts(names: Iterable[str]) -> list[Part]:
-    """Of a model's parameters, kind by kind."""
-    found: dict[tuple[str, int], list[str]] = {}
-    for name in names:
-        pieces = name.split(".")
-        kind = next((piece for piece in pieces if piece in KINDS), None)
-        if kind:
-            first = int(pieces[2]) // LAYERS * LAYERS
-            found.setdefault((kind, first), []).append(name)
-    order = sorted(found, key=lambda key: (KINDS.index(key[0]), key[1]))
-    return [Part(kind, first, tuple(found[kind, first])) for kind, first in order]
-
-
 def rows(maker: Maker, path: Path) -> list[dict]:
-    """{"kind", "first", "grid", "weights", "bits", "kl"} of each part on each grid, kept in `path`."""
+    """{"name", "grid", "weights", "bits", "kl"} of each matrix of the blocks on each grid, kept in `path`."""
     kept = json.loads(path.read_text()) if path.exists() else []
-    done = {(row["kind"], row["first"], row["grid"]) for row in kept}
-    tokens = maker.training[:TOKENS]
-    float_ = libqat.open_model(maker.source, "float").decoder
-    for name, grid in WIDTHS.items():
-        checkpoint = maker.rounded(next(case for case in CASES if case.name == name), "gptq")
-        missing = [part for part in parts(float_.parameters()) if (*part[:2], grid) not in done]
-        for start in range(0, len(missing), GROUP):
-            kept += measured(float_, checkpoint, grid, missing[start : start + GROUP], tokens)
+    for case, grid in WIDTHS.items():
+        if not any(row["grid"] == grid for row in kept):
+            kept += measured(maker, case, grid)
             tables.write_json(path, kept)
     return kept
 
 
-def measured(
-    float_: libqat.Decoder, checkpoint: Path, grid: str, some: Sequence[Part], tokens: torch.Tensor
-) -> list[dict]:
-    """The rows of some parts, one model for each, in one pass of the float model."""
-    rounded = libqat.open_model(checkpoint).decoder.parameters()
-    models = [float_.frozen_copy(torch.float32) for _ in some]
-    for model, part in zip(models, some, strict=True):
-        weights = model.parameters()
-        for name in part.names:
-            weights[name].copy_(rounded[name])
-    with console.progress(f"{grid}: {some[0].kind} from layer {some[0].first}") as update:
-        scores = libqat.compare(
-            float_, models, tokens, window=WINDOW, progress=lambda done, total: update(done, total)
-        )
+def measured(maker: Maker, case: str, grid: str) -> list[dict]:
+    """The rows of one grid everywhere."""
+    policy = next(one.policy for one in CASES if one.name == case)
+    decoder = libqat.load_model(maker.source).decoder
+    prepared = libqat.prepare(decoder, libqat.Policy.from_json(json.dumps(policy)).with_scale("learned"))
+    windows = maker.training[:TOKENS].view(-1, WINDOW)
+    with console.progress(f"{grid}: what each matrix costs") as update:
+        found = libqat.guided(prepared, windows, progress=update)
+    shapes = {name: weight.shape for name, weight in decoder.parameters().items()}
     return [
         {
-            "kind": part.kind,
-            "first": part.first,
+            "name": one.name,
             "grid": grid,
-            "weights": sum(rounded[name].numel() for name in part.names),
-            "bits": libqat.grids.grid(grid).bits_per_weight(rounded[part.names[0]].shape[1]),
-            "kl": score.kl,
+            "weights": shapes[one.name].numel(),
+            "bits": libqat.grids.grid(grid).bits_per_weight(shapes[one.name][1]),
+            "kl": one.expected_kl,
         }
-        for part, score in zip(some, scores[1:], strict=True)
+        for one in found
+        if one.expected_kl is not None
     ]
 
 
@@ -106,27 +73,27 @@ class Mixture(NamedTuple):
     """The sum of what the parts cost by themselves."""
 
 
-def cost(found: list[Row], grid_of: Callable[[Row], str]) -> Mixture:
-    """Of the model whose parts are on the grids that `grid_of` gives a row's part."""
-    chosen = [row for row in found if row["grid"] == grid_of(row)]
+def cost(found: list[Row], grid_of: Callable[[str], str]) -> Mixture:
+    """Of the model whose matrices are on the grids that `grid_of` gives their names."""
+    chosen = [row for row in found if row["grid"] == grid_of(row["name"])]
     weights = sum(row["weights"] for row in chosen)
     bits = sum(row["weights"] * row["bits"] for row in chosen) / weights
     return Mixture(bits, sum(row["kl"] for row in chosen))
 
 
 def best(found: list[Row]) -> list[Mixture]:
-    """From all parts at many bits to all at few: next is always the part that costs least for a bit saved."""
-    at = {(row["kind"], row["first"], row["grid"]): row for row in found}
-    weights = {(row["kind"], row["first"]): row["weights"] for row in found}
+    """From all matrices at many bits to all at few: next is the one that costs least for a bit saved."""
+    at = {(row["name"], row["grid"]): row for row in found}
 
-    def loss(part: tuple[str, int]) -> float:
-        return (at[(*part, LOW)]["kl"] - at[(*part, HIGH)]["kl"]) / weights[part]
+    def loss(name: str) -> float:
+        few, many = at[name, LOW], at[name, HIGH]
+        return (few["kl"] - many["kl"]) / few["weights"]
 
-    order = sorted(weights, key=loss)
+    order = sorted({row["name"] for row in found}, key=loss)
     curve = []
     for count in range(len(order) + 1):
         few = set(order[:count])
-        curve.append(cost(found, lambda row, few=few: LOW if (row["kind"], row["first"]) in few else HIGH))
+        curve.append(cost(found, lambda name, few=few: LOW if name in few else HIGH))
     return curve
 
 
@@ -137,40 +104,51 @@ def within(mixtures: Iterable[Mixture], bits: float) -> Mixture:
 
 def section(found: list[Row], folder: Path) -> str:
     """The Markdown; the curve goes to `folder`."""
-    curve, uniform = best(found), cost(found, lambda row: UNIFORM)
-    same = within(curve, uniform.bits)
-    equal = next(mixture for mixture in reversed(curve) if mixture.kl <= uniform.kl)
+    curve, uniform = best(found), cost(found, lambda name: UNIFORM)
     text = f"## {TITLE}\n\n" + EXPLAINED.format(
         tokens=TOKENS,
-        layers=LAYERS,
-        parts=len(curve) - 1,
+        matrices=len(curve) - 1,
         uniform=uniform,
-        same=same,
-        equal=equal,
+        same=within(curve, uniform.bits),
+        equal=next(mixture for mixture in reversed(curve) if mixture.kl <= uniform.kl),
         low=curve[-1],
         high=curve[0],
     )
-    firsts = sorted({row["first"] for row in found})
-    columns = ["KL at 2 bits, 1e-9 per weight", *(f">{first} – {first + LAYERS - 1}" for first in firsts)]
-    cells = {
-        (row["kind"], row["first"]): f"{1e9 * row['kl'] / row['weights']:.1f}"
-        for row in found
-        if row["grid"] == LOW
-    }
-    lines = [[f"`{kind}`", *(cells[kind, first] for first in firsts)] for kind in KINDS]
-    text += tables.table(columns, lines) + "\n"
-    return text + plots.curve(curve, uniform, folder / "mixture.svg")
+    return text + shares(found) + "\n" + plots.curve(curve, uniform, folder / "mixture.svg")
 
 
-EXPLAINED = """What would the best choice of 2-bit and 4-bit parts give? One part at a time ({parts} of them:
-the matrices of one kind in {layers} layers) takes its GPTQ weights, all else stays float; KL on {tokens:,}
-tokens of the training text. Added up, `q4_0` everywhere costs {high.kl:.3f}, `mlx3_g64` {uniform.kl:.3f} and
-`q2_0` {low.kl:.3f}. With the parts put on `q2_0` in the order of what they cost for each bit saved, the best
-mixture of at most {uniform.bits:.2f} bits per weight costs {same.kl:.3f}; to cost as little as 3 bits
-everywhere, a mixture needs {equal.bits:.2f} bits.
+def shares(found: list[Row]) -> str:
+    """What a weight of each kind costs at few bits, in means of all weights: a table of kinds and layers."""
+    few = [row for row in found if row["grid"] == LOW]
+    mean = sum(row["kl"] for row in few) / sum(row["weights"] for row in few)
+    layer = {row["name"]: int(row["name"].split(".")[2]) for row in few}
+    firsts = range(0, max(layer.values()) + 1, LAYERS)
+    lines = []
+    for kind in KINDS:
+        cells = []
+        for first in firsts:
+            here = [
+                row
+                for row in few
+                if f".{kind}." in row["name"] and layer[row["name"]] // LAYERS * LAYERS == first
+            ]
+            each = sum(row["kl"] for row in here) / sum(row["weights"] for row in here)
+            cells.append(f"{each / mean:.2f}")
+        lines.append([f"`{kind}`", *cells])
+    return tables.table(
+        [f"at `{LOW}`, layers", *(f">{first} – {first + LAYERS - 1}" for first in firsts)], lines
+    )
+
+
+EXPLAINED = """What would the best choice of 2-bit and 4-bit matrices give? Guided rounding expects of each
+of the {matrices} matrices what its error [adds to KL](ptq.md#what-each-layer-costs), on {tokens:,} tokens
+of the training text. Added up, `q4_0` everywhere costs {high.kl:.3f}, `mlx3_g64` {uniform.kl:.3f} and `q2_0`
+{low.kl:.3f}. With matrices put on `q2_0` in the order of what they cost for each bit saved, the best mixture
+of at most {uniform.bits:.2f} bits per weight costs {same.kl:.3f}; to cost as little as 3 bits everywhere, a
+mixture needs {equal.bits:.2f} bits.
 
 One bit less makes the squared error four times larger, so half of the weights at 2 bits and half at 4 have
 (16 + 1) / 2 = 8.5 times the error of 4 bits where 3 bits have 4 times: the half at 2 bits would have to
-matter four times less than the other.
+matter four times less than the other. How much weights of each kind cost at 2 bits, in means of all:
 
 """

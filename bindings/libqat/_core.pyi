@@ -62,6 +62,7 @@ __all__: list[str] = [
     "convert_tensors",
     "default_options",
     "dequantize",
+    "expected_kl",
     "export_checkpoint",
     "export_targets",
     "find_lattice",
@@ -782,8 +783,16 @@ class RoundedTensor:
     What a method that looks at a layer's inputs made of one weight.
     """
 
-    def __init__(self, name: str, grid: str, output_error: float) -> None: ...
+    def __init__(
+        self, name: str, grid: str, output_error: float, expected_kl: float | None = None
+    ) -> None: ...
     def __repr__(self) -> str: ...
+    @property
+    def expected_kl(self) -> float | None:
+        """
+        What its error alone is expected to add to the KL divergence to the float model, nats per token; None of tables, and of methods without gradients.
+        """
+
     @property
     def grid(self) -> str:
         """
@@ -1578,6 +1587,13 @@ def default_options() -> typing.Any:
 def dequantize(checkpoint: QuantizedCheckpoint) -> dict[str, torch.Tensor]:
     """
     state_dict key -> float32 tensor: what the consumer of the file computes, aliases included.
+    """
+
+def expected_kl(errors: torch.Tensor, hessian: torch.Tensor, outputs: torch.Tensor) -> float:
+    """
+    1/2 sum_k tr(G_k E_k H E_k^T): nats per token that an error of a weight is expected to add to KL.
+
+    errors: float32[R, N], W - W^; hessian: float[N, N], E[u x x^T]; outputs: float32[K, S, S], E[g g^T] of groups of rows.
     """
 
 def export_checkpoint(

@@ -234,6 +234,7 @@ def _round_layer(
     if not _core.grid_info(quantizer.grid)["whole_tensor"]:
         step = min(step, max(group, _PART // layer.weight[0].numel() // group * group))
     outputs = errors = 0.0
+    kl = None if curvature is None else 0.0
     for number, (part, held) in enumerate(
         zip(layer.weight.split(step), layer.weight_scales.split(step), strict=True)
     ):
@@ -249,7 +250,9 @@ def _round_layer(
         )
         outputs += _energy(before, hessian)
         errors += _energy(before - shipped, hessian)
-    return RoundedTensor(quantizer.tensor, quantizer.grid, (errors / max(outputs, 1e-300)) ** 0.5)
+        if own is not None:
+            kl += _core.expected_kl((rows - shipped).flatten(1), hessian, own)
+    return RoundedTensor(quantizer.tensor, quantizer.grid, (errors / max(outputs, 1e-300)) ** 0.5, kl)
 
 
 def _energy(rows: Tensor, hessian: Tensor) -> float:

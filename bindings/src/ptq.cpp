@@ -11,6 +11,7 @@
 #include "qat/ptq/apply.hpp"
 #include "qat/ptq/awq.hpp"
 #include "qat/ptq/calibration.hpp"
+#include "qat/ptq/expected_kl.hpp"
 #include "qat/ptq/gptq.hpp"
 #include "qat/ptq/guided.hpp"
 #include "qat/ptq/input_correction.hpp"
@@ -244,17 +245,28 @@ outputs over that without scaling). rows: measured of each weight, 0 for all.)")
 }
 
 void bind_results(py::module_& module) {
+  module.def(
+      "expected_kl", &ptq::expected_kl, py::arg("errors"), py::arg("hessian"), py::arg("outputs"),
+      py::call_guard<py::gil_scoped_release>(),
+      R"(1/2 sum_k tr(G_k E_k H E_k^T): nats per token that an error of a weight is expected to add to KL.
+
+errors: float32[R, N], W - W^; hessian: float[N, N], E[u x x^T]; outputs: float32[K, S, S], E[g g^T] of groups of rows.)");
   py::class_<ptq::RoundedTensor>(module, "RoundedTensor",
                                  "What a method that looks at a layer's inputs made of one weight.")
-      .def(py::init([](std::string name, std::string grid, double output_error) {
-             return ptq::RoundedTensor{std::move(name), std::move(grid), output_error};
+      .def(py::init([](std::string name, std::string grid, double output_error,
+                       std::optional<double> expected_kl) {
+             return ptq::RoundedTensor{std::move(name), std::move(grid), output_error, expected_kl};
            }),
-           py::arg("name"), py::arg("grid"), py::arg("output_error"))
+           py::arg("name"), py::arg("grid"), py::arg("output_error"), py::arg("expected_kl") = py::none())
       .def_readonly("name", &ptq::RoundedTensor::name, "state_dict key.")
       .def_readonly("grid", &ptq::RoundedTensor::grid, "Name of its grid.")
       .def_readonly("output_error", &ptq::RoundedTensor::output_error,
                     "RMS of the error of the layer's outputs over the RMS of its outputs, on the calibration "
                     "text.")
+      .def_readonly(
+          "expected_kl", &ptq::RoundedTensor::expected_kl,
+          "What its error alone is expected to add to the KL divergence to the float model, nats per "
+          "token; None of tables, and of methods without gradients.")
       .def("__repr__", [](const ptq::RoundedTensor& one) {
         return py::str("RoundedTensor(name={!r}, grid={!r}, output_error={:.4f})")
             .format(one.name, one.grid, one.output_error);

@@ -55,6 +55,7 @@ def test_quantize_calibrates(method, hf_folder, text_file, tmp_path):
     assert found["bytes"] == path.stat().st_size
     key = "folds" if method == "awq" else "output_errors"
     assert len(found[key]) == (8 if method == "awq" else 14)
+    assert ("expected_kl" in found) == (method == "guided")
 
     loaded = libqat.load_model(hf_folder)
     ids = data.tokenize(libqat.load_tokenizer(hf_folder), data.read_texts([text_file]))

@@ -237,3 +237,65 @@ def test_weights_make_up_for_the_layers_in_front_of_them():
     assert error(1.0) < 0.6 * error(0.0)
     with pytest.raises(libqat.ArgumentError, match="guided: input_correction: expected 0 to 1, got 2"):
         error(2.0)
+
+
+def test_expected_kl_is_the_quadratic_form():
+    """In float64; the last group has fewer rows than the others."""
+    random = torch.Generator().manual_seed(5)
+    e = torch.randn(10, 8, generator=random)
+    x, g = torch.randn(50, 8, generator=random), torch.randn(3, 50, 4, generator=random)
+    h, outputs = x.T @ x / 50, g.transpose(1, 2) @ g / 50
+    expected = 0.0
+    for group in range(3):
+        rows = e[4 * group : 4 * group + 4].double()
+        curvature = outputs[group, : len(rows), : len(rows)].double()
+        expected += float(torch.trace(curvature @ rows @ h.double() @ rows.T)) / 2
+    assert _core.expected_kl(e, h.double(), outputs) == pytest.approx(expected, rel=1e-5)  # float32 sums
+    for wrong in ((e, h[:4], outputs), (e, h, outputs[:2]), (e[0], h, outputs), (e, h, outputs[0])):
+        with pytest.raises(libqat.ArgumentError, match="expected_kl"):
+            _core.expected_kl(*wrong)
+
+
+@pytest.mark.parametrize("grid", ["q4_0", "q2_0"])
+def test_expected_kl_foresees_what_a_layer_costs(hf_folder, grid):
+    """One layer after the other by itself. Their costs differ by a factor of a thousand and more; what is
+    expected is a third to all of them, as tokens and gradients are clipped and averaged apart."""
+    windows = torch.randint(0, 256, (32, 32), generator=torch.Generator().manual_seed(4))
+    loaded = libqat.load_model(hf_folder)
+    rules = {"rules": [{"match": ".*_proj", "weight": grid}]}
+    prepared = libqat.prepare(
+        loaded.decoder, libqat.Policy.from_json(json.dumps(rules)).with_scale("learned")
+    )
+    found = libqat.guided(prepared, windows, compute_dtype="float32", input_correction=0.0)
+    rounded = libqat.dequantize(prepared.freeze(loaded.config))
+    decoder = libqat.load_model(hf_folder).decoder
+    weights = decoder.parameters()
+    costs = []
+    with torch.no_grad():
+        p = decoder.forward(windows).double().log_softmax(-1)
+        for one in found:
+            before = weights[one.name].clone()
+            weights[one.name].copy_(rounded[one.name])
+            q = decoder.forward(windows).double().log_softmax(-1)
+            weights[one.name].copy_(before)
+            costs.append(float((p.exp() * (p - q)).sum(-1).mean()))
+    assert len(found) == 14
+    assert max(costs) > 1000 * min(costs)
+    shares = {one.name: one.expected_kl / cost for one, cost in zip(found, costs, strict=True)}
+    assert all(0.25 < share < 1.1 for share in shares.values()), shares
+
+
+def test_a_torch_module_expects_the_same(hf_folder, windows):
+    model = make_llama()
+    prepared = libqat.prepare(model, POLICY)
+    found = libqat.guided(prepared, windows.split(2), blocks=model.model.layers, input_correction=0.0)
+    costs = {one.name: one.expected_kl for one in found}
+    _, decoder = prepared_decoder(hf_folder)
+    expected = libqat.guided(decoder, windows, input_correction=0.0, compute_dtype="float32")
+    # a decoder's layers see those rounded before them in their own block, too
+    assert costs == pytest.approx({one.name: one.expected_kl for one in expected}, rel=0.05)
+
+
+def test_other_methods_expect_nothing(hf_folder, windows):
+    _, prepared = prepared_decoder(hf_folder)
+    assert all(one.expected_kl is None for one in libqat.gptq(prepared, windows))

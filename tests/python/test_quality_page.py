@@ -64,9 +64,9 @@ def test_a_goal_that_was_missed_says_so():
 def parts(costs):
     grids = zip((mixture.LOW, mixture.UNIFORM, mixture.HIGH), (2.25, 3.5, 4.5), strict=True)
     return [
-        {"kind": "q_proj", "first": first, "grid": grid, "weights": 100, "bits": bits, "kl": cost[place]}
+        {"name": str(number), "grid": grid, "weights": 100, "bits": bits, "kl": cost[place]}
         for place, (grid, bits) in enumerate(grids)
-        for first, cost in enumerate(costs)
+        for number, cost in enumerate(costs)
     ]
 
 
@@ -89,8 +89,21 @@ def test_a_mixture_wins_only_where_parts_differ_enough():
     """Half of the weights at 2 bits and half at 4 have 8.5 times the error of 4 bits, 3 bits 4 times."""
     alike, apart = [(16.0, 4.0, 1.0)] * 4, [(16.0, 4.0, 1.0)] * 2 + [(1.6, 0.4, 0.1)] * 2
     for costs, wins in ((alike, False), (apart, True)):
-        uniform = mixture.cost(parts(costs), lambda row: mixture.UNIFORM)
+        uniform = mixture.cost(parts(costs), lambda name: mixture.UNIFORM)
         assert (mixture.within(mixture.best(parts(costs)), uniform.bits).kl < uniform.kl) == wins
+
+
+def test_shares_are_of_a_weight_and_in_means():
+    """A kind of twice the weights and twice the cost is as dear as the others."""
+    found = []
+    for kind in mixture.KINDS:
+        for layer in range(6):
+            factor = 2 if kind == "down_proj" else 1
+            entry = {"name": f"model.layers.{layer}.x.{kind}.weight", "grid": mixture.LOW, "bits": 2.25}
+            found.append(entry | {"weights": 100 * factor, "kl": factor * (3.0 if layer == 5 else 0.6)})
+    text = mixture.shares(found)
+    assert text.startswith("| at `q2_0`, layers | 0 – 4 | 5 – 9 |")
+    assert text.count("| 0.60 | 3.00 |") == len(mixture.KINDS)
 
 
 def test_every_experiment_has_a_place_on_the_page():

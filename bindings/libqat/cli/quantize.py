@@ -179,7 +179,15 @@ def _calibrate(method: Method, prepared: libqat.PreparedDecoder, windows: Any) -
     errors = {one.name: one.output_error for one in results}
     mean = (sum(error**2 for error in errors.values()) / max(1, len(errors))) ** 0.5
     console.say(f"layers err by {mean:.1%} of their outputs on the calibration text (RMS)")
-    return said | {"output_errors": errors}
+    costs = {one.name: one.expected_kl for one in results if one.expected_kl is not None}
+    if not costs:
+        return said | {"output_errors": errors}
+    most = sorted(costs, key=costs.__getitem__, reverse=True)[:3]
+    named = ", ".join(
+        f"{name.removesuffix('.weight')} {costs[name] / sum(costs.values()):.1%}" for name in most
+    )
+    console.say(f"expected KL to the float model {sum(costs.values()):.4f} nats, most of it from {named}")
+    return said | {"output_errors": errors, "expected_kl": costs}
 
 
 def _outcome(out: Path, rows: libqat.Report) -> dict[str, Any]:

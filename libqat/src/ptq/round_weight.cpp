@@ -10,6 +10,7 @@
 #include "ptq/decode.hpp"
 #include "ptq/no_autocast.hpp"
 #include "qat/grid/grid.hpp"
+#include "qat/ptq/expected_kl.hpp"
 #include "qat/ptq/input_correction.hpp"
 
 namespace qat::ptq {
@@ -44,10 +45,11 @@ double energy(const at::Tensor& rows, const at::Tensor& hessian) {
 /// Sums over the rows rounded so far: of what they give, and of their errors.
 struct Energies {
   double outputs = 0.0, errors = 0.0;
+  std::optional<double> expected_kl = {};
 
   RoundedTensor result(const StageWeight& weight) const {
     const double share = outputs > 0.0 ? std::max(0.0, errors) / outputs : 0.0;
-    return {weight.name, weight.quantizer->scheme().weight, std::sqrt(share)};
+    return {weight.name, weight.quantizer->scheme().weight, std::sqrt(share), expected_kl};
   }
 };
 
@@ -74,12 +76,16 @@ void round_rows(const StageWeight& weight, const at::Tensor& rows, int64_t begin
     at::Tensor target = part;
     if (correction.defined())
       target = (before + at::mm(before, correction)).view(part.sizes()).to(part.device());
-    const Solution solution = solve(
-        {target, evidence.moments.hessian, part_of(evidence.outputs, first, part.size(0)), quantizer, name});
+    const at::Tensor curvature = part_of(evidence.outputs, first, part.size(0));
+    const Solution solution = solve({target, evidence.moments.hessian, curvature, quantizer, name});
     const at::Tensor shipped =
         decoded("round_weight", name, grid, rows_of(solution.latent), solution.scales.cpu());
     energies.outputs += energy(before, hessian);
     energies.errors += energy(before - shipped, hessian);
+    if (curvature.defined()) {
+      const double kl = expected_kl(rows_of(target) - shipped, hessian, curvature);
+      energies.expected_kl = energies.expected_kl.value_or(0.0) + kl;
+    }
     (whole ? scales : scales.narrow(0, place, part.size(0))).copy_(solution.scales);
     part.copy_(solution.latent);
     quantizer.set_field_scales(scales);

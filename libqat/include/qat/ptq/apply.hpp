@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,9 @@ struct RoundedTensor {
   /// RMS of the error of the layer's outputs over the RMS of its outputs, on the calibration windows as the
   /// rounded layers in front pass them on.
   double output_error = 0.0;
+  /// What its error alone is expected to add to the KL divergence to the float model, nats per token, see
+  /// expected_kl; of methods with gradients (guided), and not of tables.
+  std::optional<double> expected_kl = {};
 };
 
 /// GPTQ on every quantized weight of the stages, see gptq. `model` must have been prepared with learned
