@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import plots
 import tables
-from cases import CASES, Case, blocks_on
+from cases import Case, blocks_on, named
 from models import Maker
 from scoring import Scores
 from texts import TITLES
@@ -95,7 +95,7 @@ def case_of(case: Case, change: Change) -> Case:
 
 def rows(maker: Maker, scores: Scores, name: str) -> list[dict]:
     """{"case", "change", "title", "text", "kl", "nats", "top1"} of a case; "" is the recommended run."""
-    base = next(case for case in CASES if case.name == name)
+    base = named(name)
     every = [Change("", "recommended", {}), *CHANGES[name]]
     runs = {change.name: maker.trained(case_of(base, change) if change.name else base, 0) for change in every}
     scored = scores.of({change: run.checkpoint for change, run in runs.items()})

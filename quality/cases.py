@@ -65,3 +65,8 @@ CASES = (
     Case("q4_0-256k", "Q4_0, 256k tokens", "q4_0", blocks_on("q4_0"), 500, (0,), start_of="q4_0"),
     Case("q2_0-256k", "`q2_0`, 256k tokens", "q2_0", blocks_on("q2_0"), 500, (0,), start_of="q2_0"),
 )
+
+
+def named(name: str) -> Case:
+    """The case of that name."""
+    return next(case for case in CASES if case.name == name)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import plots
 import tables
-from cases import CASES
+from cases import named
 from libqat.cli import console
-from models import Maker
+from models import Maker, prepare
 from texts import WINDOW
 
 import libqat
@@ -44,13 +44,11 @@ def rows(maker: Maker, path: Path) -> list[dict]:
 
 def measured(maker: Maker, case: str, grid: str) -> list[dict]:
     """The rows of one grid everywhere."""
-    policy = next(one.policy for one in CASES if one.name == case)
-    decoder = libqat.load_model(maker.source).decoder
-    prepared = libqat.prepare(decoder, libqat.Policy.from_json(json.dumps(policy)).with_scale("learned"))
+    loaded, prepared = prepare(maker.source, named(case).policy, "learned")
     windows = maker.training[:TOKENS].view(-1, WINDOW)
     with console.progress(f"{grid}: what each matrix costs") as update:
         found = libqat.guided(prepared, windows, progress=update)
-    shapes = {name: weight.shape for name, weight in decoder.parameters().items()}
+    shapes = {name: weight.shape for name, weight in loaded.decoder.parameters().items()}
     return [
         {
             "name": one.name,

@@ -21,6 +21,14 @@ TERMS = ("kl", "ce", "reverse_kl", "jsd", "cakld")
 CALIBRATED = {"awq": libqat.awq, "gptq": libqat.gptq, "guided": libqat.guided}
 
 
+def prepare(model: Path, policy: dict, scale: str) -> tuple[libqat.LoadedModel, libqat.PreparedDecoder]:
+    """A model under a policy, with scales by that rule."""
+    loaded = libqat.load_model(model)
+    return loaded, libqat.prepare(
+        loaded.decoder, libqat.Policy.from_json(json.dumps(policy)).with_scale(scale)
+    )
+
+
 class Run(NamedTuple):
     """A finished training run."""
 
@@ -67,10 +75,8 @@ class Maker:
         path = self.rounded_path(case, method)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            loaded = libqat.load_model(self.source)
             scale = {"rtn": "reference", "search": "search"}.get(method, "learned")
-            policy = libqat.Policy.from_json(json.dumps(case.policy)).with_scale(scale)
-            prepared = libqat.prepare(loaded.decoder, policy)
+            loaded, prepared = prepare(self.source, case.policy, scale)
             if method in CALIBRATED:
                 with console.progress(f"{case.title}: {method}") as update:
                     CALIBRATED[method](prepared, self._calibration(), progress=update)
@@ -79,9 +85,7 @@ class Maker:
 
     def round_to_nearest(self, model: Path, policy: dict, path: Path) -> None:
         """A trained model under a policy by the consumers' own rules, with the tokenizer of the float one."""
-        loaded = libqat.load_model(model)
-        plain = libqat.Policy.from_json(json.dumps(policy)).with_scale("reference")
-        prepared = libqat.prepare(loaded.decoder, plain)
+        loaded, prepared = prepare(model, policy, "reference")
         libqat.save(libqat.freeze(prepared, loaded.config, str(self.source)), path)
 
     def trained(self, case: Case, seed: int) -> Run:

@@ -8,7 +8,7 @@ import served
 import tables
 import torch
 import torchao_peer
-from cases import CASES, Case
+from cases import Case, named
 from libqat.cli import console
 from models import Maker
 from texts import BATCH, STEP, TITLES, WINDOW
@@ -31,11 +31,6 @@ above the float model, with 95 % intervals over windows.
 
 """
 )
-
-
-def case_of(name: str) -> Case:
-    """By its name."""
-    return next(case for case in CASES if case.name == name)
 
 
 def gguf_of(checkpoint: Path, path: Path) -> Path:
@@ -61,7 +56,7 @@ def torchao_checkpoint(maker: Maker, case: Case, rate: float, seed: int) -> Path
 
 def rows(maker: Maker, judged: dict[str, torch.Tensor], name: str = "q4_0", seed: int = 0) -> list[dict]:
     """{"case", "text", "model", "nats", ...}: loss above the float model's, all computed by llama.cpp."""
-    case = case_of(name)
+    case = named(name)
     files = {"float": maker.source}
     files["rtn"] = gguf_of(maker.rounded(case, "rtn"), maker.out / "gguf" / f"{name}-rtn.gguf")
     files["libqat"] = gguf_of(

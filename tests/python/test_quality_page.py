@@ -31,13 +31,9 @@ def rows(case, kl):
     return [row(case, text, kl, method) for text in ("wiki", "other") for method in ("rtn", "qat")]
 
 
-def by_name(name):
-    return next(case for case in cases.CASES if case.name == name)
-
-
 def test_a_page_keeps_the_sections_that_a_command_left_out(tmp_path):
     page = tmp_path / "quality.md"
-    first, second = by_name("q4_0"), by_name("q2_0")
+    first, second = cases.named("q4_0"), cases.named("q2_0")
     published.write([*rows(first, 0.1), *rows(second, 0.2)], page, {})
     before = published.sections(page.read_text())
     assert list(before) == [goals.TITLE, first.title, second.title]
@@ -55,7 +51,7 @@ def test_a_page_keeps_the_sections_that_a_command_left_out(tmp_path):
 
 
 def test_a_goal_that_was_missed_says_so():
-    case = by_name("q4_0")
+    case = cases.named("q4_0")
     assert goals.section(rows(case, 0.1)).count("**no**") == 0
     # 0.3 of RTN's 0.4 leaves 25 % removed where 62 % and, of the best PTQ, 40 % are asked for.
     assert goals.section(rows(case, 0.3)).count("**no**") == 2

@@ -179,15 +179,22 @@ def _calibrate(method: Method, prepared: libqat.PreparedDecoder, windows: Any) -
     errors = {one.name: one.output_error for one in results}
     mean = (sum(error**2 for error in errors.values()) / max(1, len(errors))) ** 0.5
     console.say(f"layers err by {mean:.1%} of their outputs on the calibration text (RMS)")
+    said |= {"output_errors": errors}
     costs = {one.name: one.expected_kl for one in results if one.expected_kl is not None}
-    if not costs:
-        return said | {"output_errors": errors}
+    if costs:
+        said |= {"expected_kl": costs}
+        console.say(_most_expected(costs))
+    return said
+
+
+def _most_expected(costs: dict[str, float]) -> str:
+    """The sum of what the matrices are expected to cost, and those that cost most."""
+    total = sum(costs.values())
     most = sorted(costs, key=costs.__getitem__, reverse=True)[:3]
     named = ", ".join(
-        f"{name.removesuffix('.weight')} {costs[name] / sum(costs.values()):.1%}" for name in most
+        f"{name.removesuffix('.weight')} {costs[name] / max(total, 1e-300):.1%}" for name in most
     )
-    console.say(f"expected KL to the float model {sum(costs.values()):.4f} nats, most of it from {named}")
-    return said | {"output_errors": errors, "expected_kl": costs}
+    return f"expected KL to the float model {total:.4f} nats, most of it from {named}"
 
 
 def _outcome(out: Path, rows: libqat.Report) -> dict[str, Any]:

@@ -8,9 +8,9 @@
 #include <ATen/ops/softmax.h>
 
 #include <algorithm>
-#include <sstream>
 #include <vector>
 
+#include "ops/check.hpp"
 #include "qat/core/error.hpp"
 
 namespace qat {
@@ -19,20 +19,13 @@ namespace {
 /// Probabilities that exist at a time: 32 MB of sums, not a vocabulary for each token of a long text.
 constexpr int64_t kTogether = int64_t{1} << 22;
 
-std::string described(const at::Tensor& tensor) {
-  std::ostringstream text;
-  text << tensor.dtype().name() << tensor.sizes();
-  return text.str();
-}
-
 void check(const at::Tensor& logits, const at::Tensor& uniform) {
-  const bool rows = logits.dim() == 2 && logits.is_floating_point() && logits.size(-1) > 0;
-  if (rows && uniform.dim() == 1 && uniform.scalar_type() == at::kDouble &&
-      uniform.size(0) == logits.size(0)) {
-    return;
+  if (logits.dim() != 2 || !logits.is_floating_point() || logits.size(1) == 0) {
+    ops::fail({"sample", "logits"}, "floats [n, V]", ops::describe(logits));
   }
-  throw ArgumentError("sample: logits, uniform: expected floats [n, V] and float64[n], got " +
-                      described(logits) + " and " + described(uniform));
+  if (uniform.scalar_type() != at::kDouble || uniform.sizes() != at::IntArrayRef({logits.size(0)})) {
+    ops::fail({"sample", "uniform"}, "float64[n], one for each row of logits", ops::describe(uniform));
+  }
 }
 
 at::Tensor drawn(const at::Tensor& logits, const at::Tensor& uniform) {

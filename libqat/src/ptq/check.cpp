@@ -38,6 +38,18 @@ at::Tensor checked_statistics(const Subject& subject, const char* what, const at
   return result;
 }
 
+int64_t check_outputs(const Subject& subject, const at::Tensor& outputs, int64_t rows) {
+  const bool square = outputs.dim() == 3 && outputs.size(1) == outputs.size(2) && outputs.size(1) > 0;
+  const int64_t groups = square ? (rows + outputs.size(1) - 1) / outputs.size(1) : 0;
+  if (!square || outputs.size(0) != groups || outputs.scalar_type() != at::kFloat) {
+    fail(subject,
+         "outputs float32[K, S, S] of K groups of S of the weight's " + std::to_string(rows) + " rows",
+         describe(outputs));
+  }
+  check_finite(subject, "outputs", outputs);
+  return groups;
+}
+
 at::Tensor rows_of(const at::Tensor& weight) {
   return weight.detach().to(at::kCPU).reshape({weight.size(0), -1}).contiguous();
 }

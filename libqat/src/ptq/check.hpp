@@ -29,6 +29,10 @@ const grid::Grid& check_coded(const Subject& subject, const at::Tensor& weight, 
 at::Tensor checked_statistics(const Subject& subject, const char* what, const at::Tensor& value,
                               at::IntArrayRef shape);
 
+/// `outputs` must be finite float32[K, S, S], of K groups of S of a weight's rows, the last of which may be
+/// smaller (see OutputCurvatures). Returns K.
+int64_t check_outputs(const Subject& subject, const at::Tensor& outputs, int64_t rows);
+
 /// float32[R, N] of a weight's rows on the CPU, contiguous, without a gradient.
 at::Tensor rows_of(const at::Tensor& weight);
 

@@ -14,19 +14,14 @@ namespace qat::ptq {
 namespace {
 
 void check(const at::Tensor& errors, const at::Tensor& hessian, const at::Tensor& outputs) {
-  const Subject subject{"expected_kl", ""};
   if (errors.dim() != 2 || !errors.is_floating_point()) {
-    fail(subject, "errors float32[R, N]", describe(errors));
+    fail({"expected_kl", "errors"}, "float32[R, N]", describe(errors));
   }
   const int64_t n = errors.size(1);
   if (hessian.sizes() != at::IntArrayRef({n, n})) {
-    fail(subject, "a hessian [" + std::to_string(n) + ", " + std::to_string(n) + "]", describe(hessian));
+    fail({"expected_kl", "hessian"}, std::to_string(n) + " rows and columns", describe(hessian));
   }
-  const bool square = outputs.dim() == 3 && outputs.size(1) == outputs.size(2) && outputs.size(1) > 0;
-  if (!square || (errors.size(0) + outputs.size(1) - 1) / outputs.size(1) != outputs.size(0)) {
-    fail(subject, "outputs float32[K, S, S] of K groups of S rows, of " + std::to_string(errors.size(0)),
-         describe(outputs));
-  }
+  check_outputs({"expected_kl", "outputs"}, outputs, errors.size(0));
 }
 
 }  // namespace

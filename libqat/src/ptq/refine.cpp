@@ -99,19 +99,6 @@ void check_start(const Subject& subject, const grid::Grid& grid, const at::Tenso
   }
 }
 
-/// K, the number of groups of rows.
-int64_t check_outputs(const Subject& subject, const at::Tensor& outputs, int64_t rows) {
-  const bool square = outputs.dim() == 3 && outputs.size(1) == outputs.size(2) && outputs.size(1) > 0;
-  const int64_t groups = square ? (rows + outputs.size(1) - 1) / outputs.size(1) : 0;
-  if (!square || outputs.size(0) != groups || outputs.scalar_type() != at::kFloat) {
-    fail(subject,
-         "outputs float32[K, S, S] of K groups of S of the weight's " + std::to_string(rows) + " rows",
-         describe(outputs));
-  }
-  check_finite(subject, "outputs", outputs);
-  return groups;
-}
-
 /// float32[count, count] of the group, with the damping on its diagonal; the identity where nothing counts.
 at::Tensor damped_outputs(const at::Tensor& group, int64_t count, double damping) {
   at::Tensor g = group.narrow(0, 0, count).narrow(1, 0, count).cpu().clone(at::MemoryFormat::Contiguous);

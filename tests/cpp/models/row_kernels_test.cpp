@@ -2,11 +2,11 @@
 
 #include <cmath>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "catch.hpp"
 #include "qat/grid/bf16.hpp"
+#include "random_values.hpp"
 
 namespace kernels = qat::models::kernels;
 using qat::grid::bf16_bits;
@@ -16,14 +16,6 @@ namespace {
 
 // Below, at and beyond one vector and the lanes of the sums, and a model's own width.
 const std::vector<int64_t> kWidths = {1, 15, 16, 17, 63, 576};
-
-std::vector<float> random_values(int64_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(n));
-  for (float& value : values) value = normal(generator);
-  return values;
-}
 
 std::vector<uint16_t> rounded(const std::vector<float>& values) {
   std::vector<uint16_t> bits;

@@ -3,22 +3,14 @@
 #include "ptq/row_ops.hpp"
 
 #include <cmath>
-#include <random>
 #include <vector>
 
 #include "catch.hpp"
+#include "random_values.hpp"
 
 using namespace qat::ptq;
 
 namespace {
-
-std::vector<float> random(int64_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(n));
-  for (float& value : values) value = normal(generator);
-  return values;
-}
 
 // Sums of up to 130 x 130 products of normal numbers, each rounded to 24 bits.
 constexpr double kRounding = 1e-3;
@@ -29,8 +21,8 @@ TEST_CASE("rows are added and subtracted at every length") {
   for (const int64_t n : {1, 7, 8, 16, 33, 64, 70}) {
     for (const int64_t count : {0, 1, 3, 4, 5, 9}) {
       const int64_t stride = n + 3;
-      const std::vector<float> h = random(count * stride + n, 1);
-      std::vector<float> factors = random(count, 2), to = random(n, 3);
+      const std::vector<float> h = random_values(count * stride + n, 1);
+      std::vector<float> factors = random_values(count, 2), to = random_values(n, 3);
       for (int64_t i = 0; i < count; i += 3) factors[i] = 0.0F;  // whose rows are left out
       std::vector<double> expected(to.begin(), to.end());
       for (int64_t i = 0; i < count; ++i) {
@@ -39,7 +31,7 @@ TEST_CASE("rows are added and subtracted at every length") {
       subtract_rows(h.data(), stride, factors.data(), count, n, to.data());
       for (int64_t k = 0; k < n; ++k) REQUIRE(std::fabs(to[k] - expected[k]) < kRounding);
     }
-    const std::vector<float> from = random(n, 4), before = random(n, 5);
+    const std::vector<float> from = random_values(n, 4), before = random_values(n, 5);
     std::vector<float> to = before;
     add_scaled(from.data(), n, 0.75F, to.data());
     // One product and one sum, each rounded: no processor may fuse them.
@@ -60,7 +52,8 @@ TEST_CASE("a row of a factor zero counts nothing even where it is not finite") {
 TEST_CASE("products of vectors, and of vectors with a matrix between them") {
   for (const int64_t n : {1, 7, 8, 31, 32, 64, 65, 70, 128, 130}) {
     const int64_t stride = n + 1;
-    const std::vector<float> a = random(n, 1), b = random(n, 2), h = random(n * stride, 3);
+    const std::vector<float> a = random_values(n, 1), b = random_values(n, 2),
+                             h = random_values(n * stride, 3);
     double product = 0.0, between = 0.0;
     for (int64_t i = 0; i < n; ++i) {
       product += static_cast<double>(a[i]) * b[i];

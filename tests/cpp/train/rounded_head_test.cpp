@@ -69,9 +69,13 @@ std::vector<at::Tensor> gradients(const at::Tensor& loss, const std::vector<at::
   return torch::autograd::grad({loss}, leaves, {}, {}, /*create_graph=*/false, /*allow_unused=*/true);
 }
 
-void require_close(const at::Tensor& got, const at::Tensor& expected) {
+void require_close(const at::Tensor& got, const at::Tensor& expected, double magnitude) {
   // float32 sums of at most 32 products, in another order.
-  REQUIRE((got - expected).abs().max().item<double>() < 2e-6 * expected.abs().max().item<double>());
+  REQUIRE((got - expected).abs().max().item<double>() < 2e-6 * magnitude);
+}
+
+void require_close(const at::Tensor& got, const at::Tensor& expected) {
+  require_close(got, expected, expected.abs().max().item<double>());
 }
 
 }  // namespace
@@ -160,12 +164,15 @@ TEST_CASE("a scale of the inputs is learned, also when nothing before it is") {
                                   {ActivationRule::kLearned, 0}, at::kCPU);
   made.quantizer->input()->set_scale(0.125);
   const at::Tensor& scale = made.quantizer->input()->scale();
-  const at::Tensor hidden = made.hidden.detach() * 0.9;
+  const at::Tensor hidden = made.hidden.detach() * 0.9, leaf = hidden.clone().requires_grad_();
   const Head head{made.weight.detach(), {}, made.quantizer};
   const at::Tensor loss = head_loss(hidden, head, made.teacher, made.tokens, kObjective, 5);
   const at::Tensor expected = objective_loss(head.logits(hidden), made.teacher, made.tokens, kObjective);
   REQUIRE(loss.equal(expected));
-  require_close(gradients(loss, {scale})[0], gradients(expected, {scale})[0]);
+  // A sum over the inputs, of their gradients by what rounding moved them, of which most cancels.
+  const at::Tensor whole = objective_loss(head.logits(leaf), made.teacher, made.tokens, kObjective);
+  const double terms = gradients(whole, {leaf})[0].abs().sum().item<double>() / 2;
+  require_close(gradients(loss, {scale})[0], gradients(expected, {scale})[0], terms);
 }
 
 TEST_CASE("in bfloat16 a single piece has the bits of all logits") {

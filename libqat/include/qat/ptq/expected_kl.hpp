@@ -14,7 +14,8 @@ namespace qat::ptq {
 /// of the divergence. Errors of several weights add up as long as they are small. errors: float32[R, N], W -
 /// W^. hessian: float[N, N], E[u x x^T] of the inputs with the weights of `sensitivity`'s tokens. outputs:
 /// float32[K, S, S], its curvatures, of which the last group may have less than S rows of the weight. What
-/// these clip is missing: a lower bound rather than a middle. ArgumentError for other shapes.
+/// these clip is missing: a lower bound rather than a middle. ArgumentError for other shapes;
+/// NumericError for curvatures that are not finite.
 double expected_kl(const at::Tensor& errors, const at::Tensor& hessian, const at::Tensor& outputs);
 
 }  // namespace qat::ptq
