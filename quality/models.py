@@ -118,6 +118,8 @@ class Maker:
             libqat.save(run.prepared.freeze(run.loaded.config, run.loaded.tokenizer), path)
 
     def _start(self, case: Case, seed: int, folder: Path | None, **options: Any) -> finetune.Run:
+        if not case.options and "start" not in options:  # recommended, and made here: all ask the same
+            options["calibration_cache"] = self.out / "starts" / f"seed{seed}.calibration.safetensors"
         return finetune.start(
             self.source,
             self.training,

@@ -72,9 +72,10 @@ from .generation import generate
 from .grids import Grid, grids
 from .html_report import write_model_report, write_report
 from .lattices import LatticeTensor, lattice, take_up
+from .layer_sensitivity import Sensitivity
 from .optimizers import parameter_groups
 from .prepare import PreparedModel, freeze, prepare, unprepare
-from .ptq import awq, gptq, guided, weighted_search
+from .ptq import awq, gptq, guided, sensitivity, weighted_search
 from .report import Report
 from .tokenizer import beginning_of_text, load_tokenizer
 
@@ -109,6 +110,7 @@ __all__ = [
     "Requantization",
     "RoundedTensor",
     "Score",
+    "Sensitivity",
     "StepReport",
     "TeacherCache",
     "TensorReport",
@@ -168,6 +170,7 @@ __all__ = [
     "save",
     "score_choices",
     "score_intervals",
+    "sensitivity",
     "share_removed",
     "take_up",
     "unprepare",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import _core, generation, ptq, run_folder, starts
+from . import _core, calibrations, generation, ptq, run_folder, starts
 from . import teacher as teachers
 from ._core import (
     ArgumentError,
@@ -101,6 +101,7 @@ def start(
     start_tokens: int | None = None,
     start_generated: float | None = None,
     save_start: str | os.PathLike | None = None,
+    calibration_cache: str | os.PathLike | None = None,
     on_start: ptq.Progress | None = None,
     text: Iterable[str | os.PathLike] = (),
     teacher_cache: str | os.PathLike | bool | None = None,
@@ -121,6 +122,8 @@ def start(
     "lattice": at the codes and scales that the model has already, see `libqat.lattice` (float checkpoints
     that were trained on a grid) and `libqat.take_up` (folders of codes and scales on the policy's grids).
     A *.safetensors file: where another run started, which that one wrote as `save_start`.
+    calibration_cache: a file that keeps the text that the model writes and what "guided" asks of the float
+    model, for starts of the same model, text, options and seed under other policies: the same bits, sooner.
     "none": from the model as it is. By default, and for the learning rates that `options` leave out, what
     `libqat.recommended` says for the policy, whose estimator goes with a start. on_start follows it.
 
@@ -136,14 +139,21 @@ def start(
     if save_start is not None:
         starts.check_writable(save_start, start)
     share = _start_text(policy, start, start_tokens, start_generated)
+    if calibration_cache is not None and start not in STARTS:
+        raise ArgumentError(f"calibration_cache: expected a start that looks at text, got start {start!r}")
     loaded = _core.load_model(model)
     data = _core.TokenData.from_tensor(tokens, json.loads(loaded.config)["vocab_size"])
-    teacher, check, calibration = None, None, {}
+    teacher, check, calibration, cache = None, None, {}, None
     wanted = _core.needs_teacher(**options)
     if wanted and not teacher_cache:
         teacher = teachers.float_copy(loaded, options["compute_dtype"])
     if start in STARTS and not resume:  # while the model is float
-        calibration = _calibration(loaded, model, data, options, *share, teacher, on_start)
+        first = calibrations.first_windows(data, options, *share)
+        if calibration_cache is not None:
+            cache = calibrations.of_run(calibration_cache, loaded, first, share[1], options)
+        calibration = calibrations.windows(
+            loaded, model, first, share[1], options, teacher=teacher, cache=cache, progress=on_start
+        )
     prepared = _core.prepare_decoder(loaded.decoder, policy)
     if wanted and teacher_cache:
         path = teachers.cache_path(teacher_cache, folder)
@@ -152,7 +162,8 @@ def start(
         )
     seen = {source: windows.numel() for source, windows in calibration.items()}
     if not resume:
-        start, seen = _begin(starts.Start(start, seen), Path(model), prepared, calibration, options, on_start)
+        begun = starts.Start(start, seen)
+        start, seen = _begin(begun, Path(model), prepared, calibration, options, cache, on_start)
         if save_start is not None:
             starts.save_start(prepared, starts.Start(start, seen), save_start)
     trainer = Trainer(prepared, teacher, data, folder, **options)
@@ -199,31 +210,13 @@ def _start_text(policy: Policy, start: str, tokens: int | None, generated: float
     return tokens, generated
 
 
-def _calibration(
-    loaded: LoadedModel,
-    model: str | os.PathLike,
-    data: _core.TokenData,
-    options: Mapping[str, Any],
-    tokens: int,
-    share: float,
-    teacher: Decoder | None,
-    progress: ptq.Progress | None,
-) -> dict[str, torch.Tensor]:
-    """What a start looks at, int64[n, sequence_length] each: `share` of `tokens` by the float model."""
-    text = _first_windows(data, options, int(tokens * (1 - share)))
-    if not share:
-        return {"text": text}
-    writer = teacher or teachers.float_copy(loaded, options["compute_dtype"])
-    written = generation.of_model(loaded, model, text, share, writer, seed=options["seed"], progress=progress)
-    return {"text": text, "generated": written}
-
-
 def _begin(
     start: starts.Start,
     model: Path,
     prepared: PreparedDecoder,
     calibration: Mapping[str, torch.Tensor],
     options: Mapping[str, Any],
+    cache: calibrations.CalibrationCache | None,
     progress: ptq.Progress | None,
 ) -> starts.Start:
     """Takes the model to where the run starts; how that was made."""
@@ -233,7 +226,12 @@ def _begin(
         _take_codes(model, prepared, progress)
     elif calibration:
         windows = generation.mixed(list(calibration.values()), options["seed"])
-        STARTS[start.method](prepared, windows, compute_dtype=options["compute_dtype"], progress=progress)
+        common = {"compute_dtype": options["compute_dtype"], "progress": progress}
+        if start.method == "guided" and cache is not None:
+            known = cache.sensitivity(prepared, lambda: ptq.sensitivity(prepared, windows, **common))
+            ptq.guided(prepared, windows, sensitivity=known, **common)
+        else:
+            STARTS[start.method](prepared, windows, **common)
     return start
 
 
@@ -244,14 +242,6 @@ def _take_codes(model: Path, prepared: PreparedDecoder, progress: ptq.Progress |
         take_up(prepared, _core.import_checkpoint(model))
     else:
         lattice(prepared, progress=progress)
-
-
-def _first_windows(data: _core.TokenData, options: Mapping[str, Any], tokens: int) -> torch.Tensor:
-    """What the run reads first, each window once: int64[n, sequence_length], `tokens` or a window at most."""
-    length = options["sequence_length"]
-    batches, most = options["steps"] * options["accumulate"], max(1, tokens // length)
-    windows = data.first_windows(batches, options["batch_size"], length, options["seed"], most=most)
-    return data.read(windows, length)
 
 
 def tokenizer_source(model: str | os.PathLike) -> str:

@@ -83,8 +83,8 @@ def round_layers(
                 raise ArgumentError(f"{function}: {name}: expected a batch that reaches the layer, got none")
             measured = moments.pop(layer)
             hessian = measured.inputs.second()
-            if layer in sensitivity.lookups:
-                hessian += sensitivity.lookups[layer]
+            if name in sensitivity.lookups:
+                hessian += sensitivity.lookups[name]
             corrected = None
             if correction is not None and measured.drift is not None:
                 corrected = _core.input_correction(
@@ -92,7 +92,7 @@ def round_layers(
                 )
             if correction is not None and blocks is not None:
                 originals[layer] = layer.weight.detach().clone()
-            done.append(_round_layer(layer, hessian, sensitivity.outputs.get(layer), corrected, solve))
+            done.append(_round_layer(layer, hessian, sensitivity.outputs.get(name), corrected, solve))
             if progress is not None:
                 progress(len(done), total, name)
     return done
@@ -188,7 +188,8 @@ def _measure(
         if layer not in moments:
             width = layer.in_features
             moments[layer] = _Moments(InputMoments(width), None if originals is None else InputDrift(width))
-        counted = sensitivity.tokens[layer][calls[layer]] if layer in sensitivity.tokens else None
+        counts = sensitivity.tokens.get(layer.weight_quantizer.tensor)
+        counted = None if counts is None else counts[calls[layer]]
         measured = moments[layer]
         measured.inputs.add(inputs[0], counted)
         if measured.drift is not None:

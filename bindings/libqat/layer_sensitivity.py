@@ -18,13 +18,14 @@ _MOST_WEIGHT = 8.0
 
 
 class Sensitivity(NamedTuple):
-    """What the backward pass says; nothing of layers that count all inputs alike."""
+    """What the backward pass says of weights, by name; those without an entry count all inputs alike."""
 
-    tokens: Mapping[QuantizedLinear, list[Tensor]] = MappingProxyType({})
-    """How much each vector of a layer's input counts, for each batch."""
-    lookups: Mapping[QuantizedLinear, Tensor] = MappingProxyType({})
+    tokens: Mapping[str, "Tensor | list[Tensor]"] = MappingProxyType({})
+    """How much each vector of a layer's input counts: float32 [n, T] of a decoder's windows, a list with one
+    tensor for each batch of a `torch.nn` model."""
+    lookups: Mapping[str, Tensor] = MappingProxyType({})
     """Head -> what its tied rows' own place adds to the Hessian, float64 [N, N]."""
-    outputs: Mapping[QuantizedLinear, Tensor] = MappingProxyType({})
+    outputs: Mapping[str, Tensor] = MappingProxyType({})
     """How the errors of a layer's outputs count together, float32 [K, S, S]."""
 
 
@@ -129,14 +130,18 @@ def sensitivity_of(
         for hook in hooks:
             hook.remove()
     return Sensitivity(
-        {layer: _clipped(squares) for layer, squares in found.items() if squares},
+        {_name(layer): _clipped(squares) for layer, squares in found.items() if squares},
         {
-            head: _lookup_curvature(lookups[head], [part * head.out_features for part in found[head]])
+            _name(head): _lookup_curvature(lookups[head], [part * head.out_features for part in found[head]])
             for _, head in tables
             if lookups[head]
         },
-        {layer: curvature.mean() for layer, curvature in curvatures.items() if found[layer]},
+        {_name(layer): curvature.mean() for layer, curvature in curvatures.items() if found[layer]},
     )
+
+
+def _name(layer: QuantizedLinear) -> str:
+    return layer.weight_quantizer.tensor
 
 
 def _lookup_curvature(gradients: list[Tensor], squares: list[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ from .layer_rounding import (
     round_layers,
     tied_heads,
 )
-from .layer_sensitivity import sensitivity_of
+from .layer_sensitivity import Sensitivity, sensitivity_of
 from .prepare import PreparedModel
 from .weight_quantizer import WeightQuantizer
 
@@ -42,7 +42,7 @@ DAMPING = 0.1
 INPUT_CORRECTION = 0.5
 """Of guided: more of it fits the calibration text's noise."""
 
-__all__ = ["awq", "calibration_windows", "gptq", "guided", "weighted_search"]
+__all__ = ["awq", "calibration_windows", "gptq", "guided", "sensitivity", "weighted_search"]
 
 
 def calibration_windows(tokens: Tensor, count: int = TOKENS, window: int = WINDOW) -> Tensor:
@@ -122,6 +122,7 @@ def guided(
     input_correction: float = INPUT_CORRECTION,
     loss: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
+    sensitivity: Sensitivity | None = None,
     blocks: Sequence[nn.Module] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     batch: int = 8,
@@ -140,15 +141,17 @@ def guided(
     loss: of a `torch.nn` model, output -> scalar, the sum over all tokens. By default, for an output with
     `logits`, the cross-entropy with labels drawn from them; else the product of the output (or its
     `last_hidden_state`) with noise, whose squared gradients are those of a squared error. seed: of both.
+    sensitivity: what `libqat.sensitivity` found on these batches, which then needs no second backward pass;
+    `loss` and `seed` do not count then.
     """
     if isinstance(prepared, PreparedDecoder):
-        return _core.apply_guided(
-            prepared, batches, damping=damping, sweeps=sweeps, scale=scale,
-            input_correction=input_correction, seed=seed, batch=batch, compute_dtype=compute_dtype,
-            progress=progress,
-        )  # fmt: skip
+        options = {"damping": damping, "sweeps": sweeps, "scale": scale, "input_correction": input_correction,
+                   "batch": batch, "compute_dtype": compute_dtype, "progress": progress}  # fmt: skip
+        if sensitivity is None:
+            return _core.apply_guided(prepared, batches, seed=seed, **options)
+        return _core.apply_gptq(prepared, batches, **sensitivity._asdict(), **options)
     layers = tied_heads("guided", prepared) + linear_layers("guided", prepared)
-    found = sensitivity_of(prepared, batches, layers, forward or call, loss, seed)
+    found = sensitivity or sensitivity_of(prepared, batches, layers, forward or call, loss, seed)
 
     def solve(
         rows: Tensor, hessian: Tensor, outputs: Tensor | None, quantizer: WeightQuantizer
@@ -160,6 +163,28 @@ def guided(
 
     correction = Correction(input_correction, damping)
     return round_layers("guided", prepared, batches, blocks, forward, progress, solve, found, correction)
+
+
+def sensitivity(
+    prepared: "PreparedModel | PreparedDecoder",
+    batches: "Tensor | Iterable[Any]",
+    *,
+    loss: Callable[[Any], Tensor] | None = None,
+    seed: int = 0,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    compute_dtype: str = "auto",
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """The backward pass of `guided` by itself: it says nothing of grids, and serves models on any of them.
+
+    Arguments as for `guided`; `progress` counts windows of a decoder. The prepared model stays as it is.
+    """
+    if isinstance(prepared, PreparedDecoder):
+        return Sensitivity(
+            *_core.sensitivity(prepared, batches, seed=seed, compute_dtype=compute_dtype, progress=progress)
+        )
+    layers = tied_heads("sensitivity", prepared) + linear_layers("sensitivity", prepared)
+    return sensitivity_of(prepared, batches, layers, forward or call, loss, seed)
 
 
 def weighted_search(

@@ -63,6 +63,8 @@ def load_start(prepared: PreparedDecoder, path: str | os.PathLike) -> Start:
             _check(path, own, {name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118
             for name, tensor in own.items():
                 tensor.copy_(file.get_tensor(name))
+    except FileError:  # an OSError, too
+        raise
     except (OSError, SafetensorError) as error:
         raise FileError(f"load_start: {path}: expected what save_start wrote, got {error}") from error
     return start
