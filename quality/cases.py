@@ -13,28 +13,28 @@ BASELINES = METHODS[:-1]
 """What training is compared with: the methods that others offer."""
 
 
-def blocks_on(grid: str, table: str = "q8_0") -> dict:
-    """All matrices of the blocks on one grid, and the tied embedding on another."""
-    return {"rules": [{"match": BLOCKS, "weight": grid}, {"match": TABLE, "weight": table}]}
+def blocks_on(grid: str, table: str | None = "q8_0") -> dict:
+    """All matrices of the blocks on one grid, and the tied embedding on another, or float."""
+    tables = [{"match": TABLE, "weight": table}] if table else []
+    return {"rules": [{"match": BLOCKS, "weight": grid}, *tables]}
 
 
 def mixed() -> dict:
-    """2 and 4 bits by hand, at most 3.2 bits per weight of the blocks, in GGUF's own q2_0 and q4_0.
+    """2 and 4 bits by hand, with scales 3.2 bits per weight of the blocks, in one compressed-tensors model.
 
-    2 bits where they cost least for each weight: the KL on training text of a model with the matrices of one
-    kind in five layers at 2 bits and all else float. Queries, and what is neither at the ends nor writes
-    early into the residual stream; keys and values are small and cost most.
+    2 bits where a weight costs least by what guided rounding expects (docs/quality.md has the table): all
+    queries; what writes into the residual stream but at its ends and where single channels are large (layers
+    1 to 3 and 11); the MLP's inputs in the middle. Keys and values are small and cost most.
     """
-    layers = r"model\.layers\."
-    few = {
-        r"\d+\.self_attn\.q_proj": "q2_0",
-        r"([5-9]|[12]\d)\.self_attn\.o_proj": "q2_0",
-        r"[12]\d\.mlp\.gate_proj": "q2_0",
-        r"([5-9]|1\d|2[0-4])\.mlp\.up_proj": "q2_0",
-        r"1\d\.mlp\.down_proj": "q2_0",
-    }
-    rules = [{"match": layers + match, "weight": grid} for match, grid in few.items()]
-    return {"rules": [*rules, *blocks_on("q4_0")["rules"]]}
+    few = (
+        r"\d+\.self_attn\.q_proj",
+        r"(0|[4-9]|10|1[2-9]|2\d)\.self_attn\.o_proj",
+        r"(1\d|2[0-6])\.mlp\.gate_proj",
+        r"1[1-9]\.mlp\.up_proj",
+        r"([5-9]|10|1[2-9]|20|21)\.mlp\.down_proj",
+    )
+    rules = [{"match": rf"model\.layers\.{match}", "weight": "int2_g64@fp16"} for match in few]
+    return {"rules": [*rules, *blocks_on("int4_g64@fp16", None)["rules"]]}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ CASES = (
     Case("q4_0", "Q4_0, all block matrices", "q4_0", blocks_on("q4_0"), start_of="q4_0", quick=True),
     Case("q2_0", "`q2_0`, all block matrices", "q2_0", blocks_on("q2_0"), start_of="q2_0", quick=True),
     Case("q4_0-tied", "Q4_0, the tied embedding too", "q4_0", blocks_on("q4_0", "q4_0")),
-    Case("int3_g64", "3 bits in groups of 64", "mlx3_g64", blocks_on("mlx3_g64", "mlx8_g64")),
-    Case("mixed", "2/4 bits by hand", "q2_0+q4_0", mixed()),
+    Case("mlx3_g64", "3 bits in groups of 64", "mlx3_g64", blocks_on("mlx3_g64", "mlx8_g64")),
+    Case("int3_g64", "3 bits, symmetric", "int3_g64@fp16", blocks_on("int3_g64@fp16", None)),
+    Case("mixed", "2/4 bits by hand", "int2_g64@fp16+int4_g64@fp16", mixed()),
     Case("q4_0-256k", "Q4_0, 256k tokens", "q4_0", blocks_on("q4_0"), 500, (0,), start_of="q4_0"),
     Case("q2_0-256k", "`q2_0`, 256k tokens", "q2_0", blocks_on("q2_0"), 500, (0,), start_of="q2_0"),
 )

@@ -35,7 +35,7 @@ GOALS = (
     Goal("q4_0-256k", REMOVED, 0.75),
     Goal("q2_0", NATS, 1.20, ("wiki",)),
     Goal("q2_0-256k", NATS, 0.80, ("wiki",)),
-    Goal("int3_g64", NATS, 0.22),
+    Goal("mlx3_g64", NATS, 0.22),
     Goal("mixed", NATS, "int3_g64"),
 )
 

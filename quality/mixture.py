@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import plots
 import tables
-from cases import named
+import torch
+from cases import blocks_on
 from libqat.cli import console
+from libqat.grids import grid as grid_of
 from models import Maker, prepare
 from texts import WINDOW
 
@@ -26,35 +28,41 @@ TOKENS = 12_800
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LAYERS = 5
 """In a column of the table."""
-WIDTHS = {"q2_0": "q2_0", "int3_g64": "mlx3_g64", "q4_0": "q4_0"}
-"""Case -> its grid: 2, 3 and 4 bits."""
-LOW, UNIFORM, HIGH = WIDTHS.values()
+LOW, UNIFORM, HIGH = GRIDS = ("int2_g64@fp16", "int3_g64@fp16", "int4_g64@fp16")
+"""2, 3 and 4 bits with the same scales."""
 Row = Mapping[str, Any]
 
 
 def rows(maker: Maker, path: Path) -> list[dict]:
     """{"name", "grid", "weights", "bits", "kl"} of each matrix of the blocks on each grid, kept in `path`."""
     kept = json.loads(path.read_text()) if path.exists() else []
-    for case, grid in WIDTHS.items():
+    windows = maker.training[:TOKENS].view(-1, WINDOW)
+    known = None  # the backward pass, which the grids share
+    for grid in GRIDS:
         if not any(row["grid"] == grid for row in kept):
-            kept += measured(maker, case, grid)
+            known, found = measured(maker.source, grid, windows, known)
+            kept += found
             tables.write_json(path, kept)
     return kept
 
 
-def measured(maker: Maker, case: str, grid: str) -> list[dict]:
-    """The rows of one grid everywhere."""
-    loaded, prepared = prepare(maker.source, named(case).policy, "learned")
-    windows = maker.training[:TOKENS].view(-1, WINDOW)
+def measured(
+    source: Path, grid: str, windows: torch.Tensor, known: libqat.Sensitivity | None = None
+) -> tuple[libqat.Sensitivity, list[dict]]:
+    """The rows of one grid everywhere. windows: int64 [n, T]; known: what they say of the float model."""
+    loaded, prepared = prepare(source, blocks_on(grid, None), "learned")
+    if known is None:
+        with console.progress("how much each output counts") as update:
+            known = libqat.sensitivity(prepared, windows, progress=update)
     with console.progress(f"{grid}: what each matrix costs") as update:
-        found = libqat.guided(prepared, windows, progress=update)
+        found = libqat.guided(prepared, windows, sensitivity=known, progress=update)
     shapes = {name: weight.shape for name, weight in loaded.decoder.parameters().items()}
-    return [
+    return known, [
         {
             "name": one.name,
             "grid": grid,
             "weights": shapes[one.name].numel(),
-            "bits": libqat.grids.grid(grid).bits_per_weight(shapes[one.name][1]),
+            "bits": grid_of(grid).bits_per_weight(shapes[one.name][1]),
             "kl": one.expected_kl,
         }
         for one in found
@@ -140,13 +148,13 @@ def shares(found: list[Row]) -> str:
 
 EXPLAINED = """What would the best choice of 2-bit and 4-bit matrices give? Guided rounding expects of each
 of the {matrices} matrices what its error [adds to KL](ptq.md#what-each-layer-costs), on {tokens:,} tokens
-of the training text. Added up, `q4_0` everywhere costs {high.kl:.3f}, `mlx3_g64` {uniform.kl:.3f} and `q2_0`
-{low.kl:.3f}. With matrices put on `q2_0` in the order of what they cost for each bit saved, the best mixture
-of at most {uniform.bits:.2f} bits per weight costs {same.kl:.3f}; to cost as little as 3 bits everywhere, a
-mixture needs {equal.bits:.2f} bits.
+of the training text. Added up, 4 bits everywhere cost {high.kl:.3f} nats, 3 bits {uniform.kl:.3f} and 2 bits
+{low.kl:.3f}, all in groups of 64 with fp16 scales. With matrices put at 2 bits in the order of what they
+cost for each bit saved, the best mixture of at most {uniform.bits:.2f} bits per weight costs {same.kl:.3f};
+to cost as little as 3 bits everywhere, a mixture needs {equal.bits:.2f} bits.
 
 One bit less makes the squared error four times larger, so half of the weights at 2 bits and half at 4 have
-(16 + 1) / 2 = 8.5 times the error of 4 bits where 3 bits have 4 times: the half at 2 bits would have to
-matter four times less than the other. How much weights of each kind cost at 2 bits, in means of all:
+(16 + 1) / 2 = 8.5 times the error of 4 bits where 3 bits have 4 times: the half at 2 bits has to matter four
+times less than the other. How much weights of each kind cost at 2 bits, in means of all:
 
 """

@@ -58,7 +58,7 @@ def test_a_goal_that_was_missed_says_so():
 
 
 def parts(costs):
-    grids = zip((mixture.LOW, mixture.UNIFORM, mixture.HIGH), (2.25, 3.5, 4.5), strict=True)
+    grids = zip((mixture.LOW, mixture.UNIFORM, mixture.HIGH), (2.25, 3.25, 4.25), strict=True)
     return [
         {"name": str(number), "grid": grid, "weights": 100, "bits": bits, "kl": cost[place]}
         for place, (grid, bits) in enumerate(grids)
@@ -70,7 +70,7 @@ def test_the_best_mixtures_are_the_best_of_all():
     generator = torch.Generator().manual_seed(0)
     costs = [(float(16 * s), float(4 * s), float(s)) for s in torch.rand(8, generator=generator)]
     found = mixture.best(parts(costs))
-    assert [mix.bits for mix in found] == pytest.approx([4.5 - 2.25 * count / 8 for count in range(9)])
+    assert [mix.bits for mix in found] == pytest.approx([4.25 - 2 * count / 8 for count in range(9)])
     for count, mix in enumerate(found):
         every = [
             sum(cost[0] if low else cost[2] for low, cost in zip(few, costs, strict=True))
@@ -78,7 +78,7 @@ def test_the_best_mixtures_are_the_best_of_all():
             if sum(few) == count
         ]
         assert mix.kl == pytest.approx(min(every))
-    assert mixture.within(found, 3.5) == found[4]
+    assert mixture.within(found, 3.25) == found[4]
 
 
 def test_a_mixture_wins_only_where_parts_differ_enough():
@@ -87,6 +87,15 @@ def test_a_mixture_wins_only_where_parts_differ_enough():
     for costs, wins in ((alike, False), (apart, True)):
         uniform = mixture.cost(parts(costs), lambda name: mixture.UNIFORM)
         assert (mixture.within(mixture.best(parts(costs)), uniform.bits).kl < uniform.kl) == wins
+
+
+def test_what_each_matrix_costs_is_measured_on_every_grid(hf_folder):
+    windows = torch.randint(0, 250, (4, 32))
+    known, low = mixture.measured(hf_folder, mixture.LOW, windows)
+    _, high = mixture.measured(hf_folder, mixture.HIGH, windows, known)
+    assert [row["name"] for row in low] == [row["name"] for row in high]
+    assert all(few["kl"] > many["kl"] > 0 for few, many in zip(low, high, strict=True))
+    assert {(row["bits"], row["grid"]) for row in low + high} == {(2.25, mixture.LOW), (4.25, mixture.HIGH)}
 
 
 def test_shares_are_of_a_weight_and_in_means():
@@ -98,7 +107,7 @@ def test_shares_are_of_a_weight_and_in_means():
             entry = {"name": f"model.layers.{layer}.x.{kind}.weight", "grid": mixture.LOW, "bits": 2.25}
             found.append(entry | {"weights": 100 * factor, "kl": factor * (3.0 if layer == 5 else 0.6)})
     text = mixture.shares(found)
-    assert text.startswith("| at `q2_0`, layers | 0 – 4 | 5 – 9 |")
+    assert text.startswith("| at `int2_g64@fp16`, layers | 0 – 4 | 5 – 9 |")
     assert text.count("| 0.60 | 3.00 |") == len(mixture.KINDS)
 
 
