@@ -29,6 +29,7 @@ __all__: list[str] = [
     "InputMoments",
     "KvCache",
     "Lattice",
+    "LayerSensitivity",
     "LoadedModel",
     "NumericError",
     "Obstacle",
@@ -882,6 +883,47 @@ class InputMoments:
     def count(self) -> int:
         """
         Vectors added so far.
+        """
+
+class LayerSensitivity:
+    """
+    What gradients say of one weight, summed over calls of its layer.
+    """
+
+    def __init__(self, tensor: str) -> None: ...
+    def add(self, place: typing.SupportsIndex, gradient: torch.Tensor) -> None:
+        """
+        gradient: floats [..., O] at the outputs of the call at that place. ArgumentError for another count of tokens or outputs.
+        """
+
+    def add_lookups(self, gradient: torch.Tensor) -> None:
+        """
+        gradient: floats [..., N] at the rows of the weight that a call looked up.
+        """
+
+    def counts(self) -> bool:
+        """
+        Whether the loss depends on the layer. NumericError for gradients that are not finite.
+        """
+
+    def expect(self, tokens: typing.SupportsIndex) -> int:
+        """
+        The place of a call with that many tokens, which count for nothing until a gradient is added.
+        """
+
+    def lookups(self) -> torch.Tensor | None:
+        """
+        float64[N, N], what looked-up rows add to E[s x x^T]; None where none were.
+        """
+
+    def outputs(self) -> torch.Tensor | None:
+        """
+        float32[K, S, S], E[g g^T] of groups of outputs; None where rows were looked up, and above 32,768 outputs.
+        """
+
+    def tokens(self) -> torch.Tensor:
+        """
+        float32[tokens] of mean 1, call by call: mean squared gradients over the outputs, clipped at 8 means.
         """
 
 class Lattice:

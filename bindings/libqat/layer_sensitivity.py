@@ -7,14 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._core import InputMoments, sample
+from ._core import LayerSensitivity, sample
 from .nn import QuantizedEmbedding, QuantizedLinear
 from .prepare import PreparedModel
-
-_GROUP, _MOST_OUTPUTS = 1024, 32768
-"""Outputs of a layer whose errors count together, and in all: as in C++."""
-_MOST_WEIGHT = 8.0
-"""Of a token, in means."""
 
 
 class Sensitivity(NamedTuple):
@@ -33,33 +28,6 @@ ALIKE = Sensitivity()
 """All tokens count alike."""
 
 
-class _OutputCurvature:
-    """E[g g^T] of the gradients at a layer's outputs, in groups; see `qat::ptq::sensitivity`."""
-
-    def __init__(self, outputs: int):
-        self._groups = -(-outputs // _GROUP)
-        self._size = -(-outputs // self._groups)
-        self._sums = torch.zeros(self._groups, self._size, self._size)
-        self._sum, self._tokens = 0.0, 0
-
-    def add(self, gradient: Tensor, squares: Tensor) -> None:
-        """gradient: [n, O]; squares: float32 [n], its mean squares."""
-        self._sum += float(squares.sum(dtype=torch.float64))
-        self._tokens += squares.numel()
-        most = _MOST_WEIGHT * self._sum / self._tokens
-        if not 0 < most < float("inf"):
-            return
-        factors = (squares[:, None] / most).clamp_min(1).rsqrt() / most**0.5
-        scaled = (gradient.float() * factors).to(gradient.dtype)
-        for sums, part in zip(self._sums, scaled.split(self._size, dim=1), strict=True):
-            count = part.shape[1]
-            sums[:count, :count] += most * (part.T @ part).float().cpu()
-
-    def mean(self) -> Tensor:
-        """float32 [K, S, S]."""
-        return self._sums / max(1, self._tokens)
-
-
 def sensitivity_of(
     prepared: PreparedModel,
     batches: Iterable[Any],
@@ -69,28 +37,19 @@ def sensitivity_of(
     seed: int,
 ) -> Sensitivity:
     """As `_core.sensitivity` of a decoder: the mean square of each output vector's gradient, clipped."""
-    found: dict[QuantizedLinear, list[Tensor]] = {layer: [] for layer in layers}
-    lookups: dict[QuantizedLinear, list[Tensor]] = {layer: [] for layer in layers}
+    sums = {layer: LayerSensitivity(layer.weight_quantizer.tensor) for layer in layers}
+    shapes: dict[QuantizedLinear, list[torch.Size]] = {layer: [] for layer in layers}
     generator = torch.Generator().manual_seed(seed)
 
     def record(layer: QuantizedLinear, _: Any, output: Tensor) -> None:
-        place = len(found[layer])
-        found[layer].append(torch.zeros(output.shape[:-1]))
-
-        def keep(gradient: Tensor) -> None:
-            squares = gradient.detach().float().square().mean(-1)
-            found[layer][place] = squares.cpu()
-            if layer in curvatures:
-                curvatures[layer].add(gradient.detach().flatten(0, -2), squares.flatten())
-
-        output.register_hook(keep)
+        shapes[layer].append(output.shape[:-1])
+        place = sums[layer].expect(output.shape[:-1].numel())
+        output.register_hook(lambda gradient: sums[layer].add(place, gradient))
 
     def record_lookup(table: QuantizedEmbedding, head: QuantizedLinear, rows: Tensor) -> None:
         # the table takes no gradient here, so its rows are leaves
         rows.requires_grad_().register_hook(
-            lambda gradient: lookups[head].append(
-                gradient.detach().float().flatten(0, -2).cpu() * table.output_scale
-            )
+            lambda gradient: sums[head].add_lookups(gradient * table.output_scale)
         )
 
     model = prepared.model
@@ -100,12 +59,6 @@ def sensitivity_of(
         for module in model.modules()
         if isinstance(module, QuantizedEmbedding) and id(module.weight) in heads
     ]
-    tied = {head for _, head in tables}  # where rows are looked up, their errors do not count together
-    curvatures = {
-        layer: _OutputCurvature(layer.out_features)
-        for layer in layers
-        if layer not in tied and layer.out_features <= _MOST_OUTPUTS
-    }
     needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     hooks = [layer.register_forward_hook(record) for layer in layers]
@@ -129,33 +82,24 @@ def sensitivity_of(
             module.training = training
         for hook in hooks:
             hook.remove()
+    return _found({layer.weight_quantizer.tensor: (sums[layer], shapes[layer]) for layer in layers})
+
+
+def _found(every: Mapping[str, tuple[LayerSensitivity, list[torch.Size]]]) -> Sensitivity:
+    """every: sums, and the shapes of the calls' tokens, by name."""
+    counted = {name: one for name, one in every.items() if one[0].counts()}
+    outputs = {name: found.outputs() for name, (found, _) in counted.items()}
+    lookups = {name: found.lookups() for name, (found, _) in counted.items()}
     return Sensitivity(
-        {_name(layer): _clipped(squares) for layer, squares in found.items() if squares},
-        {
-            _name(head): _lookup_curvature(lookups[head], [part * head.out_features for part in found[head]])
-            for _, head in tables
-            if lookups[head]
-        },
-        {_name(layer): curvature.mean() for layer, curvature in curvatures.items() if found[layer]},
+        {name: _by_call(found.tokens(), called) for name, (found, called) in counted.items()},
+        {name: found for name, found in lookups.items() if found is not None},
+        {name: found for name, found in outputs.items() if found is not None},
     )
 
 
-def _name(layer: QuantizedLinear) -> str:
-    return layer.weight_quantizer.tensor
-
-
-def _lookup_curvature(gradients: list[Tensor], squares: list[Tensor]) -> Tensor:
-    """What the looked-up rows' place adds to E[s x x^T] of a head; squares: of its gradients, summed."""
-    g = torch.cat(gradients)
-    sizes = g.square().sum(-1)
-    mean, total = float(sizes.mean()), sum(float(part.sum()) for part in squares)
-    if not (mean > 0 and total > 0):
-        return torch.zeros(g.shape[-1], g.shape[-1], dtype=torch.float64)
-    # so that the square of each gradient becomes its clipped share of their sum
-    (share,) = _clipped([sizes])
-    moments = InputMoments(g.shape[-1])
-    moments.add(g, share / (sizes / mean).clamp_min(1e-20))
-    return moments.second() * (len(g) / total)
+def _by_call(tokens: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
+    parts = tokens.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _own_loss(output: Any, generator: torch.Generator) -> Tensor:
@@ -166,14 +110,3 @@ def _own_loss(output: Any, generator: torch.Generator) -> Tensor:
         return -rows.log_softmax(-1).gather(1, labels[:, None]).sum()
     value = getattr(output, "last_hidden_state", output)
     return (value * torch.randn(value.shape, generator=generator).to(value)).sum()
-
-
-def _clipped(squares: list[Tensor]) -> list[Tensor]:
-    """Of mean 1, none above 8; all 1 where the loss does not depend on the layer."""
-    count = sum(part.numel() for part in squares)
-    mean = sum(float(part.sum()) for part in squares) / count
-    if not mean > 0:
-        return [torch.ones_like(part) for part in squares]
-    clipped = [(part / mean).clamp_max(_MOST_WEIGHT) for part in squares]
-    kept = sum(float(part.sum()) for part in clipped) / count
-    return [part / kept for part in clipped]

@@ -15,6 +15,7 @@
 #include "qat/ptq/gptq.hpp"
 #include "qat/ptq/guided.hpp"
 #include "qat/ptq/input_correction.hpp"
+#include "qat/ptq/layer_sensitivity.hpp"
 #include "qat/ptq/sensitivity.hpp"
 #include "qat/ptq/weighted_search.hpp"
 #include "qat/train/compute.hpp"
@@ -152,6 +153,38 @@ outputs of their squared gradients, under the float model's cross-entropy with l
 8 means. The second: name of a table that is also the head -> float64[N, N], the curvature of the place where its rows
 are looked up, as it adds to E[s x x^T] of the head's inputs x. The third: weight name -> float32[K, S, S], the mean
 product of the gradients at outputs k S .. k S + S - 1.)");
+}
+
+std::optional<at::Tensor> defined(at::Tensor tensor) {
+  return tensor.defined() ? std::optional(std::move(tensor)) : std::nullopt;
+}
+
+void bind_layer_sensitivity(py::module_& module) {
+  using Sums = ptq::LayerSensitivity;
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  py::class_<Sums>(module, "LayerSensitivity",
+                   "What gradients say of one weight, summed over calls of its layer.")
+      .def(py::init<std::string>(), py::arg("tensor"))
+      .def("expect", &Sums::expect, py::arg("tokens"),
+           "The place of a call with that many tokens, which count for nothing until a gradient is added.")
+      .def("add", &Sums::add, py::arg("place"), py::arg("gradient"), unlocked,
+           "gradient: floats [..., O] at the outputs of the call at that place. ArgumentError for another "
+           "count "
+           "of tokens or outputs.")
+      .def("add_lookups", &Sums::add_lookups, py::arg("gradient"), unlocked,
+           "gradient: floats [..., N] at the rows of the weight that a call looked up.")
+      .def("counts", &Sums::counts,
+           "Whether the loss depends on the layer. NumericError for gradients that are not finite.")
+      .def("tokens", &Sums::tokens, unlocked,
+           "float32[tokens] of mean 1, call by call: mean squared gradients over the outputs, clipped at 8 "
+           "means.")
+      .def(
+          "outputs", [](const Sums& sums) { return defined(sums.outputs()); }, unlocked,
+          "float32[K, S, S], E[g g^T] of groups of outputs; None where rows were looked up, and above 32,768 "
+          "outputs.")
+      .def(
+          "lookups", [](const Sums& sums) { return defined(sums.lookups()); }, unlocked,
+          "float64[N, N], what looked-up rows add to E[s x x^T]; None where none were.");
 }
 
 void bind_guided(py::module_& module) {
@@ -327,6 +360,7 @@ void bind_ptq(py::module_& module) {
   bind_gptq(module);
   bind_seq(module);
   bind_sensitivity(module);
+  bind_layer_sensitivity(module);
   bind_guided(module);
   bind_weighted_search(module);
   bind_awq(module);

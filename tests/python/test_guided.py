@@ -301,3 +301,35 @@ def test_a_torch_module_expects_the_same(hf_folder, windows):
 def test_other_methods_expect_nothing(hf_folder, windows):
     _, prepared = prepared_decoder(hf_folder)
     assert all(one.expected_kl is None for one in libqat.gptq(prepared, windows))
+
+
+def test_sums_of_a_layers_gradients_keep_the_order_of_its_calls():
+    generator = torch.Generator().manual_seed(2)
+    calls = [torch.randn(tokens, 24, generator=generator) for tokens in (3, 50)]
+    sums = _core.LayerSensitivity("it")
+    places = [sums.expect(len(call)) for call in calls]
+    assert not sums.counts()
+    for place, call in reversed(list(zip(places, calls, strict=True))):  # as a backward pass meets them
+        sums.add(place, call)
+    assert sums.counts()
+    squares = torch.cat(calls).square().mean(-1)
+    torch.testing.assert_close(sums.tokens(), clipped(squares))
+    whole = torch.cat(calls)  # nothing here is above 8 means
+    torch.testing.assert_close(sums.outputs()[0], whole.T @ whole / len(whole), rtol=1e-4, atol=1e-5)
+    assert sums.lookups() is None
+    sums.add_lookups(torch.randn(53, 16, generator=generator))
+    assert sums.outputs() is None
+    assert sums.lookups().shape == (16, 16)
+    for place, gradient in ((2, calls[0]), (-1, calls[0]), (0, calls[1]), (0, torch.ones(3, 5))):
+        with pytest.raises(libqat.ArgumentError, match=r"LayerSensitivity.add: it: expected"):
+            sums.add(place, gradient)
+
+
+def test_gradients_that_are_not_finite_are_refused():
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
+    prepared = libqat.prepare(
+        model, libqat.Policy.from_json('{"rules": [{"match": ".*", "weight": "q4_0"}]}').with_scale("learned")
+    )
+    batch = torch.full((4, 32), 1e25)  # whose squared gradients float32 does not hold
+    with pytest.raises(libqat.NumericError, match=r"token_sensitivity: 0.weight: expected finite gradients"):
+        libqat.guided(prepared, [batch], loss=lambda found: found.square().sum())

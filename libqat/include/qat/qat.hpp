@@ -31,6 +31,7 @@
 #include "qat/ptq/gptq.hpp"
 #include "qat/ptq/guided.hpp"
 #include "qat/ptq/lattice.hpp"
+#include "qat/ptq/layer_sensitivity.hpp"
 #include "qat/ptq/refine.hpp"
 #include "qat/ptq/sensitivity.hpp"
 #include "qat/ptq/weighted_search.hpp"
