@@ -60,7 +60,7 @@ class Run(NamedTuple):
 class Maker:
     """Makes what is missing below a folder.
 
-    start_tokens: that the starts look at, at most; None: as recommended.
+    start_tokens: that starts, GPTQ and AWQ look at, at most; None: as recommended, and CALIBRATION.
     """
 
     def __init__(self, source: Path, training: torch.Tensor, out: Path, start_tokens: int | None = None):
@@ -138,4 +138,5 @@ class Maker:
     def _calibration(self) -> torch.Tensor:
         """The windows that a run with seed 0 trains on first, int64[n, WINDOW]."""
         data = libqat.TokenData.from_tensor(self.training, int(self.training.max()) + 1)
-        return torch.cat([data.batch(step, BATCH, WINDOW, 0) for step in range(CALIBRATION // STEP)])
+        steps = min(CALIBRATION, self.start_tokens or CALIBRATION) // STEP
+        return torch.cat([data.batch(step, BATCH, WINDOW, 0) for step in range(steps)])

@@ -812,22 +812,6 @@ class RoundedTensor:
         RMS of the error of the layer's outputs over the RMS of its outputs, on the calibration text.
         """
 
-class InputDrift:
-    """
-    How far a layer's inputs are from the float model's; N^2 float64 of memory.
-    """
-
-    def __init__(self, width: typing.SupportsIndex) -> None: ...
-    def add(self, reference: torch.Tensor, input: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """
-        reference, input: floats [..., N], the same vectors x* of the float and x of the rounded model; each counts once, or weights[...] times. ArgumentError for another width.
-        """
-
-    def mean(self) -> torch.Tensor:
-        """
-        E[(x* - x) x^T], float64[N, N].
-        """
-
 class AwqFold:
     """
     Where AWQ folded a scale of input channels.
@@ -883,6 +867,22 @@ class InputMoments:
     def count(self) -> int:
         """
         Vectors added so far.
+        """
+
+class InputDrift:
+    """
+    How far a layer's inputs are from the float model's; N^2 float64 of memory.
+    """
+
+    def __init__(self, width: typing.SupportsIndex) -> None: ...
+    def add(self, reference: torch.Tensor, input: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """
+        reference, input: floats [..., N], the same vectors x* of the float and x of the rounded model; each counts once, or weights[...] times. ArgumentError for another width.
+        """
+
+    def mean(self) -> torch.Tensor:
+        """
+        E[(x* - x) x^T], float64[N, N].
         """
 
 class LayerSensitivity:

@@ -15,6 +15,7 @@ PYBIND11_MODULE(_core, module) {
   qat::python::bind_export(module);
   qat::python::bind_models(module);
   qat::python::bind_prepare(module);
+  qat::python::bind_ptq_results(module);
   qat::python::bind_ptq(module);
   qat::python::bind_lattice(module);
   qat::python::bind_eval(module);

@@ -17,6 +17,7 @@ void bind_lattice(pybind11::module_& module);
 void bind_models(pybind11::module_& module);
 void bind_prepare(pybind11::module_& module);
 void bind_ptq(pybind11::module_& module);
+void bind_ptq_results(pybind11::module_& module);
 void bind_eval(pybind11::module_& module);
 void bind_bootstrap(pybind11::module_& module);
 void bind_choices(pybind11::module_& module);
