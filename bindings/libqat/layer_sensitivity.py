@@ -15,7 +15,7 @@ from .prepare import PreparedModel
 class Sensitivity(NamedTuple):
     """What the backward pass says of weights, by name; those without an entry count all inputs alike."""
 
-    tokens: Mapping[str, "Tensor | list[Tensor]"] = MappingProxyType({})
+    tokens: Mapping[str, Tensor | list[Tensor]] = MappingProxyType({})
     """How much each vector of a layer's input counts: float32 [n, T] of a decoder's windows, a list with one
     tensor for each batch of a `torch.nn` model."""
     lookups: Mapping[str, Tensor] = MappingProxyType({})
