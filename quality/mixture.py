@@ -155,8 +155,8 @@ to cost as little as 3 bits everywhere, a mixture needs {equal.bits:.2f} bits.
 
 One bit less makes the squared error four times larger, so half of the weights at 2 bits and half at 4 have
 (16 + 1) / 2 = 8.5 times the error of 4 bits where 3 bits have 4 times: the half at 2 bits has to matter four
-times less than the other. What is expected is a lower bound, and the lower the larger single errors are: beside
-the rows `guided` of the two cases above, the mixture falls further short of it than 3 bits do. How much weights
-of each kind cost at 2 bits, in means of all:
+times less than the other. What is expected is a lower bound, and the lower the larger single errors are:
+beside the rows `guided` of the two cases above, the mixture falls further short of it than 3 bits do. How
+much weights of each kind cost at 2 bits, in means of all:
 
 """

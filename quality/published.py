@@ -27,7 +27,7 @@ float model wrote. All rows of a grid are files of the same size. Where there ar
 stands before the least and the largest.
 
     make quality          # everything below, resumable; hours on 2 cores
-    make quality-quick    # the Q4_0 and q2_0 rows: one seed, PTQ and starts on 30,720 tokens, fewer judged ones
+    make quality-quick    # the Q4_0 and q2_0 rows: one seed, PTQ and starts on 30,720 tokens, less text
 
 """
 
